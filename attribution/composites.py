@@ -1,0 +1,285 @@
+"""A composite: which rule each layer gets, as data. Its JSON form, and the hooks it becomes.
+
+The JSON format is "pxp-composite/1". `groups` is what a person writes: a rule for each depth group, or for a
+layer type within one ("mid.downsample"). `layers` names single layers and wins over `groups`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from zennit.core import Composite as ZennitComposite
+from zennit.core import Hook
+
+from ..pruning import network as ops
+from ..pruning.graph import BATCH_NORMS, UNIT_KINDS, Graph
+from . import rules
+from .attention import SOFTMAX_RULES, LayerNormEpsilon, UniformQueryKey
+from .rules import RULES
+
+FORMAT = "pxp-composite/1"
+GROUPS = ("low", "mid", "high", "classifier")
+TYPES = ("stem", "3x3", "1x1", "downsample", "depthwise", "linear", "mlp", "attention", "q", "k", "v", "out")
+ATTENTION_TYPES = ("q", "k", "v", "out")
+BIASES = ("whole", "split")
+AGGREGATIONS = ("abs", "signed")
+NORMALIZATIONS = ("none", "l1", "l2", "max")
+DOCUMENT_KEYS = ("format", "model", "units", "groups", "attention", "ranking", "layers", "pruning", "result")
+
+
+class CompositeError(ValueError):
+    """A composite that is malformed or does not fit the model. One line, with the path of the key."""
+
+
+@dataclass(frozen=True)
+class RuleSpec:
+    """A rule by name with its parameters (`RULES` has their defaults and ranges)."""
+
+    rule: str
+    parameters: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, data: Any, path: str) -> RuleSpec:
+        """From JSON such as `{"rule": "gamma", "gamma": 0.25}`; a parameter left out takes its default.
+
+        Raises:
+            CompositeError: unknown rule or key, or a value that is not a number in range.
+        """
+        entries = _mapping(data, path)
+        name = entries.get("rule")
+        if name not in RULES:
+            raise CompositeError(f"{path}.rule: unknown rule {name!r}; choose from {', '.join(RULES)}")
+        known = RULES[name].parameters
+        allowed = ("rule", *known, *(("beta",) if name == "alpha_beta" else ()))
+        _refuse_unknown(entries, allowed, path)
+        parameters = {}
+        for key, parameter in known.items():
+            value = entries.get(key, parameter.default)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise CompositeError(f"{path}.{key}: must be a number, not {value!r}")
+            if not parameter.low <= value <= parameter.high:
+                raise CompositeError(
+                    f"{path}.{key}: must be in [{parameter.low:g}, {parameter.high:g}], not {value!r}"
+                )
+            parameters[key] = float(value)
+        if "beta" in entries:
+            beta = entries["beta"]
+            if isinstance(beta, bool) or not isinstance(beta, (int, float)):
+                raise CompositeError(f"{path}.beta: must be a number, not {beta!r}")
+            if abs(beta - (parameters["alpha"] - 1)) > 1e-9:
+                raise CompositeError(f"{path}.beta: must be alpha - 1 = {parameters['alpha'] - 1:g}, not {beta!r}")
+        return cls(name, parameters)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, with beta where there is an alpha."""
+        data: dict[str, Any] = {"rule": self.rule, **self.parameters}
+        if self.rule == "alpha_beta":
+            data["beta"] = data["alpha"] - 1
+        return data
+
+    def hook(self, **known: bool) -> rules.LinearRule:
+        """The hook for a layer of which this much is known (arguments of `rules.LinearRule`)."""
+        return RULES[self.rule].hook(**self.parameters, **known)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Composite:
+    """A rule for each group of layers, and how unit relevance is ranked.
+
+    groups: by "low", "mid", "high", "classifier", or by "<group>.<layer type>". layers: by layer name, wins.
+    softmax: how relevance passes attention (`SOFTMAX_RULES`), of no effect in networks without. bias: in
+    z-plus and alpha-beta on attention projections, "whole" as in the paper's code, or "split" by sign as
+    everywhere else (see `rules.LinearRule.parts`).
+    aggregation: "abs" sums absolute relevance over samples, "signed" signed relevance.
+    normalization: within a layer, before layers are ranked together: "none", "l1", "l2" or "max".
+    """
+
+    groups: Mapping[str, RuleSpec]
+    layers: Mapping[str, RuleSpec] = field(default_factory=dict)
+    softmax: str | None = None
+    bias: str = "whole"
+    aggregation: str = "abs"
+    normalization: str = "none"
+
+    @classmethod
+    def uniform(cls, spec: RuleSpec, groups: Iterable[str] = GROUPS, **options: Any) -> Composite:
+        """The same rule everywhere."""
+        return cls(dict.fromkeys(groups, spec), **options)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Composite:
+        """From the JSON form of a composite or a whole document (of which the rest is checked, not kept).
+
+        Raises:
+            CompositeError: see the class.
+        """
+        entries = _mapping(data, "composite")
+        _refuse_unknown(entries, DOCUMENT_KEYS, "")
+        if entries.get("format", FORMAT) != FORMAT:
+            raise CompositeError(f"format: this version reads {FORMAT!r}, not {entries['format']!r}")
+        units = entries.get("units")
+        if units is not None and (
+            not isinstance(units, str) or any(kind not in UNIT_KINDS for kind in units.split("+"))
+        ):
+            raise CompositeError(f"units: unknown units {units!r}; choose from {', '.join(UNIT_KINDS)}")
+        groups = {}
+        for key, value in _mapping(entries.get("groups", {}), "groups").items():
+            group, _, kind = key.partition(".")
+            if group not in GROUPS or ("." in key and kind not in TYPES):
+                raise CompositeError(f"groups.{key}: unknown group; choose from {', '.join(GROUPS)}")
+            groups[key] = RuleSpec.parse(value, f"groups.{key}")
+        layers = {
+            name: RuleSpec.parse(value, f"layers.{name}")
+            for name, value in _mapping(entries.get("layers", {}), "layers").items()
+        }
+        if not groups and not layers:
+            raise CompositeError("groups: a composite needs a rule for at least one group or layer")
+        attention = _mapping(entries.get("attention", {}), "attention")
+        _refuse_unknown(attention, ("softmax", "bias"), "attention")
+        ranking = _mapping(entries.get("ranking", {}), "ranking")
+        _refuse_unknown(ranking, ("aggregation", "normalization"), "ranking")
+        pruning = _mapping(entries.get("pruning", {}), "pruning")
+        _refuse_unknown(pruning, ("schedule", "repair"), "pruning")
+        return cls(
+            groups=groups,
+            layers=layers,
+            softmax=_choice(attention, "softmax", tuple(SOFTMAX_RULES), None, "attention"),
+            bias=_choice(attention, "bias", BIASES, "whole", "attention"),  # type: ignore[arg-type]
+            aggregation=_choice(ranking, "aggregation", AGGREGATIONS, "abs", "ranking"),  # type: ignore[arg-type]
+            normalization=_choice(ranking, "normalization", NORMALIZATIONS, "none", "ranking"),  # type: ignore
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form: `groups`, `ranking`, and `attention` and `layers` where they say something."""
+        data: dict[str, Any] = {"groups": {key: spec.to_dict() for key, spec in self.groups.items()}}
+        if self.softmax is not None:
+            data["attention"] = {"softmax": self.softmax}
+            if self.bias != "whole":
+                data["attention"]["bias"] = self.bias
+        data["ranking"] = {"aggregation": self.aggregation, "normalization": self.normalization}
+        if self.layers:
+            data["layers"] = {name: spec.to_dict() for name, spec in self.layers.items()}
+        return data
+
+    def resolve(self, graph: Graph) -> dict[str, RuleSpec]:
+        """The rule of every layer that takes one, by name, in layer order.
+
+        Raises:
+            CompositeError: a group or layer the model does not have, or a layer no rule is given for.
+        """
+        return resolve(self, graph.groups, graph.types)
+
+    def zennit(self, graph: Graph, *, reference: bool = False) -> ZennitComposite:
+        """As a zennit composite for `graph.network`: a hook for each layer and for what lies between them.
+
+        reference: zennit's own rules on the layers, slower and the same up to rounding.
+
+        Raises:
+            CompositeError: the composite does not fit the model.
+        """
+        specs = self.resolve(graph)
+        softmax, attention_value = SOFTMAX_RULES[self.softmax or "attnlrp"]
+
+        def hook(_: dict, name: str, module: nn.Module) -> Hook | None:
+            if name in specs:
+                fast = specs[name].hook(
+                    nonnegative=name in graph.nonnegative,
+                    rectified=name in graph.rectified,
+                    whole_bias=self.bias == "whole" and graph.types[name] in ATTENTION_TYPES,
+                )
+                return fast.reference() if reference else fast
+            if isinstance(module, ops.HeadSoftmax):
+                return softmax
+            if isinstance(module, ops.AttentionValue):
+                return attention_value
+            if ops.zero_preserving(module) is not None:
+                return rules.Pass()
+            return next((make() for kind, make in BETWEEN.items() if isinstance(module, kind)), None)
+
+        return ZennitComposite(module_map=hook)
+
+
+def resolve(composite: Composite, groups: Mapping[str, str], types: Mapping[str, str]) -> dict[str, RuleSpec]:
+    """As `Composite.resolve`, from the group and the type of each layer alone."""
+    known = {key for name, group in groups.items() for key in _keys(group, types[name])}
+    for key in composite.groups:
+        if key not in known:
+            raise CompositeError(f"groups.{key}: the model has no such layers")
+    for name in composite.layers:
+        if name not in groups:
+            raise CompositeError(f"layers.{name}: the model has no such layer that takes a rule")
+    specs = {}
+    for name, group in groups.items():
+        keys = _keys(group, types[name])
+        spec = composite.layers.get(name) or next(
+            (composite.groups[key] for key in keys if key in composite.groups), None
+        )
+        if spec is None:
+            raise CompositeError(f"groups.{group}: no rule for it, which layer {name} needs")
+        specs[name] = spec
+    return specs
+
+
+def _keys(group: str, kind: str) -> tuple[str, ...]:
+    """The keys that may give a layer its rule, the most specific first."""
+    shared = (f"{group}.attention",) if kind in ATTENTION_TYPES else ()
+    return (f"{group}.{kind}", *shared, group)
+
+
+# What takes a rule besides the ruled layers. Operations that only route values have none: their gradient does.
+BETWEEN: dict[Any, type[Hook]] = {
+    ops.Add: rules.Share,
+    ops.ScatterAdd: rules.ShareScattered,
+    ops.Multiply: rules.Halve,
+    ops.Mean: rules.Normalise,
+    ops.QueryKey: UniformQueryKey,
+    nn.LayerNorm: LayerNormEpsilon,
+    **dict.fromkeys((nn.AvgPool2d, nn.AdaptiveAvgPool2d), rules.Normalise),
+    **dict.fromkeys(BATCH_NORMS, rules.Pass),
+}
+
+
+def load_composite(source: str | Path | Mapping[str, Any]) -> Composite:
+    """A composite from a JSON file or from such a file's content.
+
+    Raises:
+        CompositeError: not JSON, an unknown key or rule, a value out of range, a format of another version.
+        OSError: the file cannot be read.
+    """
+    if isinstance(source, Mapping):
+        return Composite.from_dict(source)
+    text = Path(source).read_text(encoding="utf-8")
+    try:
+        data = json.loads(text, parse_constant=_refuse_constant)
+    except ValueError as error:
+        raise CompositeError(f"{source}: not a JSON document: {error}") from error
+    return Composite.from_dict(data)
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def _mapping(data: Any, path: str) -> Mapping[str, Any]:
+    if not isinstance(data, Mapping):
+        raise CompositeError(f"{path}: must be an object, not {type(data).__name__}")
+    return data
+
+
+def _refuse_unknown(entries: Mapping[str, Any], allowed: Iterable[str], path: str) -> None:
+    for key in entries:
+        if key not in allowed:
+            where = f"{path}.{key}" if path else key
+            raise CompositeError(f"{where}: unknown key; choose from {', '.join(allowed)}")
+
+
+def _choice(entries: Mapping[str, Any], key: str, allowed: tuple[str, ...], default: Any, path: str) -> str | None:
+    value = entries.get(key, default)
+    if value is not None and value not in allowed:
+        raise CompositeError(f"{path}.{key}: unknown {value!r}; choose from {', '.join(allowed)}")
+    return value

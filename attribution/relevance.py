@@ -1,0 +1,125 @@
+"""Relevance of units: what the LRP backward pass assigns to each filter, neuron or head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from zennit.core import Composite as ZennitComposite
+
+from ..pruning.curve import Batches
+from ..pruning.graph import Graph, trace
+from .composites import Composite
+
+
+def collect_relevance(
+    model: nn.Module | Graph,
+    composite: Composite | ZennitComposite,
+    inputs: Batches,
+    targets: Tensor,
+    units: str | None = "filters",
+    batch_size: int = 32,
+    *,
+    reference: bool = False,
+) -> dict[str, Tensor]:
+    """Relevance of each unit, over all samples (Hatefi et al., eq. 4 and 5).
+
+    Relevance starts as 1 at each sample's target logit. That of a filter is summed over space, that of a
+    neuron or a head taken absolute for each token and summed; then samples are summed, absolute or signed as
+    the composite says, and layers are normalised as it says.
+
+    model: a classifier, which stays as it is, or its graph. composite: ours, or one of zennit's for the
+    network of a graph. inputs: float images, shape (n, channels, height, width), on the model's device.
+    targets: logit indices, int64, shape (n,). units: "filters", "neurons", "heads", several joined by "+", or
+    None for what is usual for the model. reference: use zennit's own rules (slower, the same up to rounding).
+
+    Returns, by layer name in layer order, a float tensor, shape (units,), on the model's device.
+
+    Raises:
+        TraceError: see `trace`.
+        CompositeError: the composite does not fit the model.
+        ValueError: no such units in the model, or no samples.
+    """
+    graph = trace(model)
+    if len(inputs) == 0 or len(inputs) != len(targets):
+        raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets: need the same number, at least one")
+    signed = isinstance(composite, Composite) and composite.aggregation == "signed"
+    hooks = composite.zennit(graph, reference=reference) if isinstance(composite, Composite) else composite
+    totals: dict[str, Tensor] = {}
+    with hooks.context(graph.network), _recorded(graph, units, totals, signed), torch.enable_grad():
+        for start in range(0, len(targets), batch_size):
+            batch = inputs[start : start + batch_size]
+            if reference or not isinstance(composite, Composite):
+                batch = batch.detach().requires_grad_()  # zennit's hooks attach only where this is so
+            logits = graph.network(batch)
+            logits.backward(one_hot(targets[start : start + batch_size], logits))
+    if isinstance(composite, Composite):
+        return normalize(totals, composite.normalization)
+    return totals
+
+
+def one_hot(targets: Tensor, logits: Tensor) -> Tensor:
+    """Relevance 1 at the target logit: shape and type of the logits, (batch, classes)."""
+    return torch.zeros_like(logits).scatter_(1, targets.unsqueeze(1), 1)
+
+
+@contextmanager
+def _recorded(graph: Graph, units: str | None, totals: dict[str, Tensor], signed: bool) -> Any:
+    """Sums, in `totals`, the relevance that reaches each unit while the context is open."""
+    modules = graph.network.modules_by_step()
+    like = next(graph.network.parameters())
+    handles = []
+
+    def record(name: str, kind: str) -> Any:
+        def on_relevance(relevance: Tensor) -> None:
+            totals[name] += per_unit(relevance.detach(), kind, signed)
+
+        def on_forward(module: nn.Module, args: Any, output: Tensor) -> None:
+            if not output.requires_grad:  # the first layer of all: relevance need not go below it
+                output.requires_grad_()
+            output.register_hook(on_relevance)
+
+        return on_forward
+
+    for name, size in graph.units(units).items():
+        totals[name] = like.new_zeros(size)
+        # a layer with nothing left, or that nothing reads any more, has no relevance to give
+        if size and name in modules:
+            handles.append(modules[name].register_forward_hook(record(name, graph.kinds[name])))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def per_unit(relevance: Tensor, kind: str, signed: bool) -> Tensor:
+    """Sum over samples of each unit's relevance, shape (units,).
+
+    relevance: of a layer's output: filters (batch, units, height, width), neurons (batch, ..., units), heads
+    (batch, units, tokens, tokens).
+    """
+    if kind == "filters":
+        samples = relevance.sum((2, 3))
+        return (samples if signed else samples.abs()).sum(0)
+    if kind == "heads":
+        samples = relevance.sum(-1)
+        return (samples if signed else samples.abs()).sum((0, 2))
+    return (relevance if signed else relevance.abs()).flatten(0, -2).sum(0)
+
+
+def normalize(relevance: Mapping[str, Tensor], how: str) -> dict[str, Tensor]:
+    """Relevance divided, layer by layer, by its sum ("l1"), root of squares ("l2") or maximum ("max"), all of
+    absolute values. A layer that is zero everywhere stays so."""
+    if how == "none":
+        return dict(relevance)
+    order = {"l1": 1.0, "l2": 2.0, "max": float("inf")}[how]
+    return {
+        name: values / torch.linalg.vector_norm(values, order).clamp(min=torch.finfo(values.dtype).tiny)
+        if values.numel()
+        else values
+        for name, values in relevance.items()
+    }

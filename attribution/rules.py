@@ -1,0 +1,405 @@
+"""LRP rules for linear and convolutional layers, without a second pass per sign.
+
+A linear layer sums contributions `c_ij = x_i w_ij`. Every rule here needs, besides the layer's output
+`z_j = sum_i c_ij + b_j` (which the forward pass has left behind), only the sums of their positive and negative
+parts. As `c+ = (c + |c|) / 2`, one more forward pass with the absolute values of input, weight and bias gives
+both: `z+ = (z + |z|) / 2`, `z- = (z - |z|) / 2`, where `|z|_j = sum_i |c_ij| + |b_j|`. In the same way the
+relevance that goes back is a sum of terms `signed * x_i sum_j w_ij g_j + absolute * |x_i| sum_j |w_ij| g_j`, so
+a rule is three lines: what it divides by, and the weights of its terms.
+
+Zennit's own rules, with their four or five modified passes, compute the same numbers; they remain as the
+oracle (`RULES[...].reference`).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import zennit.rules
+from torch import Tensor, nn
+from zennit.core import Hook, RemovableHandle, RemovableHandleList, stabilize
+from zennit.rules import ClampMod
+
+STABILIZER = 1e-6
+
+
+class Rule(Hook):
+    """A hook that says how relevance goes from a module's output to its inputs.
+
+    It works in any zennit composite, of either zennit's hook signature, and alone: `rule.register(module)`.
+    Where zennit wraps inputs and outputs of a module in identities, this replaces the backward function of the
+    module's output, so that the forward pass costs nothing and nothing is stored that a rule does not need.
+    """
+
+    def register(self, module: nn.Module) -> RemovableHandleList:
+        return RemovableHandleList([RemovableHandle(self), module.register_forward_hook(self._attach)])
+
+    def copy(self) -> Rule:
+        """Another hook with the same parameters (zennit registers copies of the hooks in a composite)."""
+        new = self.__class__.__new__(self.__class__)
+        new.__dict__.update(self.__dict__)
+        new.stored_tensors, new.tensor_handles = {}, RemovableHandleList()
+        return new
+
+    def _attach(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        if not self.active or not torch.is_grad_enabled():
+            return None
+        if not any(isinstance(value, Tensor) and value.requires_grad for value in inputs):
+            return None
+        return _Propagate.apply(self, module, output.detach(), *inputs)  # type: ignore[no-untyped-call]
+
+    @abstractmethod
+    def propagate(
+        self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """Relevance of each input, shaped like it, from the relevance of the output, shaped like that."""
+
+    keeps_tensors = True  # whether `propagate` reads inputs and output
+
+
+class _Propagate(torch.autograd.Function):
+    """The identity on a module's output, whose gradient is relevance."""
+
+    @staticmethod
+    def forward(ctx: Any, rule: Rule, module: nn.Module, output: Tensor, *inputs: Tensor) -> Tensor:
+        ctx.rule, ctx.module = rule, module
+        if rule.keeps_tensors:
+            ctx.save_for_backward(output, *inputs)
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, relevance: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        output, *inputs = ctx.saved_tensors if ctx.rule.keeps_tensors else (None,)
+        passed = ctx.rule.propagate(ctx.module, tuple(inputs), output, relevance)
+        return (None, None, None, *(r if n else None for r, n in zip(passed, ctx.needs_input_grad[3:], strict=True)))
+
+
+@dataclass(frozen=True)
+class Term:
+    """`signed * x * W^T(gradient) + absolute * |x| * |W|^T(gradient)`: a part of the relevance of the input."""
+
+    gradient: Tensor
+    signed: float
+    absolute: float
+
+
+Parts = Callable[[], tuple[Tensor, Tensor]]
+
+
+class LinearRule(Rule):
+    """The mechanism that all rules of this module share: denominators from one more pass, terms back.
+
+    Args:
+        nonnegative: the input is known to be non-negative, so `|x|` is `x` and a term is one backward pass.
+        rectified: the output goes into ReLU, so that where it is negative its relevance is zero.
+        whole_bias: see `parts`.
+
+    Falls back on zennit's rule for layers that are neither a plain convolution nor linear, and for padding
+    other than zeros.
+    """
+
+    def __init__(
+        self, *, nonnegative: bool = False, rectified: bool = False, whole_bias: bool = False
+    ) -> None:
+        super().__init__()
+        self.nonnegative = nonnegative
+        self.rectified = rectified
+        self.whole_bias = whole_bias
+        self.weights: dict[Any, Tensor] = {}
+
+    def copy(self) -> LinearRule:
+        new = super().copy()
+        new.weights = {}  # type: ignore[attr-defined]
+        return new  # type: ignore[return-value]
+
+    def register(self, module: nn.Module) -> RemovableHandleList:
+        if not supports(module):
+            return self.reference().register(module)
+        return super().register(module)
+
+    def remove(self) -> None:
+        super().remove()
+        self.weights.clear()
+
+    @abstractmethod
+    def reference(self) -> Hook:
+        """Zennit's rule with the same parameters."""
+
+    @abstractmethod
+    def terms(self, output: Tensor, parts: Parts, relevance: Tensor) -> list[Term]:
+        """The terms of the input's relevance.
+
+        output: z, shape (batch, units, ...). parts: gives z+ and z-, of that shape. relevance: of the output.
+        """
+
+    def parts(self, module: nn.Module, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+        """z+ and z-, the sums of positive and of negative contributions, each with the bias's part of its sign.
+
+        x: the absolute values of the layer's input. With `whole_bias` both hold the whole bias instead, as in
+        the paper's code on attention projections: zennit is told to leave a parameter named "bias" out of the
+        second of its two passes, theirs is named "proj_bias", and so b+ and b- are both added. The denominators
+        then sum to more than the output and z+ can be negative; relevance is not conserved.
+        """
+        bias: Tensor | None = module.bias  # type: ignore[assignment]
+        if bias is not None and self.whole_bias:
+            output = output + bias if isinstance(module, nn.Linear) else output + bias.view(-1, 1, 1)
+            bias = None
+        total = self._forward(module, x, None if bias is None else bias.abs())
+        return (output + total) / 2, (output - total) / 2
+
+    def propagate(
+        self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        (x,) = inputs
+        magnitude = x if self.nonnegative else x.abs()
+        terms = self.terms(output, lambda: self.parts(module, magnitude, output), relevance)
+        if self.nonnegative:
+            return (x * sum(self._back(module, x, term.gradient, term.signed, term.absolute) for term in terms),)
+        signed = _combine([(term.signed, term.gradient) for term in terms])
+        absolute = _combine([(term.absolute, term.gradient) for term in terms])
+        result = x * self._back(module, x, signed, 1.0, 0.0)
+        if absolute is not None:
+            result.addcmul_(magnitude, self._back(module, x, absolute, 0.0, 1.0))
+        return (result,)
+
+    def _weight(self, module: nn.Module, signed: float, absolute: float) -> Tensor:
+        """`signed * W + absolute * |W|`, computed once while the rule is registered."""
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        if absolute == 0 and signed == 1:
+            return weight
+        key = (signed, absolute, weight.data_ptr(), weight._version)
+        if key not in self.weights:
+            self.weights[key] = weight.abs().mul_(absolute).add_(weight, alpha=signed)
+        return self.weights[key]
+
+    def _forward(self, module: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
+        weight = self._weight(module, 0.0, 1.0)
+        if isinstance(module, nn.Conv2d):
+            return F.conv2d(x, weight, bias, module.stride, module.padding, module.dilation, module.groups)
+        return F.linear(x, weight, bias)
+
+    def _back(self, module: nn.Module, x: Tensor, gradient: Tensor, signed: float, absolute: float) -> Tensor:
+        """The gradient of the layer with weights `signed * W + absolute * |W|`, shaped like x."""
+        weight = self._weight(module, signed, absolute)
+        if isinstance(module, nn.Conv2d):
+            return torch.ops.aten.convolution_backward(
+                gradient,
+                x,
+                weight,
+                None,
+                module.stride,
+                module.padding,
+                module.dilation,
+                False,
+                [0, 0],
+                module.groups,
+                [True, False, False],
+            )[0]
+        return gradient @ weight
+
+
+def _combine(parts: list[tuple[float, Tensor]]) -> Any:
+    """The weighted sum of gradients, or None when no weight is left."""
+    parts = [(factor, gradient) for factor, gradient in parts if factor]
+    if not parts:
+        return None
+    total = parts[0][1] * parts[0][0]
+    for factor, gradient in parts[1:]:
+        total = total.add_(gradient, alpha=factor)
+    return total
+
+
+def supports(module: nn.Module) -> bool:
+    """Whether the fast rules apply to a module: linear, or a convolution padded with zeros."""
+    if isinstance(module, nn.Conv2d):
+        return module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return isinstance(module, nn.Linear)
+
+
+class Epsilon(LinearRule):
+    """LRP-epsilon (Bach et al. 2015, eq. 58): shares in proportion to contributions, `epsilon` absorbs.
+
+    Args:
+        epsilon: added to the denominator with its sign, > 0, in units of the layer's output.
+    """
+
+    def __init__(self, epsilon: float = 1e-6, **known: bool) -> None:
+        super().__init__(**known)
+        self.epsilon = epsilon
+
+    def reference(self) -> Hook:
+        return zennit.rules.Epsilon(epsilon=self.epsilon)
+
+    def terms(self, output: Tensor, parts: Parts, relevance: Tensor) -> list[Term]:
+        return [Term(relevance / stabilize(output, self.epsilon), 1.0, 0.0)]
+
+
+class ZPlus(LinearRule):
+    """The z-plus rule (Montavon et al. 2017): positive contributions only; alpha-beta with alpha 1."""
+
+    def reference(self) -> Hook:
+        rule = zennit.rules.ZPlus()
+        if self.whole_bias:
+            rule.param_modifiers = [ClampMod(min=0.0), ClampMod(max=0.0)]
+        return rule
+
+    def terms(self, output: Tensor, parts: Parts, relevance: Tensor) -> list[Term]:
+        positive, _ = parts()
+        return [Term(relevance / stabilize(positive, STABILIZER), 0.5, 0.5)]
+
+
+class AlphaBeta(LinearRule):
+    """The alpha-beta rule (Bach et al. 2015, eq. 60): positive contributions weigh alpha, negative ones beta.
+
+    Args:
+        alpha: >= 1. beta is alpha - 1, so that relevance is conserved.
+    """
+
+    def __init__(self, alpha: float = 2.0, **known: bool) -> None:
+        super().__init__(**known)
+        self.alpha, self.beta = alpha, alpha - 1
+
+    def reference(self) -> Hook:
+        rule = _reference_alpha_beta(self.alpha)
+        if self.whole_bias:
+            rule.param_modifiers = [ClampMod(min=0.0), ClampMod(max=0.0), ClampMod(max=0.0), ClampMod(min=0.0)]
+        return rule
+
+    def terms(self, output: Tensor, parts: Parts, relevance: Tensor) -> list[Term]:
+        above, below = parts()
+        positive = Term(relevance / stabilize(above, STABILIZER), self.alpha / 2, self.alpha / 2)
+        if self.beta == 0:
+            return [positive]
+        return [positive, Term(relevance / stabilize(below, STABILIZER), -self.beta / 2, self.beta / 2)]
+
+
+class Gamma(LinearRule):
+    """The generalised gamma rule (Montavon et al. 2019; Andeol et al. 2021): the contributions that agree with
+    the output's sign are favoured by the factor 1 + gamma.
+
+    Args:
+        gamma: >= 0; 0 is LRP-epsilon, infinity z-plus (for positive outputs).
+
+    The whole bias is always counted once, with its favoured part: `whole_bias` has no effect.
+    """
+
+    def __init__(self, gamma: float = 0.25, **known: bool) -> None:
+        super().__init__(**{**known, "whole_bias": False})
+        self.gamma = gamma
+
+    def reference(self) -> Hook:
+        return zennit.rules.Gamma(gamma=self.gamma)
+
+    def terms(self, output: Tensor, parts: Parts, relevance: Tensor) -> list[Term]:
+        half = self.gamma / 2
+        above, below = (output + part * self.gamma for part in parts())
+        positive = Term((output > 0) * relevance / stabilize(above, STABILIZER), 1 + half, half)
+        if self.rectified:
+            return [positive]
+        negative = Term((output < 0) * relevance / stabilize(below, STABILIZER), 1 + half, -half)
+        return [positive, negative]
+
+
+def _reference_alpha_beta(alpha: float) -> Hook:
+    """Zennit's rule for any alpha. Zennit refuses an alpha and beta whose difference is not 1 to the last bit,
+    which for most alpha no float beta gives; the reducer is the only place the two appear in."""
+    rule = zennit.rules.AlphaBeta(alpha=2.0, beta=1.0)
+    beta = alpha - 1
+
+    def reducer(inputs: list[Tensor], gradients: list[Tensor]) -> Tensor:
+        parts = [value * gradient for value, gradient in zip(inputs, gradients, strict=True)]
+        return alpha * (parts[0] + parts[1]) - beta * (parts[2] + parts[3])
+
+    rule.reducer = reducer
+    return rule
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A rule's parameter: its default and the range a composite may set it in, ends included."""
+
+    default: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class RuleKind:
+    """A rule by its name in composites: the hook and its one parameter, if it has one."""
+
+    hook: type[LinearRule]
+    parameters: dict[str, Parameter]
+
+
+RULES: dict[str, RuleKind] = {
+    "epsilon": RuleKind(Epsilon, {"epsilon": Parameter(1e-6, 1e-12, 1e6)}),
+    "gamma": RuleKind(Gamma, {"gamma": Parameter(0.25, 0.0, 1e6)}),
+    "alpha_beta": RuleKind(AlphaBeta, {"alpha": Parameter(2.0, 1.0, 1e3)}),
+    "zplus": RuleKind(ZPlus, {}),
+}
+
+
+class Pass(Rule):
+    """Relevance goes through an elementwise function unchanged (ReLU, GELU, an unfolded BatchNorm)."""
+
+    keeps_tensors = False
+
+    def propagate(
+        self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        return (relevance,)
+
+
+class Share(Rule):
+    """Each summand takes its share: `a / (a + b)` of the relevance (epsilon rule on a residual sum)."""
+
+    def propagate(
+        self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        scaled = relevance / stabilize(output, STABILIZER)
+        return tuple((value * scaled).sum_to_size(value.shape) for value in inputs)
+
+
+class ShareScattered(Rule):
+    """`Share` for the sum of two activations whose live channels differ, in a compact network."""
+
+    def propagate(
+        self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        scaled = relevance / stabilize(output, STABILIZER)
+        dim = module.dim % scaled.dim()  # type: ignore[operator]
+        passed = []
+        for value, where in zip(inputs, (module.first, module.second), strict=True):
+            part = scaled if where is None else scaled.index_select(dim, where)
+            passed.append(value * part)
+        return tuple(passed)
+
+
+class Normalise(Rule):
+    """Average pooling: in proportion to what each position contributes (epsilon rule on the mean)."""
+
+    def propagate(
+        self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        with torch.enable_grad():
+            x = inputs[0].detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(module.forward(x), x, relevance / stabilize(output, STABILIZER))
+        return (x.detach() * gradient,)
+
+
+class Halve(Rule):
+    """The uniform rule on a product of two activations: half of the relevance to each factor.
+
+    For an elementwise product (a squeeze-and-excitation gate) that is all there is to it: contribution and
+    output are the same (Achtibat et al. 2024, arXiv 2402.05602, eq. 7)."""
+
+    def propagate(
+        self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        half = relevance * (output / stabilize(output, STABILIZER)) / 2
+        return tuple(half.sum_to_size(value.shape) for value in inputs)

@@ -1,0 +1,64 @@
+"""What does not change during a study: the network, its samples, its units and rates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..pruning.graph import Graph
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images as bytes on a device, normalised only when a batch of them is asked for.
+
+    pixels: uint8, shape (n, 3, height, width). mean, std: float32, shape (3, 1, 1), in units of [0, 1].
+    """
+
+    pixels: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, item: slice) -> Tensor:
+        """The float32 batch of these rows, shape (rows, 3, height, width), on the pixels' device."""
+        return (self.pixels[item].to(self.mean.dtype) / 255 - self.mean) / self.std
+
+    def to(self, device: torch.device) -> Images:
+        return Images(self.pixels.to(device), self.mean.to(device), self.std.to(device))
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images with the index of the logit that stands for each one's class (int64, shape (n,))."""
+
+    inputs: Images
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Prepared once per study, shared by all its trials.
+
+    units: the kind of units (see `Graph.units`). rates: pruning rates, ascending. batch_size: samples a pass.
+    logits: the logits that compete for the top-1 prediction (domain restriction), or None for all.
+    """
+
+    graph: Graph
+    units: str
+    reference: Samples
+    search: Samples
+    holdout: Samples
+    rates: tuple[float, ...]
+    logits: Tensor | None
+    batch_size: int
+    # What trials share, so that nothing is measured twice: curves by samples and ranking, unpruned accuracies.
+    curves: dict[int, dict[str, list[float]]] = field(default_factory=dict, compare=False, repr=False)
+    unpruned: dict[tuple[str, int], float] = field(default_factory=dict, compare=False, repr=False)

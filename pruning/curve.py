@@ -1,0 +1,130 @@
+"""Accuracy against sparsity, and the area under it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .compact import compact
+from .graph import Graph, trace
+from .masks import Masks, nested, rank
+from .network import Network
+
+DEFAULT_RATES = tuple(round(0.05 * step, 2) for step in range(20))
+
+
+class Batches(Protocol):
+    """Images: a tensor, or anything that gives a float batch when it is sliced."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, item: slice, /) -> Tensor: ...
+
+
+def accuracy_curve(
+    model: nn.Module | Graph,
+    relevance: Mapping[str, Tensor],
+    inputs: Batches,
+    targets: Tensor,
+    rates: Sequence[float] = DEFAULT_RATES,
+    *,
+    logits: Tensor | None = None,
+    batch_size: int = 128,
+) -> list[float]:
+    """Top-1 accuracy at each pruning rate, units removed least relevant first.
+
+    relevance: per layer a float tensor, shape (units,). inputs: float images, shape (n, channels, height,
+    width). targets: logit indices, int64, shape (n,). logits: indices of the logits that compete (domain
+    restriction); None for all.
+
+    Raises:
+        TraceError, ValueError: as `trace`, `rank` and `compact_model`.
+    """
+    graph = trace(model)
+    return masks_curve(graph, nested(rank(relevance), rates), inputs, targets, logits=logits, batch_size=batch_size)
+
+
+def masks_curve(
+    graph: Graph,
+    masks: Iterable[Masks],
+    inputs: Batches,
+    targets: Tensor,
+    *,
+    logits: Tensor | None = None,
+    batch_size: int = 128,
+    build: Callable[[Graph, Masks], nn.Module] | None = None,
+) -> list[float]:
+    """Accuracy of the network under each of the masks. `build` makes the network (compact by default)."""
+    build = build or (lambda graph, mask: compact(graph, mask).network)
+    return [accuracy(build(graph, mask), inputs, targets, logits=logits, batch_size=batch_size) for mask in masks]
+
+
+@torch.inference_mode()
+def accuracy(
+    network: nn.Module, inputs: Batches, targets: Tensor, *, logits: Tensor | None = None, batch_size: int = 128
+) -> float:
+    """Top-1 accuracy in [0, 1]. Arguments as in `accuracy_curve`."""
+    right = correct(network, inputs, targets, logits=logits, batch_size=batch_size)
+    return right.sum().item() / len(targets)
+
+
+@torch.inference_mode()
+def correct(
+    network: nn.Module, inputs: Batches, targets: Tensor, *, logits: Tensor | None = None, batch_size: int = 128
+) -> Tensor:
+    """Whether each sample's prediction is right: bool, shape (n,), on the targets' device."""
+    fast = _channels_last(network)
+    right = []
+    for start in range(0, len(targets), batch_size):
+        batch = inputs[start : start + batch_size]
+        if fast:
+            batch = batch.contiguous(memory_format=torch.channels_last)
+        output = network(batch)
+        expected = targets[start : start + batch_size]
+        if logits is not None:
+            output = output.index_select(1, logits)
+            predicted = logits[output.argmax(1)]
+        else:
+            predicted = output.argmax(1)
+        right.append(predicted == expected)
+    return torch.cat(right)
+
+
+def _channels_last(network: nn.Module) -> bool:
+    """Puts a convolutional network's weights in channels-last order, where the kernels are fastest."""
+    convolutional = any(isinstance(module, nn.Conv2d) for module in network.modules())
+    transformer = any(isinstance(module, nn.LayerNorm) for module in network.modules())
+    if not convolutional or transformer or not isinstance(network, Network):
+        return False
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+    return True
+
+
+def auc(rates: Sequence[float], accuracies: Sequence[float]) -> float:
+    """Area under the curve by the trapezoid rule, divided by the span of the rates: in [0, 1].
+
+    Raises:
+        ValueError: fewer than two rates, rates that do not ascend, or another number of accuracies.
+    """
+    if len(rates) < 2 or len(rates) != len(accuracies):
+        raise ValueError(f"an area needs two rates or more, and an accuracy for each; got {len(rates)} rates")
+    if any(left >= right for left, right in pairwise(rates)):
+        raise ValueError("rates must ascend")
+    points = list(zip(rates, accuracies, strict=True))
+    area = sum((r1 - r0) * (a0 + a1) / 2 for (r0, a0), (r1, a1) in pairwise(points))
+    return area / (rates[-1] - rates[0])
+
+
+def sparsity_at(rates: Sequence[float], accuracies: Sequence[float], share: float = 0.95) -> float:
+    """The largest rate up to which the accuracy never falls below `share` of the unpruned one (the first)."""
+    kept = rates[0]
+    for rate, value in zip(rates, accuracies, strict=True):
+        if value < share * accuracies[0]:
+            break
+        kept = rate
+    return kept

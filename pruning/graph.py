@@ -1,0 +1,646 @@
+"""From a model to a graph: traced, BatchNorm folded, every operation a module, attention made explicit.
+
+`trace` is the one place that understands models. What it returns tells everything that others need: which
+layers take LRP rules, which units can be pruned, how deep each layer lies.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from . import network as ops
+from .network import Network, Step, clone
+
+UNIT_KINDS = ("filters", "neurons", "heads")
+POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+class TraceError(ValueError):
+    """The model holds something that relevance or pruning would silently get wrong. One line."""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """The BatchNorm that was folded into a layer, as needed to re-estimate its statistics.
+
+    gamma, beta: scale and shift, shape (channels,). std: `sqrt(running_var + eps)` when folded, (channels,).
+    """
+
+    gamma: Tensor
+    beta: Tensor
+    std: Tensor
+    eps: float
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A traced model.
+
+    network: the folded network, in eval mode, parameters without gradients.
+    groups: depth group of each layer that takes a rule ("low", "mid", "high", "classifier"), in order.
+    types: layer type of each layer that takes a rule, within its group (see `layer_type`).
+    kinds: of each prunable layer, in order, the kind of its units.
+    sizes: of each prunable layer, how many units it has.
+    heads: of each query, key and value projection, the softmax whose heads it computes.
+    norms: BatchNorms folded into layers, by layer.
+    nonnegative: layers whose input is never negative (it comes from ReLU), so that rules may be simpler.
+    rectified: layers whose output goes into ReLU only, so that a negative output never has relevance.
+    """
+
+    network: Network
+    groups: Mapping[str, str]
+    types: Mapping[str, str]
+    kinds: Mapping[str, str]
+    sizes: Mapping[str, int]
+    heads: Mapping[str, str] = field(default_factory=dict)
+    norms: Mapping[str, Norm] = field(default_factory=dict)
+    nonnegative: frozenset[str] = frozenset()
+    rectified: frozenset[str] = frozenset()
+
+    def units(self, kind: str | None = None) -> dict[str, int]:
+        """How many units of a kind ("filters", "neurons", "heads", or several joined by "+") each layer has.
+
+        None stands for what the paper prunes in this family (`default_units`).
+
+        Raises:
+            ValueError: unknown kind, or the model has no such units.
+        """
+        wanted = (kind or self.default_units).split("+")
+        unknown = [name for name in wanted if name not in UNIT_KINDS]
+        if unknown:
+            raise ValueError(f"unknown units {unknown[0]!r}: choose from {', '.join(UNIT_KINDS)}")
+        found = {name: self.sizes[name] for name, of in self.kinds.items() if of in wanted}
+        missing = set(wanted) - {self.kinds[name] for name in found}
+        if missing:
+            held = ", ".join(dict.fromkeys(self.kinds.values()))
+            raise ValueError(f"the model has no {' or '.join(sorted(missing))} to prune; it has: {held}")
+        return found
+
+    @property
+    def default_units(self) -> str:
+        """Filters of convolutional networks; heads of transformers."""
+        return "heads" if self.heads else "filters"
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def to(self, device: torch.device | str) -> Graph:
+        """The graph, moved in place."""
+        self.network.to(device)
+        for name, norm in self.norms.items():
+            moved = Norm(norm.gamma.to(device), norm.beta.to(device), norm.std.to(device), norm.eps)
+            self.norms[name] = moved  # type: ignore[index]
+        return self
+
+
+def trace(model: nn.Module | Graph) -> Graph:
+    """The graph of a classifier. The model itself stays as it is; its tensors are copied.
+
+    Raises:
+        TraceError: the forward function cannot be traced (control flow that depends on the input), calls a
+            function that no LRP rule covers, or calls a layer with weights more than once.
+    """
+    if isinstance(model, Graph):
+        return model
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    tracer = _Tracer()
+    try:
+        graph = tracer.trace(model)
+    except Exception as error:  # whatever the model's own code raises on a symbolic input
+        raise TraceError(f"{type(model).__name__} cannot be traced: {_one_line(error)}") from error
+    for node in reversed(graph.nodes):
+        if not node.users and node.op not in ("placeholder", "output"):  # assertions, and what only they read
+            graph.erase_node(node)
+    builder = _Builder(tracer.root)
+    for node in graph.nodes:
+        builder.add(node)
+    return builder.finish()
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, nn.LayerNorm) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _one_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+# Functions and methods that only move, pick or count values: relevance follows their gradient.
+ROUTING: set[Any] = {
+    *(torch.reshape, torch.transpose, torch.permute, torch.squeeze, torch.unsqueeze, torch.chunk, torch.split),
+    *(operator.getitem, operator.floordiv, operator.mul, operator.add, operator.sub, getattr, F.pad),
+    *(torch.max_pool2d, F.max_pool2d, torch.movedim, torch.swapaxes),
+}
+ROUTING_METHODS = {
+    *("reshape", "view", "transpose", "permute", "contiguous", "expand", "squeeze", "unsqueeze", "chunk"),
+    *("split", "size", "dim", "clone", "expand_as", "view_as"),
+}
+# torch and torch.nn.functional wrap some functions; what fx records is then the wrapper's name.
+ROUTING_NAMES = {"max_pool2d", "boolean_dispatch", "pad", "_pad", "split"}
+
+
+class _Builder:
+    """Turns the nodes of an fx graph into steps, one node at a time."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self.root = root
+        self.steps: list[Step] = []
+        self.modules: dict[str, nn.Module] = {}
+        self.slots: dict[fx.Node, int] = {}
+        self.values: dict[fx.Node, bool] = {}  # whether the node is a tensor (not a size or a tuple)
+        self.weighted: set[str] = set()
+        self.heads: dict[str, str] = {}
+        self.norms: dict[str, Norm] = {}
+        self.result = -1
+        self.count = 1
+
+    # -- nodes ------------------------------------------------------------------------------------------
+
+    def add(self, node: fx.Node) -> None:
+        getattr(self, f"_{node.op}")(node)
+
+    def _placeholder(self, node: fx.Node) -> None:
+        if self.slots:
+            if node.users:
+                raise TraceError(f"the model takes more than one input: {node.target}")
+            return
+        self.slots[node] = 0
+        self.values[node] = True
+
+    def _output(self, node: fx.Node) -> None:
+        result = node.args[0]
+        if not isinstance(result, fx.Node):
+            raise TraceError("the model does not return one tensor of logits")
+        self.result = self.slots[result]
+
+    def _get_attr(self, node: fx.Node) -> None:
+        value: Any = self.root
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        if isinstance(value, nn.Module) or not isinstance(value, Tensor):
+            raise TraceError(f"the model uses {node.target} as a value, which is not a tensor")
+        self._emit(str(node.target), ops.Constant(value.detach().clone()), (), node)
+
+    def _call_module(self, node: fx.Node) -> None:
+        name = str(node.target)
+        module = self.root.get_submodule(name)
+        if isinstance(module, (nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.Identity)):
+            self._alias(node, node.args[0])
+        elif isinstance(module, nn.MultiheadAttention):
+            self._attention(node, name, module)
+        elif isinstance(module, nn.Flatten):
+            self._flatten(node, module.start_dim, module.end_dim, name)
+        elif isinstance(module, (nn.Conv2d, nn.Linear, *BATCH_NORMS, nn.LayerNorm, *POOLS)) or (
+            ops.zero_preserving(module) is not None
+        ):
+            has_weights = next(module.parameters(), None) is not None
+            if has_weights and name in self.weighted:
+                raise TraceError(f"layer {name} is called more than once: shared weights cannot be pruned")
+            if has_weights:
+                self.weighted.add(name)
+            module = clone(module)
+            if hasattr(module, "inplace"):
+                module.inplace = False  # a saved activation must not change under a rule's feet
+            self._emit(name, module, node.args[:1], node)
+        else:
+            raise TraceError(f"layer {name} is a {type(module).__name__}: no rule covers it")
+
+    def _call_method(self, node: fx.Node) -> None:
+        name = str(node.target)
+        if name == "flatten":
+            self._flatten(node, *self._arguments(node, (0, -1)))
+        elif name == "mean":
+            dims, keepdim = self._arguments(node, (None, False), ("dim", "keepdim"))
+            self._mean(node, dims, keepdim)
+        elif name == "permute":
+            dims = node.args[1] if isinstance(node.args[1], (tuple, list)) else node.args[1:]
+            self._emit(node.name, ops.Permute(tuple(dims)), node.args[:1], node)  # type: ignore[arg-type]
+        elif name in ("add", "add_", "mul", "mul_"):
+            self._arithmetic(node, name[:3])
+        elif name in ops.ELEMENTWISE_METHODS:
+            function = getattr(torch, name.rstrip("_"))
+            self._emit(node.name, ops.Activation(function, ops.ELEMENTWISE_METHODS[name]), node.args[:1], node)
+        elif name in ROUTING_METHODS:
+            self._call(node, getattr(torch.Tensor, name))
+        else:
+            raise TraceError(f"the model calls the tensor method {name}, which no rule covers")
+
+    def _call_function(self, node: fx.Node) -> None:
+        function: Any = node.target
+        name = getattr(function, "__name__", str(function))
+        if name in ("dropout", "stochastic_depth", "dropout2d"):
+            self._alias(node, node.args[0])
+        elif function in (operator.add, operator.iadd, torch.add) and self._is_tensor(node.args):
+            self._arithmetic(node, "add")
+        elif function in (operator.mul, operator.imul, torch.mul) and self._is_tensor(node.args):
+            self._arithmetic(node, "mul")
+        elif function in (operator.sub, operator.truediv, torch.div, torch.sub) and self._is_tensor(node.args):
+            self._arithmetic(node, "sub" if name == "sub" else "div")
+        elif function in (torch.cat, torch.concat):
+            (parts, *rest) = node.args
+            dim = rest[0] if rest else node.kwargs.get("dim", 0)
+            self._emit(node.name, ops.Concat(dim), tuple(parts), node)  # type: ignore[arg-type]
+        elif function is torch.flatten:
+            self._flatten(node, *self._arguments(node, (0, -1)))
+        elif function is torch.mean:
+            dims, keepdim = self._arguments(node, (None, False), ("dim", "keepdim"))
+            self._mean(node, dims, keepdim)
+        elif function is torch.permute:
+            self._emit(node.name, ops.Permute(tuple(node.args[1])), node.args[:1], node)  # type: ignore[arg-type]
+        elif function in (F.adaptive_avg_pool2d, torch.adaptive_avg_pool1d):
+            size = self._arguments(node, (1,), ("output_size",))[0]
+            self._emit(node.name, nn.AdaptiveAvgPool2d(size), node.args[:1], node)
+        elif name == "avg_pool2d":
+            arguments = self._arguments(
+                node, (2, None, 0, False, True), ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
+            )
+            self._emit(node.name, nn.AvgPool2d(*arguments), node.args[:1], node)
+        elif function in ops.ELEMENTWISE:
+            kwargs = {key: value for key, value in node.kwargs.items() if key != "inplace"}
+            self._activation(node, function, kwargs)
+        elif function in ROUTING or name in ROUTING_NAMES or name == "_max_pool2d":
+            self._call(node, function)
+        else:
+            raise TraceError(f"the model calls the function {name}, which no rule covers")
+
+    # -- what nodes become ------------------------------------------------------------------------------
+
+    def _activation(self, node: fx.Node, function: Callable, kwargs: dict) -> None:
+        keeps = ops.ELEMENTWISE[function]
+        bound = function if not kwargs else _Partial(function, kwargs)
+        self._emit(node.name, ops.Activation(bound, keeps), node.args[:1], node)
+
+    def _arithmetic(self, node: fx.Node, kind: str) -> None:
+        a, b = node.args[0], node.args[1]
+        if isinstance(a, fx.Node) and isinstance(b, fx.Node) and not self._constant(a) and not self._constant(b):
+            if kind not in ("add", "mul"):
+                raise TraceError(f"the model computes a {kind} of two activations, which no rule covers")
+            self._emit(node.name, ops.Add() if kind == "add" else ops.Multiply(), (a, b), node)
+            return
+        if kind == "add" and isinstance(a, fx.Node) and isinstance(b, fx.Node):
+            # a position embedding is a summand of its own, which takes its share of relevance
+            first, second = (b, a) if self._constant(a) else (a, b)
+            self._emit(node.name, ops.Add(), (first, second), node)
+            return
+        value, constant = (a, b) if isinstance(a, fx.Node) and not self._constant(a) else (b, a)
+        number: Any = self._value(constant)
+        if value is b and kind in ("sub", "div"):
+            raise TraceError(f"the model computes a constant {kind} an activation, which no rule covers")
+        affine = {
+            "add": lambda: ops.Affine(shift=number),
+            "sub": lambda: ops.Affine(shift=-number),
+            "mul": lambda: ops.Affine(scale=number),
+            "div": lambda: ops.Affine(scale=1 / number),
+        }[kind]()
+        self._emit(node.name, affine, (value,), node)
+
+    def _constant(self, node: fx.Node) -> bool:
+        return node.op == "get_attr"
+
+    def _value(self, constant: Any) -> Any:
+        if not isinstance(constant, fx.Node):
+            return constant
+        return self.modules[self._step_of(constant).name].value  # type: ignore[union-attr]
+
+    def _step_of(self, node: fx.Node) -> Step:
+        return next(step for step in self.steps if step.output == self.slots[node])
+
+    def _flatten(self, node: fx.Node, start: Any = 1, end: Any = -1, name: str | None = None) -> None:
+        self._emit(name or node.name, nn.Flatten(start, end), node.args[:1], node)
+
+    def _mean(self, node: fx.Node, dims: Any, keepdim: Any) -> None:
+        if dims is None:
+            raise TraceError("the model takes the mean over everything, which no rule covers")
+        dims = (dims,) if isinstance(dims, int) else tuple(dims)
+        self._emit(node.name, ops.Mean(dims, bool(keepdim)), node.args[:1], node)
+
+    def _attention(self, node: fx.Node, name: str, module: nn.MultiheadAttention) -> None:
+        """Query, key, value and output projections as linear layers of their own, and the steps between."""
+        query, key, value = _attention_inputs(node)
+        if module.bias_k is not None or module.add_zero_attn or not module.batch_first:
+            raise TraceError(f"layer {name}: attention with bias_k, add_zero_attn or batch_first=False")
+        if module.in_proj_weight is not None:
+            weights: Iterable[Tensor] = module.in_proj_weight.detach().chunk(3)
+        else:
+            weights = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+        biases = [None] * 3 if module.in_proj_bias is None else module.in_proj_bias.detach().chunk(3)
+        softmax = f"{name}.softmax"
+        parts = []
+        for letter, source, weight, bias in zip("qkv", (query, key, value), weights, biases, strict=True):
+            projected = self._step(f"{name}.{letter}_proj", _linear(weight, bias), (self.slots[source],))
+            parts.append(self._step(f"{name}.{letter}_heads", ops.SplitHeads(module.num_heads), (projected,)))
+            self.heads[f"{name}.{letter}_proj"] = softmax
+        logits = self._step(f"{name}.query_key", ops.QueryKey(module.head_dim**-0.5), tuple(parts[:2]))
+        weighted = self._step(softmax, ops.HeadSoftmax(module.num_heads), (logits,))
+        mixed = self._step(f"{name}.attention_value", ops.AttentionValue(), (weighted, parts[2]))
+        merged = self._step(f"{name}.merge_heads", ops.MergeHeads(), (mixed,))
+        out = _linear(module.out_proj.weight, module.out_proj.bias)
+        self.slots[node] = self._step(f"{name}.out_proj", out, (merged,))
+        self.values[node] = False  # a tuple, of which only the first part is ever used
+
+    def _call(self, node: fx.Node, function: Callable) -> None:
+        if function is operator.getitem and not self.values[node.args[0]]:  # type: ignore[index]
+            source = node.args[0]
+            if isinstance(source, fx.Node) and source.op == "call_module":  # (output, weights) of attention
+                if node.args[1] == 0:
+                    self._alias(node, source)
+                return
+        inputs: list[fx.Node] = []
+
+        def slot(value: Any) -> Any:
+            if isinstance(value, fx.Node):
+                inputs.append(value)
+                return ops.Call.Slot(len(inputs) - 1)
+            if isinstance(value, (tuple, list)):
+                return type(value)(slot(item) for item in value)
+            if isinstance(value, slice):
+                return slice(slot(value.start), slot(value.stop), slot(value.step))
+            return value
+
+        args = tuple(slot(item) for item in node.args)
+        kwargs = {key: slot(item) for key, item in node.kwargs.items()}
+        self._emit(node.name, ops.Call(function, args, kwargs), tuple(inputs), node)
+        name = getattr(function, "__name__", "")
+        from_tensor = all(self.values.get(item, False) for item in inputs[:1])
+        self.values[node] = from_tensor and name not in ("size", "dim", "getattr", "chunk", "split")
+        if function is operator.getitem:  # a part of a tuple of tensors is one; of a shape it is a number
+            source = node.args[0]
+            self.values[node] = not _is_shape(source)
+
+    def _is_tensor(self, arguments: Any) -> bool:
+        return any(isinstance(item, fx.Node) and self.values.get(item, False) for item in arguments)
+
+    def _arguments(self, node: fx.Node, defaults: tuple, names: tuple[str, ...] = ("start_dim", "end_dim")) -> list:
+        given = list(node.args[1:])
+        return [
+            given[index] if index < len(given) else node.kwargs.get(name, default)
+            for index, (name, default) in enumerate(zip(names, defaults, strict=True))
+        ]
+
+    def _alias(self, node: fx.Node, source: Any) -> None:
+        self.slots[node] = self.slots[source]
+        self.values[node] = True
+
+    def _emit(self, name: str, module: nn.Module, inputs: Any, node: fx.Node) -> None:
+        self.slots[node] = self._step(name, module, tuple(self.slots[item] for item in inputs))
+        self.values[node] = True
+
+    def _step(self, name: str, module: nn.Module, inputs: tuple[int, ...]) -> int:
+        unique, number = name, 0
+        while unique in self.modules:
+            number += 1
+            unique = f"{name}_{number}"
+        self.modules[unique] = module
+        self.steps.append(Step(unique, inputs, self.count))
+        self.count += 1
+        return self.count - 1
+
+    # -- the whole --------------------------------------------------------------------------------------
+
+    def finish(self) -> Graph:
+        self._drop_unused()
+        self._fold_batch_norms()
+        self._drop_unused()
+        layers = [step.name for step in self.steps if isinstance(self.modules[step.name], (nn.Conv2d, nn.Linear))]
+        if not layers:
+            raise TraceError("the model has no convolution and no linear layer")
+        groups = depth_groups(layers, self.modules, transformer=bool(self.heads))
+        kinds, sizes = self._units(layers)
+        nonnegative = self._nonnegative()
+        return Graph(
+            network=Network(self.steps, self.modules, self.result).eval().requires_grad_(False),
+            groups=groups,
+            types={name: layer_type(name, self.modules[name], first=name == layers[0]) for name in groups},
+            kinds=kinds,
+            sizes=sizes,
+            heads=self.heads,
+            norms=self.norms,
+            nonnegative=frozenset(step.name for step in self.steps if step.inputs and step.inputs[0] in nonnegative),
+            rectified=frozenset(self._rectified()),
+        )
+
+    def _drop_unused(self) -> None:
+        needed = {self.result}
+        for step in reversed(self.steps):
+            if step.output in needed:
+                needed.update(step.inputs)
+        self.steps = [step for step in self.steps if step.output in needed]
+        self.modules = {step.name: self.modules[step.name] for step in self.steps}
+
+    def _fold_batch_norms(self) -> None:
+        producers = {step.output: step for step in self.steps}
+        readers = self._readers()
+        moved: dict[int, int] = {}
+        kept = []
+        for step in self.steps:
+            step = Step(step.name, tuple(moved.get(slot, slot) for slot in step.inputs), step.output)
+            norm = self.modules[step.name]
+            source = producers.get(step.inputs[0]) if step.inputs else None
+            foldable = (
+                isinstance(norm, BATCH_NORMS)
+                and norm.running_mean is not None
+                and source is not None
+                and isinstance(self.modules[source.name], (nn.Conv2d, nn.Linear))
+                and len(readers[source.output]) == 1
+                and source.name not in self.norms
+            )
+            if foldable:
+                layer, self.norms[source.name] = fold(self.modules[source.name], norm)  # type: ignore
+                self.modules[source.name] = layer  # type: ignore[union-attr]
+                moved[step.output] = step.inputs[0]
+            else:
+                kept.append(step)
+        self.steps = kept
+        self.result = moved.get(self.result, self.result)
+
+    def _readers(self) -> dict[int, list[Step]]:
+        readers: dict[int, list[Step]] = {}
+        for step in self.steps:
+            for slot in step.inputs:
+                readers.setdefault(slot, []).append(step)
+        return readers
+
+    def _units(self, layers: list[str]) -> tuple[dict[str, str], dict[str, int]]:
+        kinds, sizes = {}, {}
+        for step in self.steps:
+            module = self.modules[step.name]
+            if isinstance(module, nn.Conv2d) and step.output != self.result and not self.heads:
+                kinds[step.name], sizes[step.name] = "filters", module.out_channels
+            elif isinstance(module, ops.HeadSoftmax):
+                kinds[step.name], sizes[step.name] = "heads", module.heads
+            elif isinstance(module, nn.Linear) and step.name != layers[-1] and not self._projects(step.name):
+                kinds[step.name], sizes[step.name] = "neurons", module.out_features
+        if isinstance(self.modules[layers[-1]], nn.Conv2d):  # a convolution gives the logits (squeezenet)
+            kinds.pop(layers[-1], None)
+            sizes.pop(layers[-1], None)
+        return kinds, sizes
+
+    def _projects(self, name: str) -> bool:
+        parent = name.rpartition(".")[0]
+        return name in self.heads or (name.endswith(".out_proj") and f"{parent}.q_proj" in self.heads)
+
+    def _nonnegative(self) -> set[int]:
+        """Slots that are never negative: outputs of ReLU and what keeps their sign."""
+        slots: set[int] = set()
+        keep = (*POOLS, nn.Flatten, ops.Mean, ops.Permute, ops.Concat, ops.Add, ops.Multiply)
+        for step in self.steps:
+            module = self.modules[step.name]
+            is_relu = isinstance(module, (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid)) or (
+                isinstance(module, ops.Activation)
+                and module.function in (torch.relu, torch.relu_, F.relu, F.relu_, F.relu6, torch.sigmoid)
+            )
+            routes = isinstance(module, ops.Call) and module.function not in (F.pad, operator.sub)
+            if is_relu or (
+                (isinstance(module, keep) or routes) and step.inputs and all(slot in slots for slot in step.inputs)
+            ):
+                slots.add(step.output)
+        return slots
+
+    def _rectified(self) -> set[str]:
+        """Layers read by ReLU alone whose every reader, in turn, gives no relevance to a zero input."""
+        readers = self._readers()
+        keeps_zero = (nn.Conv2d, nn.Linear, nn.AvgPool2d, nn.AdaptiveAvgPool2d, ops.Mean, ops.Add)
+        routes = (nn.MaxPool2d, nn.Flatten, ops.Concat)
+
+        def blind_to_zeros(slot: int) -> bool:
+            following = readers.get(slot, [])
+            return bool(following) and all(
+                isinstance(self.modules[step.name], keeps_zero)
+                or (isinstance(self.modules[step.name], routes) and blind_to_zeros(step.output))
+                for step in following
+            )
+
+        found = set()
+        for step in self.steps:
+            following = readers.get(step.output, [])
+            if isinstance(self.modules[step.name], (nn.Conv2d, nn.Linear)) and len(following) == 1:
+                after = self.modules[following[0].name]
+                is_relu = isinstance(after, (nn.ReLU, nn.ReLU6)) or (
+                    isinstance(after, ops.Activation) and after.function in (torch.relu, F.relu, F.relu_, torch.relu_)
+                )
+                if is_relu and blind_to_zeros(following[0].output):
+                    found.add(step.name)
+        return found
+
+
+@dataclass(frozen=True)
+class _Partial:
+    """An elementwise function with fixed keyword arguments (the slope of a leaky ReLU)."""
+
+    function: Callable[..., Tensor]
+    kwargs: dict
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.function(x, **self.kwargs)
+
+
+def _is_shape(node: Any) -> bool:
+    """Whether a node is the shape of a tensor (so that its parts are numbers)."""
+    if not isinstance(node, fx.Node):
+        return False
+    return (node.op == "call_method" and node.target == "size") or (
+        node.op == "call_function" and node.target is getattr and node.args[1] == "shape"
+    )
+
+
+def _attention_inputs(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node]:
+    names = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask")
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    if given.get("key_padding_mask") is not None or given.get("attn_mask") is not None or given.get("is_causal"):
+        raise TraceError(f"layer {node.target}: masked attention is not supported")
+    return given["query"], given["key"], given["value"]  # type: ignore[return-value]
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None)
+    layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+    return layer
+
+
+def fold(layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm2d) -> tuple[nn.Module, Norm]:
+    """A layer that computes what the layer and the BatchNorm after it compute, and the BatchNorm's statistics."""
+    std = (norm.running_var + norm.eps).sqrt()  # type: ignore[operator]
+    gamma = torch.ones_like(std) if norm.weight is None else norm.weight.detach()
+    beta = torch.zeros_like(std) if norm.bias is None else norm.bias.detach()
+    scale = gamma / std
+    bias = torch.zeros_like(std) if layer.bias is None else layer.bias
+    weight = layer.weight * scale.view(-1, *[1] * (layer.weight.dim() - 1))
+    folded = clone(layer, weight=weight, bias=beta + (bias - norm.running_mean) * scale)  # type: ignore[operator]
+    return folded, Norm(gamma.clone(), beta.clone(), std, norm.eps)
+
+
+RESNET_STAGES = {"layer1": "low", "layer2": "mid", "layer3": "mid", "layer4": "high"}
+
+
+def depth_groups(
+    layers: list[str], modules: Mapping[str, nn.Module], *, transformer: bool = False
+) -> dict[str, str]:
+    """The depth group of each layer: the paper's split where it names one, its fractions elsewhere.
+
+    Hatefi et al., appendix: resnet by stage; vgg16 4, 5 and 4 of its 13 convolutions, linear layers apart;
+    vision transformers a quarter, a half and a quarter of the encoder layers. A transformer's convolution
+    (the patch embedding) takes no rule and is in no group.
+    """
+    top = [name.split(".") for name in layers]
+    while len({path[0] for path in top}) == 1 and all(len(path) > 1 for path in top):
+        top = [path[1:] for path in top]
+    heads = [path[0] for path in top]
+    trunk = [name for name, head in zip(layers, heads, strict=True) if head != heads[-1]] or layers[:-1]
+    if transformer:
+        trunk = [name for name in trunk if isinstance(modules[name], nn.Linear)]
+    resnet = set(RESNET_STAGES) <= set(heads)
+    blocks = list(dict.fromkeys(_block(name) for name in trunk)) if transformer else trunk
+    first, last = (1 / 4, 3 / 4) if transformer else (4 / 13, 9 / 13)
+    groups = {}
+    for name, head in zip(layers, heads, strict=True):
+        if name not in trunk:
+            if not transformer or isinstance(modules[name], nn.Linear):
+                groups[name] = "classifier"
+        elif resnet:
+            groups[name] = RESNET_STAGES.get(head, "low")
+        else:
+            # the small term keeps 4 of 13 from becoming 3 by rounding
+            depth = blocks.index(_block(name) if transformer else name) / len(blocks) + 1e-9
+            groups[name] = "low" if depth < first else "mid" if depth < last else "high"
+    return groups
+
+
+def layer_type(name: str, layer: nn.Module, *, first: bool) -> str:
+    """What sort of layer it is: q, k, v, out (attention), mlp, linear; stem, downsample, depthwise, 1x1, 3x3.
+
+    "3x3" stands for every convolution wider than a pixel, "downsample" for one on a shortcut.
+    """
+    leaf = name.rpartition(".")[2]
+    if isinstance(layer, nn.Linear):
+        if leaf in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            return leaf.removesuffix("_proj")
+        return "mlp" if ".mlp." in name else "linear"
+    assert isinstance(layer, nn.Conv2d)
+    if first:
+        return "stem"
+    if "downsample" in name or "shortcut" in name or ".proj." in name:
+        return "downsample"
+    if layer.groups > 1 and layer.groups == layer.in_channels:
+        return "depthwise"
+    return "1x1" if layer.kernel_size == (1, 1) else "3x3"
+
+
+def _block(name: str) -> str:
+    """The encoder layer a layer of a transformer belongs to."""
+    for part in (".self_attention", ".mlp", ".attention", ".attn"):
+        if part in name:
+            return name.partition(part)[0]
+    return name.rpartition(".")[0]

@@ -1,0 +1,355 @@
+"""A network as a list of steps, each a module: what a traced model becomes, and what its compact forms are.
+
+Every operation, also an addition or a reshape, is a module with a name. So one mechanism can attach LRP rules
+to any of them (forward hooks), and another can rebuild the list with fewer channels, without either knowing
+how the model's author wrote its forward function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call: the value of slot `output` is `module(*values of the slots in inputs)`."""
+
+    name: str
+    inputs: tuple[int, ...]
+    output: int
+
+
+class Network(nn.Module):
+    """Runs steps in order and forgets each value after its last use.
+
+    Modules are registered under the steps' names, so `get_submodule("layer1.0.conv1")` and the keys of
+    `state_dict()` are those of the model that was traced.
+    """
+
+    def __init__(self, steps: Sequence[Step], modules: dict[str, nn.Module], result: int) -> None:
+        super().__init__()
+        self.steps = tuple(steps)
+        self.result = result
+        for name in (step.name for step in steps):
+            self._register(name, modules[name])
+        last_use = {slot: index for index, step in enumerate(steps) for slot in step.inputs}
+        self._expired = [
+            tuple(
+                slot
+                for slot in {*step.inputs, step.output}
+                if last_use.get(slot, -1) <= index and slot != result
+            )
+            for index, step in enumerate(steps)
+        ]
+        self._program = [(modules[step.name], step.inputs, step.output) for step in steps]
+
+    def _register(self, name: str, module: nn.Module) -> None:
+        *parents, leaf = name.split(".")
+        owner: nn.Module = self
+        for part in parents:
+            if part not in owner._modules:
+                owner.add_module(part, nn.Module())
+            owner = owner._modules[part]  # type: ignore[assignment]
+        held = owner._modules.get(leaf)
+        if held is not None:  # a container that stands for a name such as "attention" and "attention.softmax"
+            module._modules.update(held._modules)
+        owner._modules[leaf] = module
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Logits, shape (batch, classes), of float images, shape (batch, channels, height, width)."""
+        values: dict[int, Any] = {0: input}
+        for (module, inputs, output), expired in zip(self._program, self._expired, strict=True):
+            values[output] = module(*[values[slot] for slot in inputs])
+            for slot in expired:
+                values.pop(slot, None)
+        return values[self.result]
+
+    def modules_by_step(self) -> dict[str, nn.Module]:
+        """The module of each step, by its name."""
+        return {step.name: module for step, (module, _, _) in zip(self.steps, self._program, strict=True)}
+
+
+def clone(module: nn.Module, **changes: Any) -> nn.Module:
+    """A copy that shares the module's tensors, except those given; hooks are not copied.
+
+    Cheaper than building a new module: no initialisation of weights that would be overwritten.
+    """
+    new = module.__class__.__new__(module.__class__)
+    nn.Module.__init__(new)
+    fresh = {key: value for key, value in new.__dict__.items() if "hooks" in key}
+    new.__dict__.update(module.__dict__)
+    new.__dict__.update(fresh)
+    for registry in ("_parameters", "_buffers", "_modules"):
+        new.__dict__[registry] = dict(module.__dict__[registry])
+    for key, value in changes.items():
+        if key in new._parameters:
+            new._parameters[key] = None if value is None else nn.Parameter(value, requires_grad=False)
+        elif key in new._buffers:
+            new._buffers[key] = value
+        else:
+            setattr(new, key, value)
+    return new
+
+
+class Constant(nn.Module):
+    """A parameter or buffer that the forward function reads by itself, such as a position embedding."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("value", value)
+
+    def forward(self) -> Tensor:
+        return self.value  # type: ignore[return-value]
+
+
+class Call(nn.Module):
+    """A function with some arguments fixed; `Slot(i)` in its arguments stands for the i-th input."""
+
+    @dataclass(frozen=True)
+    class Slot:
+        index: int
+
+    def __init__(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> None:
+        super().__init__()
+        self.function = function
+        self.args = args
+        self.kwargs = kwargs
+
+    def forward(self, *inputs: Any) -> Any:
+        def fill(argument: Any) -> Any:
+            if isinstance(argument, Call.Slot):
+                return inputs[argument.index]
+            if isinstance(argument, (tuple, list)):
+                return type(argument)(fill(item) for item in argument)
+            if isinstance(argument, slice):
+                return slice(fill(argument.start), fill(argument.stop), fill(argument.step))
+            return argument
+
+        return self.function(
+            *(fill(item) for item in self.args), **{key: fill(item) for key, item in self.kwargs.items()}
+        )
+
+    def extra_repr(self) -> str:
+        return getattr(self.function, "__name__", str(self.function))
+
+
+class Add(nn.Module):
+    """Sum of two activations (a residual connection); broadcasts."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+
+class Multiply(nn.Module):
+    """Product of two activations (a gate, as in squeeze-and-excitation); broadcasts."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a * b
+
+
+class Affine(nn.Module):
+    """Elementwise `scale * x + shift` with constants: relevance passes it as it passes an activation."""
+
+    def __init__(self, scale: Tensor | float = 1.0, shift: Tensor | float = 0.0) -> None:
+        super().__init__()
+        for name, value in (("scale", scale), ("shift", shift)):
+            if isinstance(value, Tensor):
+                self.register_buffer(name, value)
+            else:
+                setattr(self, name, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.shift  # type: ignore[operator]
+
+
+class Activation(nn.Module):
+    """An elementwise function that the model called as a function (`torch.relu`, `F.silu`, ...)."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], zero_preserving: bool) -> None:
+        super().__init__()
+        self.function = function
+        self.zero_preserving = zero_preserving
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+    def extra_repr(self) -> str:
+        return getattr(self.function, "__name__", str(self.function))
+
+
+class Mean(nn.Module):
+    """Mean over dimensions, most often the spatial ones: average pooling by another name."""
+
+    def __init__(self, dims: tuple[int, ...], keepdim: bool) -> None:
+        super().__init__()
+        self.dims = dims
+        self.keepdim = keepdim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(self.dims, keepdim=self.keepdim)
+
+
+class Concat(nn.Module):
+    """Concatenation along one dimension."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return torch.cat(inputs, self.dim)
+
+
+class Permute(nn.Module):
+    """Reordering of dimensions."""
+
+    def __init__(self, dims: tuple[int, ...]) -> None:
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(self.dims)
+
+
+class SplitHeads(nn.Module):
+    """(batch, tokens, heads * width) to (batch, heads, tokens, width)."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        return x.view(batch, tokens, self.heads, -1).transpose(1, 2)
+
+
+class QueryKey(nn.Module):
+    """Scaled product of queries and keys: logits of attention, shape (batch, heads, tokens, tokens)."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        return (query @ key.transpose(-2, -1)) * self.scale
+
+
+class HeadSoftmax(nn.Module):
+    """Softmax over keys; its output's heads are the units "heads". `kept` zeroes those that are pruned."""
+
+    kept: Tensor | None
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.register_buffer("kept", None)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        probabilities = logits.softmax(-1)
+        return probabilities if self.kept is None else probabilities * self.kept.view(-1, 1, 1)
+
+
+class AttentionValue(nn.Module):
+    """Attention-weighted sum of values, shape (batch, heads, tokens, width)."""
+
+    def forward(self, attention: Tensor, value: Tensor) -> Tensor:
+        return attention @ value
+
+
+class MergeHeads(nn.Module):
+    """(batch, heads, tokens, width) to (batch, tokens, heads * width)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2).flatten(2)
+
+
+class NoFeatures(nn.Module):
+    """(batch, tokens, width) to (batch, tokens, 0): what is left of attention when no head is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[..., :0]
+
+
+class Realign(nn.Module):
+    """Channels from one set of live indices to another: some dropped, missing ones filled with zeros.
+
+    source: position in the input of each output channel, or -1 for zeros; shape (channels out,).
+    """
+
+    def __init__(self, dim: int, source: Tensor) -> None:
+        super().__init__()
+        self.dim = dim
+        present = source >= 0
+        self.size = len(source)
+        self.register_buffer("source", source[present])
+        self.register_buffer("target", None if bool(present.all()) else present.nonzero().flatten())
+
+    def forward(self, x: Tensor) -> Tensor:
+        dim = self.dim % x.dim()
+        if self.target is None:
+            return x.index_select(dim, self.source)  # type: ignore[arg-type]
+        shape = [*x.shape[:dim], self.size, *x.shape[dim + 1 :]]
+        result = x.new_zeros(shape)
+        if dim == 1 and x.dim() == 4:
+            result = result.contiguous(memory_format=_memory_format(x))
+        return result.index_copy_(dim, self.target, x.index_select(dim, self.source))  # type: ignore[arg-type]
+
+
+class ScatterAdd(nn.Module):
+    """Sum of two activations whose live channels differ.
+
+    size: channels out. first, second: where each input's channels go, shape (channels of that input,), or
+    None when they fill the output.
+    """
+
+    def __init__(self, dim: int, size: int, first: Tensor | None, second: Tensor | None) -> None:
+        super().__init__()
+        self.dim = dim
+        self.size = size
+        self.register_buffer("first", first)
+        self.register_buffer("second", second)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        dim = self.dim % a.dim()
+        if self.first is None:
+            return a.index_add(dim, self.second, b)  # type: ignore[arg-type]
+        if self.second is None:
+            return b.index_add(dim, self.first, a)  # type: ignore[arg-type]
+        result = a.new_zeros([*a.shape[:dim], self.size, *a.shape[dim + 1 :]])
+        if dim == 1 and a.dim() == 4:
+            result = result.contiguous(memory_format=_memory_format(a))
+        return result.index_copy_(dim, self.first, a).index_add_(dim, self.second, b)  # type: ignore[arg-type]
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+# Elementwise functions a model may call, and whether a zero stays a zero: then a pruned channel stays pruned.
+ELEMENTWISE: dict[Any, bool] = {
+    **dict.fromkeys((torch.relu, torch.relu_, F.relu, F.relu_, F.relu6, F.leaky_relu, F.elu, F.celu), True),
+    **dict.fromkeys((F.gelu, F.silu, F.mish, F.hardswish, torch.tanh, F.tanh, F.softsign, F.selu), True),
+    **dict.fromkeys((torch.sigmoid, F.sigmoid, F.hardsigmoid, F.softplus), False),
+}
+ELEMENTWISE_METHODS: dict[str, bool] = {"relu": True, "relu_": True, "tanh": True, "sigmoid": False}
+ACTIVATION_MODULES: dict[type[nn.Module], bool] = {
+    **dict.fromkeys((nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU), True),
+    **dict.fromkeys((nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Tanh, nn.Softsign), True),
+    **dict.fromkeys((nn.Sigmoid, nn.Hardsigmoid, nn.Softplus, nn.PReLU), False),
+}
+
+
+def zero_preserving(module: nn.Module) -> bool | None:
+    """Whether an elementwise module maps zero to zero; None for a module that is not elementwise."""
+    if isinstance(module, Activation):
+        return module.zero_preserving
+    if isinstance(module, Affine):
+        return not isinstance(module.shift, Tensor) and module.shift == 0
+    return ACTIVATION_MODULES.get(type(module))
