@@ -1,10 +1,12 @@
 """LRP rules, composites and the relevance of units."""
 
 from .composites import FORMAT, GROUPS, Composite, CompositeError, RuleSpec, load_composite
+from .criteria import CRITERIA, collect_scores
 from .relevance import collect_relevance, normalize
 from .rules import RULES
 
 __all__ = [
+    "CRITERIA",
     "FORMAT",
     "GROUPS",
     "RULES",
@@ -12,6 +14,7 @@ __all__ = [
     "CompositeError",
     "RuleSpec",
     "collect_relevance",
+    "collect_scores",
     "load_composite",
     "normalize",
 ]

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from zennit.core import Hook, stabilize
+from zennit.core import Hook
 
-from .rules import STABILIZER, Rule
+from .rules import Rule, stabilize
 
 Tensors = tuple[Tensor | None, ...]
 
@@ -25,7 +25,7 @@ class UniformQueryKey(Rule):
 
     def propagate(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor) -> Tensors:
         query, key = inputs
-        gradient = relevance / stabilize(2 * output, STABILIZER) * module.scale  # type: ignore[operator]
+        gradient = relevance / stabilize(2 * output) * module.scale  # type: ignore[operator]
         return query * (gradient @ key), key * (gradient.transpose(-2, -1) @ query)
 
 
@@ -36,7 +36,7 @@ class UniformAttentionValue(Rule):
 
     def propagate(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor) -> Tensors:
         attention, value = inputs
-        gradient = relevance / stabilize(self.share * output, STABILIZER)
+        gradient = relevance / stabilize(self.share * output)
         return (
             attention * (gradient @ value.transpose(-2, -1)),
             value * (attention.transpose(-2, -1) @ gradient),
@@ -86,7 +86,7 @@ class ZPlusSoftmax(Rule):
         if self.bias:
             mean = (x * output).sum(-1, keepdim=True)
             denominator = denominator + (output * (1 - x + mean)).clamp(min=0)
-        shared = output * relevance / stabilize(denominator, STABILIZER)
+        shared = output * relevance / stabilize(denominator)
         return (others * (shared.sum(-1, keepdim=True) - shared) + itself * shared,)
 
 
@@ -113,7 +113,7 @@ class LayerNormEpsilon(Rule):
         (x,) = inputs
         dims = tuple(range(-len(module.normalized_shape), 0))
         std = (x.var(dims, correction=0, keepdim=True) + module.eps).sqrt()
-        gradient = relevance / stabilize(output, STABILIZER)
+        gradient = relevance / stabilize(output)
         if module.weight is not None:
             gradient = gradient * module.weight
         gradient = gradient / std

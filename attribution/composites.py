@@ -52,7 +52,7 @@ class RuleSpec:
         """
         entries = _mapping(data, path)
         name = entries.get("rule")
-        if name not in RULES:
+        if not isinstance(name, str) or name not in RULES:
             raise CompositeError(f"{path}.rule: unknown rule {name!r}; choose from {', '.join(RULES)}")
         known = RULES[name].parameters
         allowed = ("rule", *known, *(("beta",) if name == "alpha_beta" else ()))
@@ -63,15 +63,13 @@ class RuleSpec:
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise CompositeError(f"{path}.{key}: must be a number, not {value!r}")
             if not parameter.low <= value <= parameter.high:
-                raise CompositeError(
-                    f"{path}.{key}: must be in [{parameter.low:g}, {parameter.high:g}], not {value!r}"
-                )
+                raise CompositeError(f"{path}.{key}: must be in [{parameter.low:g}, {parameter.high:g}], not {value!r}")
             parameters[key] = float(value)
         if "beta" in entries:
             beta = entries["beta"]
             if isinstance(beta, bool) or not isinstance(beta, (int, float)):
                 raise CompositeError(f"{path}.beta: must be a number, not {beta!r}")
-            if abs(beta - (parameters["alpha"] - 1)) > 1e-9:
+            if not abs(beta - (parameters["alpha"] - 1)) <= 1e-9:  # also NaN
                 raise CompositeError(f"{path}.beta: must be alpha - 1 = {parameters['alpha'] - 1:g}, not {beta!r}")
         return cls(name, parameters)
 
@@ -97,6 +95,7 @@ class Composite:
     everywhere else (see `rules.LinearRule.parts`).
     aggregation: "abs" sums absolute relevance over samples, "signed" signed relevance.
     normalization: within a layer, before layers are ranked together: "none", "l1", "l2" or "max".
+    balance: where neurons are ranked together with filters or heads, how much more the mean neuron counts.
     """
 
     groups: Mapping[str, RuleSpec]
@@ -105,6 +104,7 @@ class Composite:
     bias: str = "whole"
     aggregation: str = "abs"
     normalization: str = "none"
+    balance: float = 1.0
 
     @classmethod
     def uniform(cls, spec: RuleSpec, groups: Iterable[str] = GROUPS, **options: Any) -> Composite:
@@ -127,6 +127,9 @@ class Composite:
             not isinstance(units, str) or any(kind not in UNIT_KINDS for kind in units.split("+"))
         ):
             raise CompositeError(f"units: unknown units {units!r}; choose from {', '.join(UNIT_KINDS)}")
+        if "model" in entries and not isinstance(entries["model"], str):
+            raise CompositeError(f"model: must be a name, not {entries['model']!r}")
+        _mapping(entries.get("result", {}), "result")
         groups = {}
         for key, value in _mapping(entries.get("groups", {}), "groups").items():
             group, _, kind = key.partition(".")
@@ -142,7 +145,7 @@ class Composite:
         attention = _mapping(entries.get("attention", {}), "attention")
         _refuse_unknown(attention, ("softmax", "bias"), "attention")
         ranking = _mapping(entries.get("ranking", {}), "ranking")
-        _refuse_unknown(ranking, ("aggregation", "normalization"), "ranking")
+        _refuse_unknown(ranking, ("aggregation", "normalization", "balance"), "ranking")
         pruning = _mapping(entries.get("pruning", {}), "pruning")
         _refuse_unknown(pruning, ("schedule", "repair"), "pruning")
         return cls(
@@ -152,16 +155,20 @@ class Composite:
             bias=_choice(attention, "bias", BIASES, "whole", "attention"),  # type: ignore[arg-type]
             aggregation=_choice(ranking, "aggregation", AGGREGATIONS, "abs", "ranking"),  # type: ignore[arg-type]
             normalization=_choice(ranking, "normalization", NORMALIZATIONS, "none", "ranking"),  # type: ignore
+            balance=_number(ranking.get("balance", 1.0), 1e-6, 1e6, "ranking.balance"),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form: `groups`, `ranking`, and `attention` and `layers` where they say something."""
         data: dict[str, Any] = {"groups": {key: spec.to_dict() for key, spec in self.groups.items()}}
-        if self.softmax is not None:
-            data["attention"] = {"softmax": self.softmax}
-            if self.bias != "whole":
-                data["attention"]["bias"] = self.bias
+        attention = {} if self.softmax is None else {"softmax": self.softmax}
+        if self.bias != "whole":
+            attention["bias"] = self.bias
+        if attention:
+            data["attention"] = attention
         data["ranking"] = {"aggregation": self.aggregation, "normalization": self.normalization}
+        if self.balance != 1:
+            data["ranking"]["balance"] = self.balance
         if self.layers:
             data["layers"] = {name: spec.to_dict() for name, spec in self.layers.items()}
         return data
@@ -253,9 +260,9 @@ def load_composite(source: str | Path | Mapping[str, Any]) -> Composite:
     """
     if isinstance(source, Mapping):
         return Composite.from_dict(source)
-    text = Path(source).read_text(encoding="utf-8")
+    raw = Path(source).read_bytes()
     try:
-        data = json.loads(text, parse_constant=_refuse_constant)
+        data = json.loads(raw.decode(), parse_constant=_refuse_constant)
     except ValueError as error:
         raise CompositeError(f"{source}: not a JSON document: {error}") from error
     return Composite.from_dict(data)
@@ -268,6 +275,9 @@ def _refuse_constant(name: str) -> float:
 def _mapping(data: Any, path: str) -> Mapping[str, Any]:
     if not isinstance(data, Mapping):
         raise CompositeError(f"{path}: must be an object, not {type(data).__name__}")
+    for key in data:
+        if not isinstance(key, str):
+            raise CompositeError(f"{path}: keys must be strings, not {key!r}")
     return data
 
 
@@ -278,8 +288,18 @@ def _refuse_unknown(entries: Mapping[str, Any], allowed: Iterable[str], path: st
             raise CompositeError(f"{where}: unknown key; choose from {', '.join(allowed)}")
 
 
+def _number(value: Any, low: float, high: float, path: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise CompositeError(f"{path}: must be a number, not {value!r}")
+    if not low <= value <= high:
+        raise CompositeError(f"{path}: must be in [{low:g}, {high:g}], not {value!r}")
+    return float(value)
+
+
 def _choice(entries: Mapping[str, Any], key: str, allowed: tuple[str, ...], default: Any, path: str) -> str | None:
-    value = entries.get(key, default)
-    if value is not None and value not in allowed:
+    if key not in entries:
+        return default
+    value = entries[key]
+    if value not in allowed:
         raise CompositeError(f"{path}.{key}: unknown {value!r}; choose from {', '.join(allowed)}")
     return value

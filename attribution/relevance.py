@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,20 +44,62 @@ def collect_relevance(
         ValueError: no such units in the model, or no samples.
     """
     graph = trace(model)
+    check_samples(inputs, targets)
+    if not isinstance(composite, Composite):
+        with composite.context(graph.network):
+            return scores_of(graph, units, inputs, targets, batch_size, relevance_score, input_gradient=True)
+    with composite.zennit(graph, reference=reference).context(graph.network):
+        totals = scores_of(
+            graph,
+            units,
+            inputs,
+            targets,
+            batch_size,
+            relevance_score,
+            signed=composite.aggregation == "signed",
+            input_gradient=reference,
+        )
+    return balance(normalize(totals, composite.normalization), graph.kinds, composite.balance)
+
+
+def check_samples(inputs: Batches, targets: Tensor) -> None:
+    """Raises ValueError unless there are samples, and a target for each."""
     if len(inputs) == 0 or len(inputs) != len(targets):
         raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets: need the same number, at least one")
-    signed = isinstance(composite, Composite) and composite.aggregation == "signed"
-    hooks = composite.zennit(graph, reference=reference) if isinstance(composite, Composite) else composite
+
+
+Score = Callable[[Tensor, Tensor], Tensor]
+
+
+def relevance_score(output: Tensor, gradient: Tensor) -> Tensor:
+    """What reaches a unit's output in the backward pass: under a composite, its relevance."""
+    return gradient
+
+
+def scores_of(
+    graph: Graph,
+    units: str | None,
+    inputs: Batches,
+    targets: Tensor,
+    batch_size: int,
+    score: Score,
+    *,
+    signed: bool = False,
+    input_gradient: bool = False,
+) -> dict[str, Tensor]:
+    """Sums over samples of a score of each unit, from a backward pass that starts at the target logits.
+
+    score: from a unit layer's output and the gradient there, a tensor of their shape; it is reduced as the
+    definitions say. input_gradient: let gradients flow down to the images, which zennit's own hooks need.
+    """
     totals: dict[str, Tensor] = {}
-    with hooks.context(graph.network), _recorded(graph, units, totals, signed), torch.enable_grad():
+    with _recorded(graph, units, totals, score, signed), torch.enable_grad():
         for start in range(0, len(targets), batch_size):
-            batch = inputs[start : start + batch_size]
-            if reference or not isinstance(composite, Composite):
-                batch = batch.detach().requires_grad_()  # zennit's hooks attach only where this is so
+            batch = inputs[start : start + batch_size].detach()
+            if input_gradient:
+                batch.requires_grad_()
             logits = graph.network(batch)
             logits.backward(one_hot(targets[start : start + batch_size], logits))
-    if isinstance(composite, Composite):
-        return normalize(totals, composite.normalization)
     return totals
 
 
@@ -67,20 +109,22 @@ def one_hot(targets: Tensor, logits: Tensor) -> Tensor:
 
 
 @contextmanager
-def _recorded(graph: Graph, units: str | None, totals: dict[str, Tensor], signed: bool) -> Any:
-    """Sums, in `totals`, the relevance that reaches each unit while the context is open."""
+def _recorded(graph: Graph, units: str | None, totals: dict[str, Tensor], score: Score, signed: bool) -> Iterator[None]:
+    """Sums, in `totals`, the score of each unit in every backward pass while the context is open."""
     modules = graph.network.modules_by_step()
     like = next(graph.network.parameters())
     handles = []
 
-    def record(name: str, kind: str) -> Any:
-        def on_relevance(relevance: Tensor) -> None:
-            totals[name] += per_unit(relevance.detach(), kind, signed)
-
+    def record(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def on_forward(module: nn.Module, args: Any, output: Tensor) -> None:
-            if not output.requires_grad:  # the first layer of all: relevance need not go below it
+            if not output.requires_grad:  # the first layer of all: gradients need not go below it
                 output.requires_grad_()
-            output.register_hook(on_relevance)
+            value = output.detach()
+
+            def on_backward(gradient: Tensor) -> None:
+                totals[name] += per_unit(score(value, gradient.detach()), graph.kinds[name], signed)
+
+            output.register_hook(on_backward)
 
         return on_forward
 
@@ -88,7 +132,7 @@ def _recorded(graph: Graph, units: str | None, totals: dict[str, Tensor], signed
         totals[name] = like.new_zeros(size)
         # a layer with nothing left, or that nothing reads any more, has no relevance to give
         if size and name in modules:
-            handles.append(modules[name].register_forward_hook(record(name, graph.kinds[name])))
+            handles.append(modules[name].register_forward_hook(record(name)))
     try:
         yield
     finally:
@@ -123,3 +167,20 @@ def normalize(relevance: Mapping[str, Tensor], how: str) -> dict[str, Tensor]:
         else values
         for name, values in relevance.items()
     }
+
+
+def balance(relevance: Mapping[str, Tensor], kinds: Mapping[str, str], factor: float) -> dict[str, Tensor]:
+    """Makes units of several kinds comparable in one ranking; one kind alone stays as it is.
+
+    Each kind is divided by the mean of its absolute values, so that none drowns the other; then neurons count
+    `factor` times.
+    """
+    present = {kinds[name] for name in relevance}
+    if len(present) < 2:
+        return dict(relevance)
+    scale = {}
+    for kind in present:
+        values = torch.cat([value.abs() for name, value in relevance.items() if kinds[name] == kind])
+        mean = values.mean().clamp(min=torch.finfo(values.dtype).tiny)
+        scale[kind] = (factor if kind == "neurons" else 1.0) / mean
+    return {name: value * scale[kinds[name]] for name, value in relevance.items()}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..pruning.graph import Graph
+from ..pruning import Graph, Repair, Schedule
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Task:
     """Prepared once per study, shared by all its trials.
 
     units: the kind of units (see `Graph.units`). rates: pruning rates, ascending. batch_size: samples a pass.
+    schedule: when relevance is recomputed. repair: what is done to a pruned network before it is used.
     logits: the logits that compete for the top-1 prediction (domain restriction), or None for all.
     """
 
@@ -59,6 +60,8 @@ class Task:
     rates: tuple[float, ...]
     logits: Tensor | None
     batch_size: int
+    schedule: Schedule = field(default_factory=Schedule)
+    repair: Repair | None = None
     # What trials share, so that nothing is measured twice: curves by samples and ranking, unpruned accuracies.
     curves: dict[int, dict[str, list[float]]] = field(default_factory=dict, compare=False, repr=False)
-    unpruned: dict[tuple[str, int], float] = field(default_factory=dict, compare=False, repr=False)
+    unpruned: dict[int, float] = field(default_factory=dict, compare=False, repr=False)

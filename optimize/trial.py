@@ -1,19 +1,27 @@
-"""One trial: what a composite does to the task. Relevance, ranking, nested masks, accuracy curve, area."""
+"""One trial: what a composite does to the task. Relevance, ranking, nested masks, accuracy curve, area.
+
+With a schedule in steps a trial is a loop: relevance on the network as pruned and repaired so far, ranking of
+what is left, cut, repair.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..attribution import Composite, collect_relevance
-from ..pruning import Ranking, accuracy, auc, compact, rank
+from ..attribution import Composite, collect_relevance, collect_scores
+from ..pruning import Graph, Plan, accuracy, auc
 from .task import Samples, Task
 
-Criterion = Callable[[Task], dict[str, Tensor]]
+
+@dataclass(frozen=True)
+class Baseline:
+    """A criterion other than LRP (`attribution.CRITERIA`), as a trial may be given one. seed: of "random"."""
+
+    criterion: str
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -21,8 +29,8 @@ class Evaluation:
     """What a trial measured.
 
     accuracy: top-1, one for each of the task's rates. auc: area under it, in [0, 1]. seconds: wall time of
-    "relevance" and of "evaluation". ranking_hash: two trials share it exactly when they prune the same units
-    at every rate.
+    "relevance" (all steps, with their repairs) and of "evaluation". ranking_hash: two trials of a task share
+    it exactly when they prune the same units at every rate.
     """
 
     accuracy: list[float]
@@ -31,8 +39,8 @@ class Evaluation:
     ranking_hash: str
 
 
-def evaluate(task: Task, composite: Composite | Criterion, samples: Samples | None = None) -> Evaluation:
-    """The accuracy curve of a composite (or of any other criterion of relevance) on the search samples.
+def evaluate(task: Task, method: Composite | Baseline, samples: Samples | None = None) -> Evaluation:
+    """The accuracy curve of a composite (or of a baseline) on the search samples.
 
     samples: measure on these instead, for example the holdout.
 
@@ -42,11 +50,10 @@ def evaluate(task: Task, composite: Composite | Criterion, samples: Samples | No
     """
     samples = task.search if samples is None else samples
     start = time.perf_counter()
-    relevance = composite(task) if callable(composite) else relevance_of(task, composite)
-    ranking = rank(relevance)
-    digest = ranking.digest(task.rates)
+    plan = plan_of(task, method)
+    digest = plan.ranking.digest(task.rates)
     ranked = time.perf_counter()
-    curve = curve_of(task, ranking, digest, samples)
+    curve = curve_of(task, plan, digest, samples)
     done = time.perf_counter()
     return Evaluation(
         accuracy=curve,
@@ -56,31 +63,42 @@ def evaluate(task: Task, composite: Composite | Criterion, samples: Samples | No
     )
 
 
-def relevance_of(task: Task, composite: Composite) -> dict[str, Tensor]:
-    """Relevance of the task's units over its reference samples, shape (units,) by layer."""
+def plan_of(task: Task, method: Composite | Baseline) -> Plan:
+    """The order in which the method lets units go, from the reference samples."""
+    return Plan.make(task.graph, lambda graph: scores(task, method, graph), task.schedule, task.repair, task.rates[-1])
+
+
+def scores(task: Task, method: Composite | Baseline, graph: Graph) -> dict[str, Tensor]:
+    """Unit scores, shape (units,) by layer, on a graph of the task: the whole one or a compact form."""
     reference = task.reference
-    return collect_relevance(
-        task.graph, composite, reference.inputs, reference.targets, task.units, batch_size=task.batch_size
-    )
+    if isinstance(method, Baseline):
+        return collect_scores(
+            graph,
+            method.criterion,
+            reference.inputs,
+            reference.targets,
+            task.units,
+            batch_size=task.batch_size,
+            seed=method.seed,
+        )
+    return collect_relevance(graph, method, reference.inputs, reference.targets, task.units, batch_size=task.batch_size)
 
 
-def curve_of(task: Task, ranking: Ranking, digest: str, samples: Samples) -> list[float]:
-    """The accuracy curve of a ranking; one that was measured before is not measured again."""
+def curve_of(task: Task, plan: Plan, digest: str, samples: Samples) -> list[float]:
+    """The accuracy curve of a plan; one that was measured before is not measured again."""
     known = task.curves.setdefault(id(samples), {})
     if digest not in known:
-        known[digest] = [_accuracy_at(task, ranking, rate, samples) for rate in task.rates]
+        known[digest] = [
+            _accuracy(task, graph.network, samples)
+            for _, _, graph in plan.networks(task.graph, task.rates, task.repair)
+        ]
     return list(known[digest])
 
 
-def _accuracy_at(task: Task, ranking: Ranking, rate: float, samples: Samples) -> float:
-    masks = ranking.masks(rate)
-    if all(bool(torch.all(mask)) for mask in masks.values()):  # the unpruned network, the same in every trial
-        key = ("unpruned", id(samples))
-        if key not in task.unpruned:
-            task.unpruned[key] = _accuracy(task, task.graph.network, samples)
-        return task.unpruned[key]
-    return _accuracy(task, compact(task.graph, masks).network, samples)
-
-
-def _accuracy(task: Task, network: torch.nn.Module, samples: Samples) -> float:
-    return accuracy(network, samples.inputs, samples.targets, logits=task.logits, batch_size=task.batch_size)
+def _accuracy(task: Task, network: nn.Module, samples: Samples) -> float:
+    if network is task.graph.network and id(samples) in task.unpruned:  # the same in every trial
+        return task.unpruned[id(samples)]
+    value = accuracy(network, samples.inputs, samples.targets, logits=task.logits, batch_size=task.batch_size)
+    if network is task.graph.network:
+        task.unpruned[id(samples)] = value
+    return value

@@ -5,14 +5,20 @@ from .curve import DEFAULT_RATES, Batches, accuracy, accuracy_curve, auc, correc
 from .graph import Graph, TraceError, trace
 from .masks import Masks, Ranking, nested, prune_masks, rank
 from .network import Network
+from .repair import REPAIRS, Repair, make_repair
+from .schedule import Plan, Schedule, pruned
 
 __all__ = [
     "DEFAULT_RATES",
+    "REPAIRS",
     "Batches",
     "Graph",
     "Masks",
     "Network",
+    "Plan",
     "Ranking",
+    "Repair",
+    "Schedule",
     "TraceError",
     "accuracy",
     "accuracy_curve",
@@ -20,10 +26,12 @@ __all__ = [
     "compact",
     "compact_model",
     "correct",
+    "make_repair",
     "masked_model",
     "masks_curve",
     "nested",
     "prune_masks",
+    "pruned",
     "rank",
     "sparsity_at",
     "trace",

@@ -68,9 +68,7 @@ def check_masks(graph: Graph, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         raise ValueError(f"mask for {unknown[0]!r}, which is not a prunable layer of the model")
     for name, kept in masks.items():
         if kept.shape != (graph.sizes[name],):
-            raise ValueError(
-                f"mask for {name} has shape {tuple(kept.shape)}; the layer has {graph.sizes[name]} units"
-            )
+            raise ValueError(f"mask for {name} has shape {tuple(kept.shape)}; the layer has {graph.sizes[name]} units")
     device = graph.device
     return {name: masks[name].to(device=device, dtype=torch.bool) for name in graph.sizes if name in masks}
 
@@ -116,12 +114,14 @@ class _Compactor:
         self.slots: dict[int, int] = {0: 0}  # slot in the graph to slot in the compact network
         self.count = 1
         self.name = ""
+        self.output = 0
+        self.norms = {name: self._norm(name, norm) for name, norm in graph.norms.items()}
         self.attention_outputs = {name.replace(".q_proj", ".out_proj") for name in graph.heads}
 
     def run(self) -> Graph:
         graph = self.graph
         for step, (module, _, _) in zip(graph.network.steps, graph.network._program, strict=True):
-            self.name = step.name
+            self.name, self.output = step.name, step.output
             slot, state = reduce_step(module, self, step.inputs)
             self.slots[step.output], self.states[step.output] = slot, state
         result = self.slots[graph.network.result]
@@ -132,7 +132,7 @@ class _Compactor:
             graph,
             network=network,
             sizes={name: self._left(name) for name in graph.sizes},
-            norms={name: self._norm(name, norm) for name, norm in graph.norms.items()},
+            norms=self.norms,
         )
 
     def _left(self, name: str) -> int:
@@ -168,6 +168,17 @@ class _Compactor:
         if name in self.masks:
             return self.masks[name].nonzero().flatten()
         return torch.arange(size, device=self.device)
+
+    def read_as_runs(self, slot: int) -> bool:
+        """Whether linear layers alone read a flattened value: they know that a channel is a run of features."""
+        network = self.graph.network
+        readers = [(step, entry[0]) for step, entry in zip(network.steps, network._program, strict=True)]
+        return slot != network.result and all(
+            isinstance(module, nn.Linear)
+            or (ops.zero_preserving(module) is True and not _per_channel(module) and self.read_as_runs(step.output))
+            for step, module in readers
+            if slot in step.inputs
+        )
 
     def realign(self, slot: int, state: Channels, wanted: Tensor) -> int:
         """A slot that holds the wanted channels, zeros where they are not live."""
@@ -216,6 +227,9 @@ def reduce_step(module: nn.Module, c: _Compactor, inputs: tuple[int, ...]) -> tu
         slot, state = c.input(inputs[0])
         if keeps and not _per_channel(module):
             return c.emit(module, (slot,)), state
+        if state is not None and not isinstance(module, ops.Affine):  # pruned channels are constants now
+            everything = replace(state, live=torch.arange(state.size, device=c.device))
+            return c.emit(module, (c.expand(slot, state)[0],)), everything
     return c.emit(module, tuple(c.expand(*c.input(slot))[0] for slot in inputs)), None
 
 
@@ -246,9 +260,7 @@ def _(module: nn.Conv2d, c: _Compactor, inputs: tuple[int, ...]) -> tuple[int, S
     return c.emit(reduced, (slot,)), result
 
 
-def _grouped(
-    module: nn.Conv2d, c: _Compactor, slot: int, state: State, kept: Tensor
-) -> tuple[int, State]:
+def _grouped(module: nn.Conv2d, c: _Compactor, slot: int, state: State, kept: Tensor) -> tuple[int, State]:
     """A grouped convolution keeps equal groups: those with no output left go, the others are as wide as the
     widest of them. Depthwise convolutions, where a group is one channel, lose exactly what is pruned."""
     size, groups = module.out_channels, module.groups
@@ -295,6 +307,10 @@ def _grouped(
         in_channels=weight.shape[1] * len(alive),
         out_channels=weight.shape[0],
     )
+    if (norm := c.graph.norms.get(c.name)) is not None:
+        picked = flat_rows.clamp(min=0)
+        gamma, beta = (values[picked].masked_fill(row_pad, 0) for values in (norm.gamma, norm.beta))
+        c.norms[c.name] = Norm(gamma, beta, norm.std[picked], norm.eps)
     slot = c.emit(reduced, (slot,))
     if bool(row_pad.any()):
         slot = c.emit(ops.Realign(1, (~row_pad).nonzero().flatten()), (slot,), "_unpad")
@@ -358,7 +374,8 @@ def _(module: nn.Module, c: _Compactor, inputs: tuple[int, ...]) -> tuple[int, S
 @reduce_step.register
 def _(module: nn.Flatten, c: _Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
     slot, state = c.input(inputs[0])
-    if module.start_dim == 1 and state is not None and state.dim == 1:
+    channels_first = state is not None and state.dim == 1
+    if channels_first and (module.start_dim, module.end_dim) == (1, -1) and c.read_as_runs(c.output):
         return c.emit(module, (slot,)), state
     return c.emit(module, (c.expand(slot, state)[0],)), None
 
@@ -391,8 +408,7 @@ def _(module: ops.Add, c: _Compactor, inputs: tuple[int, ...]) -> tuple[int, Sta
         return c.emit(module, (a, b)), first
     union = torch.cat([first.live, second.live]).unique()
     targets = [
-        None if len(state.live) == len(union) else torch.searchsorted(union, state.live)
-        for state in (first, second)
+        None if len(state.live) == len(union) else torch.searchsorted(union, state.live) for state in (first, second)
     ]
     add = ops.ScatterAdd(first.dim, len(union), *targets)
     return c.emit(add, (a, b)), Channels(first.dim, first.size, union)
@@ -401,11 +417,8 @@ def _(module: ops.Add, c: _Compactor, inputs: tuple[int, ...]) -> tuple[int, Sta
 @reduce_step.register
 def _(module: ops.Multiply, c: _Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
     (a, first), (b, second) = c.input(inputs[0]), c.input(inputs[1])
-    known = [state for state in (first, second) if state is not None]
-    if not known or any((state.dim, state.size) != (known[0].dim, known[0].size) for state in known):
+    if first is None or second is None or (first.dim, first.size) != (second.dim, second.size):
         return c.emit(module, (c.expand(a, first)[0], c.expand(b, second)[0])), None
-    everything = Channels(known[0].dim, known[0].size, torch.arange(known[0].size, device=c.device))
-    first, second = first or everything, second or everything
     shared = first.live[torch.isin(first.live, second.live)]
     a, b = c.realign(a, first, shared), c.realign(b, second, shared)
     return c.emit(module, (a, b)), replace(first, live=shared)

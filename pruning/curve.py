@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .compact import compact
 from .graph import Graph, trace
 from .masks import Masks, nested, rank
-from .network import Network
+from .network import Network, clone
 
 DEFAULT_RATES = tuple(round(0.05 * step, 2) for step in range(20))
 
@@ -64,7 +64,12 @@ def masks_curve(
 
 @torch.inference_mode()
 def accuracy(
-    network: nn.Module, inputs: Batches, targets: Tensor, *, logits: Tensor | None = None, batch_size: int = 128
+    network: nn.Module,
+    inputs: Batches,
+    targets: Tensor,
+    *,
+    logits: Tensor | None = None,
+    batch_size: int = 128,
 ) -> float:
     """Top-1 accuracy in [0, 1]. Arguments as in `accuracy_curve`."""
     right = correct(network, inputs, targets, logits=logits, batch_size=batch_size)
@@ -73,14 +78,20 @@ def accuracy(
 
 @torch.inference_mode()
 def correct(
-    network: nn.Module, inputs: Batches, targets: Tensor, *, logits: Tensor | None = None, batch_size: int = 128
+    network: nn.Module,
+    inputs: Batches,
+    targets: Tensor,
+    *,
+    logits: Tensor | None = None,
+    batch_size: int = 128,
 ) -> Tensor:
     """Whether each sample's prediction is right: bool, shape (n,), on the targets' device."""
     fast = _channels_last(network)
+    network = network if fast is None else fast
     right = []
     for start in range(0, len(targets), batch_size):
         batch = inputs[start : start + batch_size]
-        if fast:
+        if fast is not None:
             batch = batch.contiguous(memory_format=torch.channels_last)
         output = network(batch)
         expected = targets[start : start + batch_size]
@@ -93,16 +104,21 @@ def correct(
     return torch.cat(right)
 
 
-def _channels_last(network: nn.Module) -> bool:
-    """Puts a convolutional network's weights in channels-last order, where the kernels are fastest."""
-    convolutional = any(isinstance(module, nn.Conv2d) for module in network.modules())
-    transformer = any(isinstance(module, nn.LayerNorm) for module in network.modules())
-    if not convolutional or transformer or not isinstance(network, Network):
-        return False
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
-    return True
+def _channels_last(network: nn.Module) -> Network | None:
+    """A convolutional network with its weights in channels-last order, where the kernels are fastest.
+
+    A copy: the graph's weights stay in the order in which relevance is collected, to the last bit.
+    """
+    if not isinstance(network, Network) or any(isinstance(module, nn.LayerNorm) for module in network.modules()):
+        return None
+    modules = network.modules_by_step()
+    convolutions = {name: module for name, module in modules.items() if isinstance(module, nn.Conv2d)}
+    if not convolutions:
+        return None
+    for name, module in convolutions.items():
+        weight = module.weight.contiguous(memory_format=torch.channels_last)
+        modules[name] = clone(module, weight=weight)
+    return Network(network.steps, modules, network.result).eval().requires_grad_(False)
 
 
 def auc(rates: Sequence[float], accuracies: Sequence[float]) -> float:

@@ -123,7 +123,13 @@ def trace(model: nn.Module | Graph) -> Graph:
             graph.erase_node(node)
     builder = _Builder(tracer.root)
     for node in graph.nodes:
-        builder.add(node)
+        try:
+            builder.add(node)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, TraceError):
+                raise
+            problem = f"{type(error).__name__}: {_one_line(error)}"
+            raise TraceError(f"{type(model).__name__} cannot be traced: at {node.name}: {problem}") from error
     return builder.finish()
 
 
@@ -138,7 +144,15 @@ def _one_line(error: BaseException) -> str:
 
 # Functions and methods that only move, pick or count values: relevance follows their gradient.
 ROUTING: set[Any] = {
-    *(torch.reshape, torch.transpose, torch.permute, torch.squeeze, torch.unsqueeze, torch.chunk, torch.split),
+    *(
+        torch.reshape,
+        torch.transpose,
+        torch.permute,
+        torch.squeeze,
+        torch.unsqueeze,
+        torch.chunk,
+        torch.split,
+    ),
     *(operator.getitem, operator.floordiv, operator.mul, operator.add, operator.sub, getattr, F.pad),
     *(torch.max_pool2d, F.max_pool2d, torch.movedim, torch.swapaxes),
 }
@@ -169,6 +183,20 @@ class _Builder:
 
     def add(self, node: fx.Node) -> None:
         getattr(self, f"_{node.op}")(node)
+        if self._in_place(node):  # whoever reads the argument later reads the result
+            before, after = self.slots[node.args[0]], self.slots[node]  # type: ignore[index]
+            self.slots.update({other: after for other, slot in self.slots.items() if slot == before})
+
+    def _in_place(self, node: fx.Node) -> bool:
+        if not node.args or not self._is_tensor(node.args[:1]):
+            return False
+        if node.op == "call_module":
+            return getattr(self.root.get_submodule(str(node.target)), "inplace", False)
+        if node.op == "call_method":
+            return str(node.target).endswith("_")
+        return node.op == "call_function" and (
+            node.target in (operator.iadd, operator.imul, torch.relu_, F.relu_) or bool(node.kwargs.get("inplace"))
+        )
 
     def _placeholder(self, node: fx.Node) -> None:
         if self.slots:
@@ -263,9 +291,17 @@ class _Builder:
             self._emit(node.name, nn.AdaptiveAvgPool2d(size), node.args[:1], node)
         elif name == "avg_pool2d":
             arguments = self._arguments(
-                node, (2, None, 0, False, True), ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
+                node,
+                (2, None, 0, False, True),
+                ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"),
             )
             self._emit(node.name, nn.AvgPool2d(*arguments), node.args[:1], node)
+        elif function in (torch.max_pool2d, F.max_pool2d):
+            kernel, stride, padding, dilation, ceil = self._arguments(
+                node, (2, None, 0, 1, False), ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+            )
+            pool = nn.MaxPool2d(kernel, stride or None, padding, dilation, ceil_mode=ceil)
+            self._emit(node.name, pool, node.args[:1], node)
         elif function in ops.ELEMENTWISE:
             kwargs = {key: value for key, value in node.kwargs.items() if key != "inplace"}
             self._activation(node, function, kwargs)
@@ -278,11 +314,16 @@ class _Builder:
 
     def _activation(self, node: fx.Node, function: Callable, kwargs: dict) -> None:
         keeps = ops.ELEMENTWISE[function]
-        bound = function if not kwargs else _Partial(function, kwargs)
+        function = {torch.relu_: torch.relu, F.relu_: F.relu}.get(function, function)
+        bound = function if not kwargs and not node.args[1:] else _Partial(function, node.args[1:], kwargs)
         self._emit(node.name, ops.Activation(bound, keeps), node.args[:1], node)
 
     def _arithmetic(self, node: fx.Node, kind: str) -> None:
+        if node.kwargs:
+            raise TraceError(f"the model calls {kind} with {', '.join(node.kwargs)}, which no rule covers")
         a, b = node.args[0], node.args[1]
+        if any(isinstance(item, fx.Node) and not self.values[item] for item in (a, b)):
+            raise TraceError(f"the model computes a {kind} of an activation and a size, which no rule covers")
         if isinstance(a, fx.Node) and isinstance(b, fx.Node) and not self._constant(a) and not self._constant(b):
             if kind not in ("add", "mul"):
                 raise TraceError(f"the model computes a {kind} of two activations, which no rule covers")
@@ -328,6 +369,9 @@ class _Builder:
     def _attention(self, node: fx.Node, name: str, module: nn.MultiheadAttention) -> None:
         """Query, key, value and output projections as linear layers of their own, and the steps between."""
         query, key, value = _attention_inputs(node)
+        if name in self.weighted:
+            raise TraceError(f"layer {name} is called more than once: shared weights cannot be pruned")
+        self.weighted.add(name)
         if module.bias_k is not None or module.add_zero_attn or not module.batch_first:
             raise TraceError(f"layer {name}: attention with bias_k, add_zero_attn or batch_first=False")
         if module.in_proj_weight is not None:
@@ -353,8 +397,9 @@ class _Builder:
         if function is operator.getitem and not self.values[node.args[0]]:  # type: ignore[index]
             source = node.args[0]
             if isinstance(source, fx.Node) and source.op == "call_module":  # (output, weights) of attention
-                if node.args[1] == 0:
-                    self._alias(node, source)
+                if node.args[1] != 0:
+                    raise TraceError(f"layer {source.target}: the model uses the attention's weights as a value")
+                self._alias(node, source)
                 return
         inputs: list[fx.Node] = []
 
@@ -536,13 +581,14 @@ class _Builder:
 
 @dataclass(frozen=True)
 class _Partial:
-    """An elementwise function with fixed keyword arguments (the slope of a leaky ReLU)."""
+    """An elementwise function with its other arguments fixed (the slope of a leaky ReLU)."""
 
     function: Callable[..., Tensor]
+    args: tuple
     kwargs: dict
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.function(x, **self.kwargs)
+        return self.function(x, *self.args, **self.kwargs)
 
 
 def _is_shape(node: Any) -> bool:
@@ -585,9 +631,7 @@ def fold(layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm2d) -> tuple[nn.Module,
 RESNET_STAGES = {"layer1": "low", "layer2": "mid", "layer3": "mid", "layer4": "high"}
 
 
-def depth_groups(
-    layers: list[str], modules: Mapping[str, nn.Module], *, transformer: bool = False
-) -> dict[str, str]:
+def depth_groups(layers: list[str], modules: Mapping[str, nn.Module], *, transformer: bool = False) -> dict[str, str]:
     """The depth group of each layer: the paper's split where it names one, its fractions elsewhere.
 
     Hatefi et al., appendix: resnet by stage; vgg16 4, 5 and 4 of its 13 convolutions, linear layers apart;

@@ -40,11 +40,7 @@ class Network(nn.Module):
             self._register(name, modules[name])
         last_use = {slot: index for index, step in enumerate(steps) for slot in step.inputs}
         self._expired = [
-            tuple(
-                slot
-                for slot in {*step.inputs, step.output}
-                if last_use.get(slot, -1) <= index and slot != result
-            )
+            tuple(slot for slot in {*step.inputs, step.output} if last_use.get(slot, -1) <= index and slot != result)
             for index, step in enumerate(steps)
         ]
         self._program = [(modules[step.name], step.inputs, step.output) for step in steps]

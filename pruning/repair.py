@@ -1,0 +1,295 @@
+"""Repair after pruning, without labels and without gradients, from the same few samples.
+
+`batchnorm` re-estimates what BatchNorm would normalise by. `least_squares` gives every layer that reads pruned
+units new weights, in closed form, so that its output is as near as can be to the unpruned network's. Both walk
+through the network once, step by step, all samples abreast: a layer sees what the repaired layers before it
+give.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .curve import Batches
+from .graph import Graph
+from .masks import Masks
+from .network import Network, clone
+
+
+class Repair:
+    """Makes a better network of a compact one."""
+
+    name: str
+
+    @abstractmethod
+    def __call__(self, graph: Graph, small: Graph, masks: Masks) -> Graph:
+        """The repaired form of `small`, the compact form of `graph` under `masks`; neither is changed."""
+
+
+@dataclass
+class BatchNormRepair(Repair):
+    """Means and variances re-estimated over the samples (Hatefi et al. do not; an old remedy after pruning).
+
+    The BatchNorms are folded. A folded layer's output is an affine function of what BatchNorm saw, so the new
+    statistics follow from its output's, and folding again is one scaling of its weights.
+
+    inputs: float images, shape (n, channels, height, width), unlabelled. chunk: samples abreast; the statistics
+    of several chunks are averaged.
+    """
+
+    inputs: Batches
+    chunk: int = 256
+    name = "batchnorm"
+
+    @torch.no_grad()
+    def __call__(self, graph: Graph, small: Graph, masks: Masks) -> Graph:
+        network = small.network
+        modules = dict(network.modules_by_step())
+        norms = dict(small.norms)
+        values: dict[int, list[Any]] = {0: _chunks(self.inputs, self.chunk)}
+        for (module, slots, output), step, expired in zip(
+            network._program, network.steps, network._expired, strict=True
+        ):
+            results = [module(*arguments) for arguments in _abreast(values, slots)]
+            if step.name in norms and isinstance(module, (nn.Conv2d, nn.Linear)):
+                norm = norms[step.name]
+                mean, variance = _moments(results)
+                spread = norm.gamma.square().clamp(min=torch.finfo(mean.dtype).tiny)
+                scale = (variance / spread + norm.eps / norm.std.square()).rsqrt()
+                shape = [-1] + [1] * (results[0].dim() - 2)
+                shift = (norm.beta - mean * scale).view(shape)
+                results = [value.mul_(scale.view(shape)).add_(shift) for value in results]
+                modules[step.name] = _rescaled(module, scale, norm.beta - mean * scale)
+                norms[step.name] = replace(norm, std=norm.std / scale)
+            values[output] = results
+            for slot in expired:
+                values.pop(slot, None)
+        repaired = Network(network.steps, modules, network.result).eval().requires_grad_(False)
+        return replace(small, network=repaired, norms=norms)
+
+
+def _chunks(inputs: Batches, size: int) -> list[Tensor]:
+    return [inputs[start : start + size] for start in range(0, len(inputs), size)]
+
+
+def _abreast(values: Mapping[int, Sequence[Any]], slots: tuple[int, ...]) -> list[tuple[Any, ...]]:
+    """The arguments of a step for each chunk. A step without inputs (a constant) runs once for each."""
+    count = len(next(iter(values.values()))) if values else 1
+    return [tuple(values[slot][index] for slot in slots) for index in range(count)]
+
+
+def _moments(chunks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and (unbiased) variance of each channel over all samples and positions, shape (channels,)."""
+    flat = [value.transpose(0, 1).flatten(1) for value in chunks]
+    if len(flat) == 1:
+        variance, mean = torch.var_mean(flat[0], 1, correction=1 if flat[0].shape[1] > 1 else 0)
+        return mean, variance
+    count = sum(value.shape[1] for value in flat)
+    mean = torch.stack([value.sum(1) for value in flat]).sum(0) / count
+    squares = torch.stack([(value - mean.unsqueeze(1)).square().sum(1) for value in flat]).sum(0)
+    return mean, squares / max(1, count - 1)
+
+
+def _rescaled(module: nn.Module, scale: Tensor, shift: Tensor) -> nn.Module:
+    """The layer whose output is `scale * output + shift` for each channel."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    bias = shift if module.bias is None else module.bias * scale + shift  # type: ignore[operator]
+    return clone(module, weight=weight * scale.view(-1, *[1] * (weight.dim() - 1)), bias=bias)
+
+
+RIDGES = tuple(10.0**power for power in range(-6, 2))  # relative to the mean square of the features
+
+
+@dataclass
+class LeastSquaresRepair(Repair):
+    """Layers that read pruned units refitted by ridge regression on the unpruned network's outputs.
+
+    A row is a sample at a spatial position or token; the features are what the layer reads there (for a
+    convolution the patch). Weights W and bias b minimise `|X W + b - Y|^2 + ridge |W - V|^2`, where Y is the
+    unpruned network's output of that layer and V the layer's own weights, sliced: so with few rows the layer
+    stays what it was. The ridge is the one of `RIDGES` with the least leave-one-out error. Normal equations are
+    summed chunk by chunk, so memory does not grow with the samples' positions.
+
+    inputs: float images, unlabelled. max_features: wider layers are left as they are.
+    """
+
+    inputs: Batches
+    chunk: int = 64
+    max_features: int = 5000
+    max_rows: int = 4096
+    name = "least-squares"
+
+    @torch.no_grad()
+    def __call__(self, graph: Graph, small: Graph, masks: Masks) -> Graph:
+        network = small.network
+        modules = dict(network.modules_by_step())
+        originals = graph.network.modules_by_step()
+        targets = _Targets(graph, self.inputs, self.chunk)
+        values: dict[int, list[Any]] = {0: _chunks(self.inputs, self.chunk)}
+        for (module, slots, output), step, expired in zip(
+            network._program, network.steps, network._expired, strict=True
+        ):
+            arguments = _abreast(values, slots)
+            if self._refits(module, originals.get(step.name)):
+                kept = masks.get(step.name)
+                wanted = targets.at(step.name, kept)
+                modules[step.name] = module = self._refit(module, [values[0] for values in arguments], wanted)
+            values[output] = [module(*item) for item in arguments]
+            for slot in expired:
+                values.pop(slot, None)
+        repaired = Network(network.steps, modules, network.result).eval().requires_grad_(False)
+        return replace(small, network=repaired)
+
+    def _refits(self, module: nn.Module, original: nn.Module | None) -> bool:
+        """Whether a layer lost inputs, and can be refitted: linear or an ungrouped convolution."""
+        if isinstance(module, nn.Linear) and isinstance(original, nn.Linear):
+            features, lost = module.in_features, module.in_features < original.in_features
+        elif isinstance(module, nn.Conv2d) and isinstance(original, nn.Conv2d) and module.groups == 1:
+            features = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
+            lost = module.in_channels < original.in_channels
+        else:
+            return False
+        return lost and 0 < features <= self.max_features
+
+    def _refit(self, module: nn.Module, inputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> nn.Module:
+        weight: Tensor = module.weight  # type: ignore[assignment]
+
+        def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+            for value, goal in zip(inputs, wanted, strict=True):
+                yield _rows(module, value).double(), _goal_rows(module, goal).double()
+
+        if next(pairs())[1].shape[1] != len(weight):  # a layer without units left keeps one channel of zeros
+            return module
+        fitted, bias = ridge(pairs, weight.flatten(1).double(), self.max_rows)
+        return clone(module, weight=fitted.to(weight).view(weight.shape), bias=bias.to(weight))
+
+
+class _Targets:
+    """Outputs of the unpruned network's layers, computed one after the other as they are asked for."""
+
+    def __init__(self, graph: Graph, inputs: Batches, chunk: int) -> None:
+        self.graph = graph
+        self.walk = self._run(_chunks(inputs, chunk))
+
+    def _run(self, chunks: list[Tensor]) -> Any:
+        network = self.graph.network
+        values: dict[int, list[Any]] = {0: chunks}
+        for (module, slots, output), step, expired in zip(
+            network._program, network.steps, network._expired, strict=True
+        ):
+            values[output] = [module(*arguments) for arguments in _abreast(values, slots)]
+            yield step.name, values[output]
+            for slot in expired:
+                values.pop(slot, None)
+
+    def at(self, layer: str, kept: Tensor | None) -> list[Tensor]:
+        """The layer's outputs, of the units that are kept. Layers are asked for in the network's order."""
+        outputs = next(values for name, values in self.walk if name == layer)
+        if kept is None:
+            return outputs
+        dim = 1 if isinstance(self.graph.network.get_submodule(layer), nn.Conv2d) else -1
+        return [value.index_select(dim, kept.nonzero().flatten()) for value in outputs]
+
+
+def _rows(module: nn.Module, value: Tensor) -> Tensor:
+    """What the layer reads at each position: (rows, features)."""
+    if isinstance(module, nn.Conv2d):
+        patches = F.unfold(
+            value,
+            module.kernel_size,
+            dilation=module.dilation,
+            padding=module.padding,  # type: ignore[arg-type]
+            stride=module.stride,
+        )
+        return patches.transpose(1, 2).flatten(0, 1)
+    return value.flatten(0, -2)
+
+
+def _goal_rows(module: nn.Module, value: Tensor) -> Tensor:
+    return value.flatten(2).transpose(1, 2).flatten(0, 1) if isinstance(module, nn.Conv2d) else value.flatten(0, -2)
+
+
+def ridge(
+    pairs: Callable[[], Iterator[tuple[Tensor, Tensor]]], prior: Tensor, max_rows: int = 4096
+) -> tuple[Tensor, Tensor]:
+    """Weights and bias nearest to the goals, shrunk towards a prior.
+
+    pairs: gives, each time anew, chunks of rows (rows, features) and goals (rows, units), float64. prior:
+    (units, features). Returns weights, (units, features), and bias, (units,). The ridge is chosen by the exact
+    leave-one-out error of ridge regression, on at most `max_rows` rows, evenly spaced.
+    """
+    count, sum_x, sum_y = 0, prior.new_zeros(prior.shape[1]), prior.new_zeros(prior.shape[0])
+    for x, y in pairs():
+        count, sum_x, sum_y = count + len(x), sum_x + x.sum(0), sum_y + y.sum(0)
+    mean_x, mean_y = sum_x / count, sum_y / count
+    stride = max(1, -(-count // max_rows))
+    gram = prior.new_zeros(prior.shape[1], prior.shape[1])
+    cross = prior.new_zeros(prior.shape[1], prior.shape[0])
+    sample, left, offset = [], [], 0
+    for x, y in pairs():
+        x = x - mean_x
+        y = y - mean_y - x @ prior.T  # what the prior leaves unexplained
+        gram.addmm_(x.T, x)
+        cross.addmm_(x.T, y)
+        sample.append(x[-offset % stride :: stride])
+        left.append(y[-offset % stride :: stride])
+        offset += len(x)
+    eigenvalues, vectors = torch.linalg.eigh(gram)
+    eigenvalues = eigenvalues.clamp(min=0)
+    rotated = vectors.T @ cross
+    scale = eigenvalues.mean().clamp(min=torch.finfo(torch.float64).tiny)
+    projected, residual = torch.cat(sample) @ vectors, torch.cat(left)
+    best = min(
+        (float(_leave_one_out(projected, residual, eigenvalues, rotated, strength * scale, count)), strength)
+        for strength in RIDGES
+    )[1]
+    change = vectors @ (rotated / (eigenvalues + best * scale).unsqueeze(1))
+    weight = prior + change.T
+    return weight, mean_y - weight @ mean_x
+
+
+def _leave_one_out(
+    projected: Tensor, left: Tensor, eigenvalues: Tensor, rotated: Tensor, strength: Tensor, count: int
+) -> Tensor:
+    """Mean squared error of each row's prediction by the fit without that row (the mean's share included)."""
+    damped = 1 / (eigenvalues + strength)
+    residual = left - projected @ (rotated * damped.unsqueeze(1))
+    leverage = (projected.square() @ damped) + 1 / count
+    return (residual / (1 - leverage).clamp(min=1e-3).unsqueeze(1)).square().mean()
+
+
+@dataclass
+class Chain(Repair):
+    """One repair after the other."""
+
+    parts: Sequence[Repair]
+
+    def __call__(self, graph: Graph, small: Graph, masks: Masks) -> Graph:
+        for part in self.parts:
+            small = part(graph, small, masks)
+        return small
+
+
+REPAIRS = ("none", "batchnorm", "least-squares", "batchnorm+least-squares")
+
+
+def make_repair(name: str, graph: Graph, inputs: Batches) -> Repair | None:
+    """A repair by its name in `REPAIRS`, from these samples.
+
+    Raises:
+        ValueError: unknown name, or a repair of BatchNorm in a network without.
+    """
+    if name not in REPAIRS:
+        raise ValueError(f"repair {name!r}: choose from {', '.join(REPAIRS)}")
+    if "batchnorm" in name and not graph.norms:
+        raise ValueError(f"repair {name}: the model has no BatchNorm to re-estimate; try least-squares")
+    parts = {"none": [], "batchnorm": [BatchNormRepair(inputs)], "least-squares": [LeastSquaresRepair(inputs)]}
+    chain = [repair for part in name.split("+") for repair in parts[part]]
+    return None if not chain else chain[0] if len(chain) == 1 else Chain(chain)
