@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..pruning.curve import Batches
 from ..pruning.graph import Graph
-from .relevance import balance, per_unit, scores_of
+from .relevance import balance, per_unit, scores_of, unit_rows
 
 Scores = dict[str, Tensor]
 
@@ -28,7 +28,7 @@ def magnitude(graph: Graph, inputs: Batches, targets: Tensor, units: str | None,
             parts = [modules.get(part) for part, softmax in graph.heads.items() if softmax == name]
         else:
             parts = [modules.get(name)]
-        weights = [part.weight.view(size, -1) for part in parts if part is not None and size]  # type: ignore
+        weights = [unit_rows(part, part.weight).view(size, -1) for part in parts if part is not None and size]  # type: ignore
         like = next(graph.network.parameters())
         scores[name] = torch.cat(weights, 1).norm(dim=1) if weights else like.new_zeros(size)
     return scores
@@ -69,7 +69,8 @@ def integrated_gradients(
             for name, value in _gradients(graph, layers, batch * (step / INTEGRATION_STEPS), labels).items():
                 sums[name] = sums[name].add_(value) if name in sums else value
         for name, value in sums.items():
-            totals[name] += per_unit(value / INTEGRATION_STEPS, graph.kinds[name], signed=False)
+            values = per_unit(value / INTEGRATION_STEPS, graph.kinds[name], signed=False)
+            totals[name] += unit_rows(modules[name], values)
     return totals
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from zennit.core import Composite as ZennitComposite
 
+from ..pruning.compact import real_rows
 from ..pruning.curve import Batches
 from ..pruning.graph import Graph, trace
 from .composites import Composite
@@ -122,7 +123,9 @@ def _recorded(graph: Graph, units: str | None, totals: dict[str, Tensor], score:
             value = output.detach()
 
             def on_backward(gradient: Tensor) -> None:
-                totals[name] += per_unit(score(value, gradient.detach()), graph.kinds[name], signed)
+                values = per_unit(score(value, gradient.detach()), graph.kinds[name], signed)
+                real = real_rows(module)
+                totals[name] += values if real is None else values[real]
 
             output.register_hook(on_backward)
 
@@ -138,6 +141,12 @@ def _recorded(graph: Graph, units: str | None, totals: dict[str, Tensor], score:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def unit_rows(module: nn.Module, values: Tensor) -> Tensor:
+    """The values that belong to units: a compact grouped convolution has rows of zeros besides."""
+    rows = getattr(module, "unit_rows", None)
+    return values if rows is None else values[rows]
 
 
 def per_unit(relevance: Tensor, kind: str, signed: bool) -> Tensor:

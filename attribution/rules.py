@@ -401,7 +401,7 @@ class ShareScattered(Rule):
         passed = []
         for value, where in zip(inputs, (module.first, module.second), strict=True):
             part = scaled if where is None else scaled.index_select(dim, where)
-            passed.append(value * part)
+            passed.append((value * part).sum_to_size(value.shape))
         return tuple(passed)
 
 

@@ -51,6 +51,12 @@ def masked_model(model: nn.Module | Graph, masks: Mapping[str, Tensor]) -> nn.Mo
             modules[name] = clone(module, kept=kept.to(next(graph.network.parameters())))
         else:
             weight: Tensor = module.weight  # type: ignore[assignment]
+            if len(kept) != len(weight):  # of a compact layer, which may have outputs that are no units
+                real = real_rows(module)
+                filled = kept.new_zeros(len(weight))
+                if real is not None:
+                    filled[real] = kept
+                kept = filled
             shape = [-1] + [1] * (weight.dim() - 1)
             bias = None if module.bias is None else module.bias * kept  # type: ignore[operator]
             modules[name] = clone(module, weight=weight * kept.view(shape), bias=bias)
@@ -96,6 +102,7 @@ class Channels:
 
 
 State = Channels | None
+POOL_TO_SIZE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, ops.Mean)
 
 
 def compact(graph: Graph, masks: Mapping[str, Tensor]) -> Graph:
@@ -112,6 +119,7 @@ class _Compactor:
         self.modules: dict[str, nn.Module] = {}
         self.states: dict[int, State] = {0: None}
         self.slots: dict[int, int] = {0: 0}  # slot in the graph to slot in the compact network
+        self.pooled: set[int] = set()  # slots of the graph whose spatial size a pooling has fixed
         self.count = 1
         self.name = ""
         self.output = 0
@@ -124,6 +132,8 @@ class _Compactor:
             self.name, self.output = step.name, step.output
             slot, state = reduce_step(module, self, step.inputs)
             self.slots[step.output], self.states[step.output] = slot, state
+            if isinstance(module, POOL_TO_SIZE) or (step.inputs and self.pooled.issuperset(step.inputs)):
+                self.pooled.add(step.output)
         result = self.slots[graph.network.result]
         result, _ = self.expand(result, self.states[graph.network.result])
         steps = _needed(self.steps, result)
@@ -242,6 +252,8 @@ def _(module: nn.Conv2d, c: _Compactor, inputs: tuple[int, ...]) -> tuple[int, S
     slot, state = c.input(inputs[0])
     size = module.out_channels
     kept = c.kept(size)
+    if (real := real_rows(module)) is not None and c.name in c.masks:
+        kept = real[kept]
     result = Channels(1, size, kept)
     if result.full and (state is None or state.full):
         return c.emit(module, (slot,)), result
@@ -306,15 +318,30 @@ def _grouped(module: nn.Conv2d, c: _Compactor, slot: int, state: State, kept: Te
         groups=len(alive),
         in_channels=weight.shape[1] * len(alive),
         out_channels=weight.shape[0],
+        real_rows=_real_rows(module, flat_rows, row_pad),
     )
     if (norm := c.graph.norms.get(c.name)) is not None:
         picked = flat_rows.clamp(min=0)
         gamma, beta = (values[picked].masked_fill(row_pad, 0) for values in (norm.gamma, norm.beta))
         c.norms[c.name] = Norm(gamma, beta, norm.std[picked], norm.eps)
+    if bool(row_pad.any()):
+        reduced.unit_rows = (~row_pad).nonzero().flatten()  # type: ignore[assignment]
     slot = c.emit(reduced, (slot,))
     if bool(row_pad.any()):
         slot = c.emit(ops.Realign(1, (~row_pad).nonzero().flatten()), (slot,), "_unpad")
     return slot, Channels(1, size, kept)
+
+
+def real_rows(module: nn.Module) -> Tensor | None:
+    """Which outputs of a compact layer are its units, where it has others to fill up groups; None: all."""
+    rows: Tensor | None = getattr(module, "real_rows", None)
+    return rows if rows is None else rows.to(module.weight.device)  # type: ignore[arg-type]
+
+
+def _real_rows(module: nn.Conv2d, picked: Tensor, padding: Tensor) -> Tensor | None:
+    before = real_rows(module)
+    real = ~padding if before is None else ~padding & torch.isin(picked, before)
+    return None if bool(real.all()) else real.nonzero().flatten()
 
 
 def _by_group(indices: Tensor, width: int, groups: Tensor) -> Tensor:
@@ -400,12 +427,14 @@ def _(module: ops.Permute, c: _Compactor, inputs: tuple[int, ...]) -> tuple[int,
 @reduce_step.register
 def _(module: ops.Add, c: _Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
     (a, first), (b, second) = c.input(inputs[0]), c.input(inputs[1])
-    if first is None or second is None or (first.dim, first.size) != (second.dim, second.size):
+    alike = first is not None and second is not None and (first.dim, first.size) == (second.dim, second.size)
+    if alike and not first.empty and torch.equal(first.live, second.live):
+        return c.emit(module, (a, b)), first
+    broadcasts = (inputs[0] in c.pooled) != (inputs[1] in c.pooled)
+    if not alike or broadcasts:
         return c.emit(module, (c.expand(a, first)[0], c.expand(b, second)[0])), None
     if first.empty or second.empty:  # nothing is added: the branch that ends here goes with it
         return (a, first) if second.empty else (b, second)
-    if torch.equal(first.live, second.live):
-        return c.emit(module, (a, b)), first
     union = torch.cat([first.live, second.live]).unique()
     targets = [
         None if len(state.live) == len(union) else torch.searchsorted(union, state.live) for state in (first, second)

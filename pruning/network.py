@@ -313,6 +313,9 @@ class ScatterAdd(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         dim = self.dim % a.dim()
+        if a.shape[:dim] != b.shape[:dim] or a.shape[dim + 1 :] != b.shape[dim + 1 :]:
+            shape = [max(sizes) for sizes in zip(a.shape, b.shape, strict=True)]
+            a, b = (x.expand(*shape[:dim], x.shape[dim], *shape[dim + 1 :]) for x in (a, b))
         if self.first is None:
             return a.index_add(dim, self.second, b)  # type: ignore[arg-type]
         if self.second is None:

@@ -40,8 +40,7 @@ class BatchNormRepair(Repair):
     The BatchNorms are folded. A folded layer's output is an affine function of what BatchNorm saw, so the new
     statistics follow from its output's, and folding again is one scaling of its weights.
 
-    inputs: float images, shape (n, channels, height, width), unlabelled. chunk: samples abreast; the statistics
-    of several chunks are averaged.
+    inputs: float images, shape (n, channels, height, width), unlabelled. chunk: samples in one call of a layer.
     """
 
     inputs: Batches
@@ -86,15 +85,12 @@ def _abreast(values: Mapping[int, Sequence[Any]], slots: tuple[int, ...]) -> lis
 
 
 def _moments(chunks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and (unbiased) variance of each channel over all samples and positions, shape (channels,)."""
+    """Mean and variance (over n, as BatchNorm normalises) of each channel, shape (channels,)."""
     flat = [value.transpose(0, 1).flatten(1) for value in chunks]
-    if len(flat) == 1:
-        variance, mean = torch.var_mean(flat[0], 1, correction=1 if flat[0].shape[1] > 1 else 0)
-        return mean, variance
     count = sum(value.shape[1] for value in flat)
     mean = torch.stack([value.sum(1) for value in flat]).sum(0) / count
     squares = torch.stack([(value - mean.unsqueeze(1)).square().sum(1) for value in flat]).sum(0)
-    return mean, squares / max(1, count - 1)
+    return mean, squares / count
 
 
 def _rescaled(module: nn.Module, scale: Tensor, shift: Tensor) -> nn.Module:
@@ -104,7 +100,7 @@ def _rescaled(module: nn.Module, scale: Tensor, shift: Tensor) -> nn.Module:
     return clone(module, weight=weight * scale.view(-1, *[1] * (weight.dim() - 1)), bias=bias)
 
 
-RIDGES = tuple(10.0**power for power in range(-6, 2))  # relative to the mean square of the features
+RIDGES = tuple(10.0**power for power in range(-6, 5))  # relative to the mean square of the features
 
 
 @dataclass
@@ -262,7 +258,7 @@ def _leave_one_out(
     damped = 1 / (eigenvalues + strength)
     residual = left - projected @ (rotated * damped.unsqueeze(1))
     leverage = (projected.square() @ damped) + 1 / count
-    return (residual / (1 - leverage).clamp(min=1e-3).unsqueeze(1)).square().mean()
+    return (residual / (1 - leverage).clamp(min=1e-9).unsqueeze(1)).square().mean()
 
 
 @dataclass

@@ -1,0 +1,449 @@
+"""Relevance of units: what it sums, what it leaves alone, and where it can run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+import zennit.rules
+from pxp_optimize.attribution import (
+    GROUPS,
+    RULES,
+    Composite,
+    CompositeError,
+    RuleSpec,
+    collect_relevance,
+    normalize,
+    rules,
+)
+from pxp_optimize.attribution.relevance import balance, per_unit
+from pxp_optimize.pruning import Graph, TraceError, compact, masked_model, trace
+from torch import Tensor, nn
+from zennit.composites import LayerMapComposite, NameMapComposite
+
+SPECS = {
+    "epsilon": RuleSpec("epsilon", {"epsilon": 1e-6}),
+    "large epsilon": RuleSpec("epsilon", {"epsilon": 0.1}),
+    "small gamma": RuleSpec("gamma", {"gamma": 0.01}),
+    "gamma": RuleSpec("gamma", {"gamma": 0.25}),
+    "large gamma": RuleSpec("gamma", {"gamma": 3.0}),
+    "alpha 1": RuleSpec("alpha_beta", {"alpha": 1.0}),
+    "alpha 1.3": RuleSpec("alpha_beta", {"alpha": 1.3}),
+    "alpha 2": RuleSpec("alpha_beta", {"alpha": 2.0}),
+    "alpha 3": RuleSpec("alpha_beta", {"alpha": 3.0}),
+    "zplus": RuleSpec("zplus"),
+}
+DEFAULTS = {
+    name: RuleSpec(name, {key: p.default for key, p in kind.parameters.items()}) for name, kind in RULES.items()
+}
+Samples = tuple[Tensor, Tensor]
+Worst = Callable[..., float]
+
+
+def fitting(graph: Graph, spec: RuleSpec, **options: Any) -> Composite:
+    return Composite.uniform(spec, dict.fromkeys(graph.groups.values()), **options)
+
+
+def keep(outputs: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+    """A forward hook that stores the output under a name."""
+
+    def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+        outputs[name] = output
+
+    return hook
+
+
+@pytest.fixture
+def graph(residual: nn.Module) -> Graph:
+    return trace(residual)
+
+
+# -- against zennit -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_agrees_with_zennits_rules(name: str, graph: Graph, images: Samples, worst: Worst) -> None:
+    composite = fitting(graph, SPECS[name])
+    for units in ("filters", "neurons"):
+        got = collect_relevance(graph, composite, *images, units=units)
+        assert worst(got, collect_relevance(graph, composite, *images, units=units, reference=True)) < 1e-4
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_agrees_with_zennits_rules_in_attention(
+    name: str, vision_transformer: Callable[..., nn.Module], images: Samples, worst: Worst
+) -> None:
+    graph = trace(vision_transformer().double())  # alpha-beta amplifies what single precision rounds
+    inputs, targets = images
+    for bias in ("whole", "split"):
+        composite = fitting(graph, SPECS[name], bias=bias)
+        got = collect_relevance(graph, composite, inputs.double(), targets, units="heads+neurons")
+        expected = collect_relevance(graph, composite, inputs.double(), targets, units="heads+neurons", reference=True)
+        assert worst(got, expected) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["epsilon", "large epsilon", "gamma", "alpha 2", "zplus"])
+def test_agrees_with_zennit_used_alone(name: str, images: Samples, worst: Worst, randomise: Callable) -> None:
+    """A plain stack of layers, zennit's composite on the user's own model, gradient hooks and naive sums."""
+    torch.manual_seed(0)
+    model = randomise(
+        nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(6, 8, 3, stride=2, groups=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(8, 8, 2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(32, 5),
+        )
+    )
+    spec = SPECS[name]
+    theirs = {
+        "epsilon": lambda epsilon=0.0: zennit.rules.Epsilon(epsilon),
+        "gamma": lambda gamma=0.0: zennit.rules.Gamma(gamma),
+        "alpha_beta": lambda alpha=1.0: zennit.rules.AlphaBeta(alpha, alpha - 1),
+        "zplus": lambda: zennit.rules.ZPlus(),
+    }[spec.rule](**spec.parameters)
+    composite = LayerMapComposite([((nn.Conv2d, nn.Linear), theirs), (nn.ReLU, zennit.rules.Pass())])
+    expected = {"0": torch.zeros(6), "2": torch.zeros(8), "5": torch.zeros(8)}
+    signed = {key: value.clone() for key, value in expected.items()}
+
+    for image, target in zip(*images, strict=True):
+        with composite.context(model):
+            outputs: dict[str, Tensor] = {}
+            handles = [model[int(key)].register_forward_hook(keep(outputs, key)) for key in expected]
+            logit = model(image.unsqueeze(0).requires_grad_())[0, target]
+            relevance = torch.autograd.grad(logit, list(outputs.values()))
+            for key, r in zip(outputs, relevance, strict=True):
+                expected[key] += r[0].sum((1, 2)).abs()
+                signed[key] += r[0].sum((1, 2))
+            for handle in handles:
+                handle.remove()
+    graph = trace(model)
+    assert worst(collect_relevance(model, fitting(graph, spec), *images), expected) < 1e-4
+    got = collect_relevance(model, fitting(graph, spec, aggregation="signed"), *images)
+    assert worst(got, signed) < 1e-4
+
+
+def test_takes_a_composite_of_zennits(graph: Graph, images: Samples, worst: Worst) -> None:
+    pairs = [([name], rules.Gamma(0.25)) for name in graph.groups]
+    between = [([name], rules.Pass()) for name in graph.network.modules_by_step() if "relu" in name]
+    add = [([name], rules.Share()) for name in graph.network.modules_by_step() if name.startswith("add")]
+    pool = [(["pool"], rules.Normalise())]
+    got = collect_relevance(graph, NameMapComposite(pairs + between + add + pool), *images)
+    assert worst(got, collect_relevance(graph, fitting(graph, SPECS["gamma"]), *images)) < 1e-4
+
+
+# -- what is summed -----------------------------------------------------------------------------------------
+
+
+def test_units_by_their_definitions(
+    graph: Graph, images: Samples, worst: Worst, vision_transformer: Callable[..., nn.Module]
+) -> None:
+    """Against sums over single samples and plain loops, from hooks of this test's own."""
+    for one, units in ((graph, "filters+neurons"), (trace(vision_transformer()), "heads+neurons")):
+        absolute: dict[str, Tensor] = {}
+        signed: dict[str, Tensor] = {}
+        composite = fitting(one, SPECS["gamma"])
+        modules = one.network.modules_by_step()
+        with composite.zennit(one).context(one.network):
+            for image, target in zip(*images, strict=True):
+                outputs: dict[str, Tensor] = {}
+                handles = [modules[name].register_forward_hook(keep(outputs, name)) for name in one.units(units)]
+                logit = one.network(image.unsqueeze(0).requires_grad_())[0, target]
+                for (name, output), r in zip(
+                    outputs.items(), torch.autograd.grad(logit, list(outputs.values())), strict=True
+                ):
+                    kind = one.kinds[name]
+                    values = []
+                    for unit in range(one.sizes[name]):
+                        if kind == "filters":
+                            values.append([r[0, unit].sum()])
+                        elif kind == "heads":
+                            values.append([row.sum() for row in r[0, unit]])  # one a token
+                        else:
+                            values.append(list(r[0].reshape(-1, output.shape[-1])[:, unit]))
+                    table = torch.tensor(values)
+                    absolute[name] = absolute.get(name, 0) + table.abs().sum(1)
+                    signed[name] = signed.get(name, 0) + table.sum(1)
+                for handle in handles:
+                    handle.remove()
+        for kind in units.split("+"):
+            names = [name for name in one.sizes if one.kinds[name] == kind]
+            got = collect_relevance(one, composite, *images, units=kind)
+            assert worst(got, {name: absolute[name] for name in names}) < 1e-4
+            other = fitting(one, SPECS["gamma"], aggregation="signed")
+            got = collect_relevance(one, other, *images, units=kind)
+            assert worst(got, {name: signed[name] for name in names}) < 1e-4
+
+
+def test_per_unit_sums() -> None:
+    r = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(per_unit(r, "filters", False), r.sum((2, 3)).abs().sum(0))
+    torch.testing.assert_close(per_unit(r, "filters", True), r.sum((0, 2, 3)))
+    torch.testing.assert_close(per_unit(r, "heads", False), r.sum(3).abs().sum((0, 2)))
+    torch.testing.assert_close(per_unit(r, "heads", True), r.sum((0, 2, 3)))
+    tokens, flat = r[:, 0], r[:, 0, 0]
+    torch.testing.assert_close(per_unit(tokens, "neurons", False), tokens.abs().sum((0, 1)))
+    torch.testing.assert_close(per_unit(flat, "neurons", True), flat.sum(0))
+
+
+@pytest.mark.parametrize("aggregation", ["abs", "signed"])
+def test_batches_change_nothing(aggregation: str, graph: Graph, images: Samples, worst: Worst) -> None:
+    composite = fitting(graph, SPECS["alpha 2"], aggregation=aggregation)
+    whole = collect_relevance(graph, composite, *images, batch_size=100)
+    for size in (1, 3, 7):
+        assert worst(collect_relevance(graph, composite, *images, batch_size=size), whole) < 1e-4
+
+
+def test_samples_add_up(graph: Graph, images: Samples, worst: Worst) -> None:
+    composite = fitting(graph, SPECS["gamma"])
+    inputs, targets = images
+    parts = [collect_relevance(graph, composite, inputs[s], targets[s]) for s in (slice(0, 3), slice(3, None))]
+    together = {name: parts[0][name] + parts[1][name] for name in parts[0]}
+    assert worst(collect_relevance(graph, composite, *images), together) < 1e-5
+
+
+def test_targets_matter(graph: Graph, images: Samples, worst: Worst) -> None:
+    composite = fitting(graph, SPECS["gamma"])
+    inputs, targets = images
+    other = collect_relevance(graph, composite, inputs, (targets + 1) % 5)
+    assert worst(other, collect_relevance(graph, composite, inputs, targets)) > 0.01
+
+
+def test_names_and_shapes_are_the_models(residual: nn.Module, images: Samples) -> None:
+    composite = Composite.uniform(SPECS["gamma"])
+    got = collect_relevance(residual, composite, *images, units=None)
+    assert {name: len(values) for name, values in got.items()} == {
+        "conv1": 6,
+        "conv2": 8,
+        "downsample": 8,
+        "conv3": 8,
+    }
+    assert list(got) == ["conv1", "conv2", "downsample", "conv3"]
+    assert collect_relevance(residual, composite, *images, units="neurons")["hidden"].shape == (10,)
+    assert all(not values.requires_grad for values in got.values())
+
+
+def test_repeats_to_the_last_bit(residual: nn.Module, images: Samples) -> None:
+    composite = Composite.uniform(SPECS["alpha 1.3"])
+    graph = trace(residual)
+    first = collect_relevance(residual, composite, *images)
+    for _ in range(2):
+        again = collect_relevance(graph, composite, *images)
+        assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("how", "norm"),
+    [("l1", lambda v: v.abs().sum()), ("l2", lambda v: (v**2).sum().sqrt()), ("max", lambda v: v.abs().max())],
+)
+def test_normalization(how: str, norm: Callable, graph: Graph, images: Samples, worst: Worst) -> None:
+    plain = collect_relevance(graph, fitting(graph, SPECS["gamma"], aggregation="signed"), *images)
+    got = collect_relevance(graph, fitting(graph, SPECS["gamma"], aggregation="signed", normalization=how), *images)
+    assert worst(got, {name: values / norm(values) for name, values in plain.items()}) < 1e-5
+
+
+@pytest.mark.parametrize("how", ["none", "l1", "l2", "max"])
+def test_normalization_of_nothing(how: str) -> None:
+    got = normalize({"zero": torch.zeros(3), "empty": torch.zeros(0), "one": torch.tensor([2.0])}, how)
+    assert torch.equal(got["zero"], torch.zeros(3))
+    assert got["empty"].shape == (0,)
+    assert got["one"].item() == (2.0 if how == "none" else 1.0)
+
+
+def test_kinds_are_balanced() -> None:
+    relevance = {"a": torch.tensor([1.0, -3.0]), "b": torch.tensor([10.0, 20.0, 30.0]), "c": torch.tensor([6.0])}
+    kinds = {"a": "heads", "b": "neurons", "c": "heads"}
+    got = balance(relevance, kinds, 4.0)
+    heads = torch.cat([got["a"], got["c"]]).abs().mean()
+    assert heads.item() == pytest.approx(1)
+    assert got["b"].mean().item() == pytest.approx(4)
+    torch.testing.assert_close(got["a"] / got["c"], relevance["a"] / relevance["c"])
+    alone = balance({"b": relevance["b"]}, kinds, 4.0)
+    assert torch.equal(alone["b"], relevance["b"])
+
+
+def test_several_kinds_are_balanced_in_collecting(graph: Graph, images: Samples) -> None:
+    got = collect_relevance(graph, fitting(graph, SPECS["gamma"], balance=3.0), *images, units="filters+neurons")
+    filters = torch.cat([values for name, values in got.items() if graph.kinds[name] == "filters"])
+    assert got["hidden"].abs().mean().item() == pytest.approx(3 * filters.abs().mean().item(), rel=1e-4)
+
+
+def test_layers_without_units_and_dead_layers(graph: Graph, images: Samples) -> None:
+    masks = {"conv2": torch.zeros(8, dtype=torch.bool), "conv3": torch.arange(8) < 3}
+    small = compact(graph, masks)
+    got = collect_relevance(small, fitting(graph, SPECS["gamma"]), *images)
+    assert {name: len(values) for name, values in got.items()} == {"conv1": 6, "conv2": 0, "downsample": 8, "conv3": 3}
+    assert got["conv3"].any()
+
+
+def test_units_of_groups_that_are_filled_up(graph: Graph, images: Samples, worst: Worst) -> None:
+    """A grouped convolution whose groups keep different numbers of units, against the masked one."""
+    kept = torch.tensor([1, 1, 1, 0, 0, 0, 1, 0]).bool()
+    composite = fitting(graph, SPECS["gamma"])
+    got = collect_relevance(compact(graph, {"conv3": kept}), composite, *images)
+    whole = replace(graph, network=masked_model(graph, {"conv3": kept}))
+    expected = collect_relevance(whole, composite, *images)
+    assert worst(got, {**expected, "conv3": expected["conv3"][kept]}) < 1e-4
+
+
+# -- what stays as it was -----------------------------------------------------------------------------------
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return {
+        "tensors": {key: value.detach().clone() for key, value in model.state_dict().items()},
+        "flags": [(module.training, *(len(getattr(module, name)) for name in hooks)) for module in model.modules()],
+        "gradients": [(parameter.requires_grad, parameter.grad) for parameter in model.parameters()],
+        "attributes": [sorted(module.__dict__) for module in model.modules()],
+        "forward": [type(module).forward for module in model.modules()],
+    }
+
+
+def assert_same(before: dict[str, Any], model: nn.Module) -> None:
+    after = state(model)
+    tensors, expected = after.pop("tensors"), dict(before)
+    for key, value in expected.pop("tensors").items():
+        assert torch.equal(tensors[key], value), key
+    assert after == expected
+
+
+def mixed(model: nn.Module) -> nn.Module:
+    """A model in the state of one that is being trained: part frozen, part in eval mode."""
+    model.train()
+    model.bn1.eval()
+    model.conv2.weight.requires_grad_(False)
+    model.conv3.register_forward_hook(lambda module, args, output: None)
+    return model
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_model_is_left_as_it_was(residual: nn.Module, images: Samples, reference: bool) -> None:
+    model = mixed(residual)
+    before = state(model)
+    expected = copy.deepcopy(model).eval()(images[0])
+    collect_relevance(model, Composite.uniform(SPECS["gamma"]), *images, reference=reference)
+    assert_same(before, model)
+    assert torch.equal(model.eval()(images[0]), expected)
+
+
+def test_model_is_left_as_it_was_after_errors(residual: nn.Module, images: Samples) -> None:
+    model = mixed(residual)
+    before = state(model)
+    inputs, targets = images
+    composite = Composite.uniform(SPECS["gamma"])
+    for error, call in (
+        (RuntimeError, lambda: collect_relevance(model, composite, inputs[:, :2], targets)),
+        (RuntimeError, lambda: collect_relevance(model, composite, inputs, targets + 5, batch_size=4)),
+        (CompositeError, lambda: collect_relevance(model, Composite({"low": SPECS["gamma"]}), inputs, targets)),
+        (ValueError, lambda: collect_relevance(model, composite, inputs, targets, units="heads")),
+    ):
+        with pytest.raises(error):
+            call()
+        assert_same(before, model)
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_graph_is_left_as_it_was(graph: Graph, images: Samples, reference: bool) -> None:
+    before = state(graph.network)
+    inputs, targets = images
+    composite = fitting(graph, SPECS["gamma"])
+    collect_relevance(graph, composite, inputs, targets, reference=reference)
+    assert_same(before, graph.network)
+    with pytest.raises(RuntimeError):
+        collect_relevance(graph, composite, inputs, targets + 5, reference=reference)
+    assert_same(before, graph.network)
+
+
+def test_inputs_are_left_as_they_were(graph: Graph, images: Samples) -> None:
+    inputs = images[0].clone().requires_grad_()
+    collect_relevance(graph, fitting(graph, SPECS["gamma"]), inputs, images[1])
+    assert inputs.grad is None
+    assert inputs.requires_grad
+    assert torch.equal(inputs.detach(), images[0])
+
+
+def test_inside_no_grad(graph: Graph, images: Samples) -> None:
+    composite = fitting(graph, SPECS["gamma"])
+    expected = collect_relevance(graph, composite, *images)
+    with torch.no_grad():
+        got = collect_relevance(graph, composite, *images)
+        assert not torch.is_grad_enabled()
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+
+
+# -- where it runs, and what it refuses -----------------------------------------------------------------------
+
+
+def on_meta(model: nn.Module, size: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """There every host synchronisation, and every tensor on another device, raises."""
+    inputs = torch.empty(4, 3, size, size, device="meta")
+    return model.to("meta"), inputs, torch.empty(4, dtype=torch.long, device="meta")
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("options", [{}, {"aggregation": "signed", "normalization": "l2"}], ids=["plain", "options"])
+def test_resnet_without_synchronisation(name: str, options: dict[str, str]) -> None:
+    with torch.device("meta"):
+        model = torchvision.models.resnet18(num_classes=10)
+    model, inputs, targets = on_meta(model, 32)
+    got = collect_relevance(model, Composite.uniform(DEFAULTS[name], **options), inputs, targets, batch_size=3)
+    assert len(got) == 20
+    assert all(values.device.type == "meta" for values in got.values())
+
+
+@pytest.mark.parametrize("softmax", ["attnlrp", "zplus", "zplus_bias", "cp"])
+@pytest.mark.parametrize("name", RULES)
+def test_transformer_without_synchronisation(
+    name: str, softmax: str, vision_transformer: Callable[..., nn.Module]
+) -> None:
+    model, inputs, targets = on_meta(vision_transformer(layers=4), 16)
+    composite = Composite.uniform(DEFAULTS[name], softmax=softmax)
+    got = collect_relevance(model, composite, inputs, targets, units="heads+neurons", batch_size=3)
+    assert len(got) == 12
+    assert all(values.device.type == "meta" for values in got.values())
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", RULES)
+def test_cuda_agrees(name: str, residual: nn.Module, images: Samples, worst: Worst) -> None:
+    composite = Composite.uniform(DEFAULTS[name])
+    expected = collect_relevance(residual, composite, *images)
+    got = collect_relevance(residual.cuda(), composite, *(part.cuda() for part in images))
+    assert all(values.is_cuda for values in got.values())
+    assert worst({name: values.cpu() for name, values in got.items()}, expected) < 1e-3
+
+
+def test_samples_and_targets_must_match(graph: Graph, images: Samples) -> None:
+    inputs, targets = images
+    composite = fitting(graph, SPECS["gamma"])
+    for samples in ((inputs[:0], targets[:0]), (inputs, targets[:3])):
+        with pytest.raises(ValueError, match="same number, at least one"):
+            collect_relevance(graph, composite, *samples)
+
+
+def test_units_that_are_not_there(graph: Graph, images: Samples) -> None:
+    composite = fitting(graph, SPECS["gamma"])
+    with pytest.raises(ValueError, match="no heads to prune; it has: filters, neurons"):
+        collect_relevance(graph, composite, *images, units="heads")
+    with pytest.raises(ValueError, match="unknown units 'filter'"):
+        collect_relevance(graph, composite, *images, units="filter")
+
+
+def test_model_that_cannot_be_traced(images: Samples) -> None:
+    class Undecided(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(TraceError):
+        collect_relevance(Undecided(), Composite.uniform(SPECS["gamma"], GROUPS), *images)

@@ -1,0 +1,398 @@
+"""From models to graphs: the same function, the right groups and units, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from pxp_optimize.pruning import Graph, TraceError, trace
+from pxp_optimize.pruning import network as ops
+from torch import Tensor, nn
+
+
+class Written(nn.Module):
+    """A model whose forward function the test writes."""
+
+    def __init__(self, forward: Callable[[Any, Tensor], Any], **layers: nn.Module) -> None:
+        super().__init__()
+        self.function = forward
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)
+
+
+def conv(before: int, after: int, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(before, after, 3, padding=1, **options)
+
+
+def written(forward: Callable[[Any, Tensor], Any], **layers: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    layers = {"a": conv(3, 6), "b": conv(3, 6), "c": conv(6, 6), "fc": nn.Linear(6, 4), **layers}
+    return Written(forward, **layers).eval()
+
+
+def on_meta(name: str) -> nn.Module:
+    with torch.device("meta"):
+        return getattr(torchvision.models, name)()
+
+
+def relative(got: Tensor, expected: Tensor) -> float:
+    assert got.shape == expected.shape
+    return ((got - expected).norm() / expected.norm()).item()
+
+
+# -- the same function --------------------------------------------------------------------------------------
+
+
+def test_families_compute_the_same(classifier: Any) -> None:
+    graph = trace(classifier.model)
+    expected = classifier.model(classifier.images)
+    assert expected.std() > 1e-3, "these logits could not tell a wrong network"
+    assert relative(graph.network(classifier.images), expected) < 1e-5
+    assert not graph.network.training
+    assert not any(parameter.requires_grad for parameter in graph.network.parameters())
+
+
+def test_batch_norms_are_folded(classifier: Any) -> None:
+    graph = trace(classifier.model)
+    left = [m for m in graph.network.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    if not classifier.name.startswith("densenet"):  # where they stand before their convolutions
+        assert not left
+    # every convolution that a BatchNorm follows, and none else
+    norms = sum(isinstance(m, nn.BatchNorm2d) for m in classifier.model.modules())
+    auxiliary = sum(
+        "aux" in name.lower() and isinstance(m, nn.BatchNorm2d) for name, m in classifier.model.named_modules()
+    )
+    assert len(graph.norms) + len(left) == norms - auxiliary
+
+
+def test_signs_of_inputs_hold(classifier: Any) -> None:
+    graph = trace(classifier.model)
+    modules = graph.network.modules_by_step()
+    first = next(iter(graph.groups))
+    assert first not in graph.nonnegative
+    seen = {}
+    for name in graph.nonnegative & set(graph.groups):
+        modules[name].register_forward_pre_hook(lambda m, args, name=name: seen.update({name: args[0].min().item()}))
+    graph.network(10 * classifier.images)
+    assert all(low >= 0 for low in seen.values()), seen
+    assert len(seen) == len(graph.nonnegative & set(graph.groups))
+
+
+def test_layers_that_only_relu_reads() -> None:
+    graph = trace(on_meta("resnet18"))
+    # before the residual sum there is no ReLU of the branch's own
+    assert graph.rectified == {"conv1"} | {f"layer{i}.{j}.conv1" for i in range(1, 5) for j in range(2)}
+    assert graph.nonnegative >= set(graph.groups) - {"conv1"}
+
+
+@pytest.mark.parametrize(
+    ("function", "rectified"),
+    [
+        (lambda s, x: s.fc(F.relu(s.a(x)).mean((2, 3))), True),
+        (lambda s, x: s.fc(F.gelu(s.a(x)).mean((2, 3))), False),
+        (lambda s, x: s.fc((y := s.a(x), F.relu(y) + y)[1].mean((2, 3))), False),
+        (lambda s, x: s.fc(s.c(torch.sigmoid(F.relu(s.a(x)))).mean((2, 3))), False),
+        (lambda s, x: s.fc(F.max_pool2d(F.relu(s.a(x)), 2).mean((2, 3))), True),
+    ],
+    ids=["relu", "gelu", "read beside", "relu not read linearly", "pooled"],
+)
+def test_rectified(function: Callable, rectified: bool) -> None:
+    assert ("a" in trace(written(function)).rectified) is rectified
+
+
+WRITINGS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "module and function": lambda s, x: s.fc(torch.flatten(F.adaptive_avg_pool2d(F.relu(s.a(x)), (1, 1)), 1)),
+    "methods": lambda s, x: s.fc(s.a(x).relu().mean(dim=(2, 3)).flatten(1)),
+    "view": lambda s, x: s.fc(s.a(x).relu().mean((2, 3), keepdim=True).view(x.size(0), -1)),
+    "reshape by shape": lambda s, x: s.fc(s.a(x).mean((2, 3)).reshape(x.shape[0], 6)),
+    "max pool by position": lambda s, x: s.fc(F.max_pool2d(s.a(x), 3, 2, 1).mean((2, 3))),
+    "max pool by name": lambda s, x: s.fc(F.max_pool2d(s.a(x), kernel_size=2, ceil_mode=True).mean((2, 3))),
+    "average pool": lambda s, x: s.fc(F.avg_pool2d(s.a(x), 3, stride=2, padding=1).mean((2, 3))),
+    "leaky by position": lambda s, x: s.fc(F.leaky_relu(s.a(x), 0.4).mean((2, 3))),
+    "leaky by name": lambda s, x: s.fc(F.leaky_relu(s.a(x), negative_slope=0.4).mean((2, 3))),
+    "softplus by position": lambda s, x: s.fc(F.softplus(s.a(x), 3.0).mean((2, 3))),
+    "gelu by name": lambda s, x: s.fc(F.gelu(s.a(x), approximate="tanh").mean((2, 3))),
+    "in place by name": lambda s, x: s.fc(F.relu(s.a(x), inplace=True).mean((2, 3))),
+    "scaled and shifted": lambda s, x: s.fc(s.c(2 * s.a(x - 0.5) / 3 + 1).mean((2, 3))),
+    "sum": lambda s, x: s.fc(torch.add(s.a(x), s.b(x)).add(x.mean(1, keepdim=True)).mean((2, 3))),
+    "product": lambda s, x: s.fc(torch.mul(s.a(x), s.b(x)).mean((2, 3))),
+    "concatenation": lambda s, x: s.fc(s.c(torch.cat([s.a(x)[:, :3], s.b(x)[:, 3:]], dim=1)).mean((2, 3))),
+    "padding": lambda s, x: s.fc(F.pad(s.a(x), (1, 2, 0, 1)).mean((2, 3))),
+    "tokens": lambda s, x: s.fc(s.a(x).flatten(2).transpose(1, 2)).mean(1),
+    "permuted": lambda s, x: s.fc(s.a(x).permute(0, 2, 3, 1)).mean((1, 2)),
+    "dropout": lambda s, x: s.fc(F.dropout(s.a(x), 0.5, training=s.training).mean((2, 3))),
+    "activation twice": lambda s, x: s.fc(s.r(s.c(s.r(s.a(x)))).mean((2, 3))),
+}
+
+
+@pytest.mark.parametrize("name", WRITINGS)
+def test_ways_to_write_a_model(name: str) -> None:
+    model = written(WRITINGS[name], r=nn.ReLU(inplace=True))
+    x = torch.randn(3, 3, 7, 7, generator=torch.Generator().manual_seed(1))
+    assert relative(trace(model).network(x), model(x.clone())) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "relu", [nn.ReLU(inplace=True), F.relu_, lambda x: F.relu(x, inplace=True), torch.relu_, lambda x: x.relu_()]
+)
+def test_what_is_changed_in_place_is_read_changed(relu: Callable[[Tensor], Tensor]) -> None:
+    """As in pre-activation residual blocks: `x + conv(relu(x))` adds the rectified x when relu works in place."""
+
+    def forward(s: Any, x: Tensor) -> Tensor:
+        y = s.a(x)
+        z = s.r(y) if isinstance(relu, nn.Module) else relu(y)
+        return s.fc((y + s.c(z)).mean((2, 3)))
+
+    model = written(forward, **({"r": relu} if isinstance(relu, nn.Module) else {}))
+    x = torch.randn(3, 3, 7, 7, generator=torch.Generator().manual_seed(1))
+    assert relative(trace(model).network(x), model(x)) < 1e-6
+
+
+def test_network_leaves_its_input() -> None:
+    model = written(lambda s, x: s.fc(s.a(F.relu_(x)).mean((2, 3))))
+    x = torch.randn(3, 3, 7, 7)
+    before = x.clone()
+    trace(model).network(x)
+    assert torch.equal(x, before)
+
+
+def test_attention_with_separate_weights() -> None:
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(6, 2, batch_first=True, kdim=4, vdim=5, bias=False)
+
+    def forward(s: Any, x: Tensor) -> Tensor:
+        tokens = s.a(x).flatten(2).transpose(1, 2)
+        mixed, _ = s.attention(tokens, tokens[..., :4], tokens[..., 1:], need_weights=False)
+        return s.fc(mixed.mean(1))
+
+    model = written(forward, attention=attention)
+    x = torch.randn(2, 3, 4, 4)
+    graph = trace(model)
+    assert relative(graph.network(x), model(x)) < 1e-5
+    assert graph.units() == {"attention.softmax": 2}
+
+
+def test_a_graph_is_its_own_trace(everything: nn.Module) -> None:
+    graph = trace(everything)
+    assert trace(graph) is graph
+
+
+def test_graph_holds_copies(everything: nn.Module) -> None:
+    model = copy.deepcopy(everything).train().requires_grad_(True)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    graph = trace(model)
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    x = torch.randn(2, 3, 8, 8)
+    expected = graph.network(x)
+    with torch.no_grad():
+        for parameter in graph.network.parameters():
+            assert parameter.data_ptr() not in {p.data_ptr() for p in model.parameters()}
+        for tensor in model.state_dict().values():
+            tensor.zero_()
+        assert torch.equal(graph.network(x), expected)
+        model.load_state_dict(before)
+        for parameter in graph.network.parameters():
+            parameter.zero_()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+# -- groups and units -----------------------------------------------------------------------------------------
+
+
+def groups_of(graph: Graph) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, group in graph.groups.items():
+        found.setdefault(group, []).append(name)
+    return found
+
+
+@pytest.mark.parametrize(("name", "convolutions"), [("resnet18", 20), ("resnet50", 53)])
+def test_groups_of_resnets(name: str, convolutions: int) -> None:
+    graph = trace(on_meta(name))
+    stages = {"conv1": "low", "layer1": "low", "layer2": "mid", "layer3": "mid", "layer4": "high", "fc": "classifier"}
+    assert len(graph.groups) == convolutions + 1
+    assert graph.groups == {layer: stages[layer.partition(".")[0]] for layer in graph.groups}
+    assert list(groups_of(graph)) == ["low", "mid", "high", "classifier"]
+    assert sum(graph.units("filters").values()) == {"resnet18": 4800, "resnet50": 26560}[name]
+
+
+@pytest.mark.parametrize("name", ["vgg16", "vgg16_bn"])
+def test_groups_of_vgg16(name: str) -> None:
+    model = on_meta(name)
+    graph = trace(model)
+    convolutions = [f"features.{i}" for i, layer in enumerate(model.features) if isinstance(layer, nn.Conv2d)]
+    assert len(convolutions) == 13
+    assert groups_of(graph) == {
+        "low": convolutions[:4],
+        "mid": convolutions[4:9],
+        "high": convolutions[9:],
+        "classifier": ["classifier.0", "classifier.3", "classifier.6"],
+    }
+    assert sum(graph.units("filters").values()) == 4224
+    assert graph.units("neurons") == {"classifier.0": 4096, "classifier.3": 4096}
+
+
+@pytest.mark.parametrize(("layers", "low", "high"), [(4, 1, 3), (8, 2, 6), (12, 3, 9)])
+def test_groups_of_vision_transformers(layers: int, low: int, high: int, vision_transformer: Callable) -> None:
+    graph = trace(vision_transformer(layers=layers))
+    for name, group in graph.groups.items():
+        if name == "heads.head":
+            assert group == "classifier"
+        else:
+            block = int(name.split("encoder_layer_")[1].split(".")[0])
+            assert group == ("low" if block < low else "mid" if block < high else "high")
+    assert len(graph.groups) == 6 * layers + 1  # the patch convolution takes no rule
+    block = "encoder.layers.encoder_layer_0"
+    assert list(graph.groups)[:6] == [
+        *(f"{block}.self_attention.{part}_proj" for part in ("q", "k", "v", "out")),
+        f"{block}.mlp.0",
+        f"{block}.mlp.3",
+    ]
+
+
+def test_groups_of_other_models_by_fractions() -> None:
+    model = nn.Sequential(nn.Sequential(*[conv(3, 3) for _ in range(26)]), nn.Flatten(), nn.Linear(48, 2))
+    counts = {group: len(names) for group, names in groups_of(trace(model)).items()}
+    assert counts == {"low": 8, "mid": 10, "high": 8, "classifier": 1}
+
+
+def test_types() -> None:
+    types = trace(on_meta("resnet18")).types
+    assert types["conv1"] == "stem"
+    assert types["layer1.0.conv1"] == "3x3"
+    assert types["layer2.0.downsample.0"] == "downsample"
+    assert types["fc"] == "linear"
+    assert trace(on_meta("resnet50")).types["layer1.0.conv1"] == "1x1"
+    assert "depthwise" in trace(on_meta("mobilenet_v2")).types.values()
+
+
+def test_types_of_transformers(transformer: nn.Module) -> None:
+    types = list(trace(transformer).types.values())
+    assert types == ["q", "k", "v", "out", "mlp", "mlp"] * 2 + ["linear"]
+
+
+def test_units_of_transformers(transformer: nn.Module) -> None:
+    graph = trace(transformer)
+    blocks = [f"encoder.layers.encoder_layer_{i}" for i in range(2)]
+    assert graph.units("heads") == {f"{block}.self_attention.softmax": 4 for block in blocks}
+    assert graph.units() == graph.units("heads")
+    neurons = graph.units("neurons")
+    assert neurons == {
+        f"{block}.{layer}": size for block, (layer, size) in itertools.product(blocks, (("mlp.0", 24), ("mlp.3", 16)))
+    }
+    assert graph.units("heads+neurons") == graph.sizes
+    assert graph.units("neurons+heads") == graph.sizes
+    with pytest.raises(ValueError, match="no filters"):
+        graph.units("filters")
+
+
+def test_units_of_a_fully_convolutional_classifier() -> None:
+    graph = trace(torchvision.models.squeezenet1_1(num_classes=5))
+    assert "classifier.1" not in graph.sizes  # it gives the logits
+    assert graph.groups["classifier.1"] == "classifier"
+
+
+def test_graph_moves() -> None:
+    graph = trace(torchvision.models.resnet18(num_classes=3))
+    assert graph.to("meta") is graph
+    assert graph.device.type == "meta"
+    assert all(norm.std.device.type == "meta" for norm in graph.norms.values())
+
+
+def test_normalisations_are_kept(everything: nn.Module) -> None:
+    graph = trace(everything)
+    assert list(graph.norms) == ["stem"]
+    norm, before = graph.norms["stem"], everything.norm
+    torch.testing.assert_close(norm.std, (before.running_var + before.eps).sqrt())
+    torch.testing.assert_close(norm.gamma, before.weight.detach())
+    torch.testing.assert_close(norm.beta, before.bias.detach())
+
+
+# -- refused --------------------------------------------------------------------------------------------------
+
+
+def attend(**options: Any) -> Callable[[Any, Tensor], Tensor]:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        tokens = s.a(x).flatten(2).transpose(1, 2)
+        return s.fc(s.attention(tokens, tokens, tokens, **options)[0].mean(1))
+
+    return forward
+
+
+def attend_twice(s: Any, x: Tensor) -> Tensor:
+    tokens = s.a(x).flatten(2).transpose(1, 2)
+    for _ in range(2):
+        tokens, _ = s.attention(tokens, tokens, tokens)
+    return s.fc(tokens.mean(1))
+
+
+def use_weights(s: Any, x: Tensor) -> Tensor:
+    tokens = s.a(x).flatten(2).transpose(1, 2)
+    mixed, weights = s.attention(tokens, tokens, tokens)
+    return s.fc(mixed.mean(1)) + weights.mean((1, 2)).unsqueeze(1)
+
+
+REFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
+    "control flow": (
+        lambda s, x: s.fc(s.a(x).mean((2, 3)) if x.sum() > 0 else s.b(x).mean((2, 3))),
+        "cannot be traced",
+    ),
+    "shared layer": (lambda s, x: s.fc(s.c(s.c(s.a(x))).mean((2, 3))), "layer c is called more than once"),
+    "shared attention": (attend_twice, "layer attention is called more than once"),
+    "attention's weights": (use_weights, "weights"),
+    "masked attention": (attend(attn_mask=torch.zeros(16, 16)), "masked attention"),
+    "function": (lambda s, x: s.fc(torch.fft.fft(s.a(x)).real.mean((2, 3))), "rule"),
+    "softmax": (lambda s, x: F.softmax(s.fc(s.a(x).mean((2, 3))), 1), "softmax"),
+    "method": (lambda s, x: s.fc(s.a(x).mean((2, 3))).cumsum(1), "cumsum"),
+    "module": (lambda s, x: s.norm(s.fc(s.a(x).mean((2, 3)))), "LogSoftmax"),
+    "difference of activations": (lambda s, x: s.fc((s.a(x) - s.b(x)).mean((2, 3))), "sub"),
+    "quotient of activations": (lambda s, x: s.fc((s.a(x) / s.b(x)).mean((2, 3))), "div"),
+    "constant less activation": (lambda s, x: s.fc((1 - s.a(x)).mean((2, 3))), "sub"),
+    "scaled sum": (lambda s, x: s.fc(torch.add(s.a(x), s.b(x), alpha=0.5).mean((2, 3))), "alpha"),
+    "times a size": (lambda s, x: s.fc((s.a(x) * x.shape[1]).mean((2, 3))), "size"),
+    "mean over everything": (lambda s, x: s.fc(s.a(x).mean((2, 3))) + s.b(x).mean(), "mean"),
+    "two outputs": (lambda s, x: (s.fc(s.a(x).mean((2, 3))), x), "one tensor"),
+    "no layer": (lambda s, x: x.mean((2, 3)), "no convolution"),
+    "concatenation by name": (lambda s, x: s.fc(torch.cat(tensors=[s.a(x), s.b(x)], dim=0).mean((2, 3))), "cat"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_no_rule_covers_is_refused(name: str) -> None:
+    function, message = REFUSED[name]
+    model = written(function, attention=nn.MultiheadAttention(6, 2, batch_first=True), norm=nn.LogSoftmax(1))
+    with pytest.raises(TraceError) as caught:
+        trace(model)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["swin_t", "maxvit_t"])
+def test_torchvisions_windowed_transformers_are_refused(name: str) -> None:
+    with torch.device("meta"):
+        model = getattr(torchvision.models, name)(**({"input_size": (224, 224)} if name == "maxvit_t" else {}))
+    with pytest.raises(TraceError) as caught:
+        trace(model)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_attention_is_refused() -> None:
+    for options in ({"batch_first": False}, {"batch_first": True, "add_bias_kv": True}, {"add_zero_attn": True}):
+        model = written(attend(), attention=nn.MultiheadAttention(6, 2, **options))
+        with pytest.raises(TraceError, match="layer attention"):
+            trace(model)
+
+
+def test_operations_become_modules(everything: nn.Module) -> None:
+    kinds = {type(module) for module in trace(everything).network.modules_by_step().values()}
+    assert {ops.Add, ops.Multiply, ops.Concat, ops.Mean, ops.Activation, nn.Flatten, nn.MaxPool2d} <= kinds

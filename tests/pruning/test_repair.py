@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from pxp_optimize.pruning import Graph, Masks, compact, make_repair, prune_masks, trace
+from pxp_optimize.pruning.repair import BatchNormRepair, LeastSquaresRepair, ridge
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+
+def random_masks(graph: Graph, rate: float, seed: int = 0, kind: str | None = None) -> Masks:
+    generator = torch.Generator().manual_seed(seed)
+    scores = {name: torch.rand(size, generator=generator) for name, size in graph.units(kind).items()}
+    return prune_masks(scores, rate)
+
+
+@pytest.fixture(scope="module")
+def resnet(randomise: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return randomise(resnet18(num_classes=5))
+
+
+@pytest.fixture(scope="module")
+def photos() -> Tensor:
+    return torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+
+
+def masked_in_training(model: nn.Module, masks: Masks, images: Tensor) -> nn.Module:
+    """The plain form of the repair: the dense model's BatchNorms, in training mode, see the images once; what
+    is pruned has zero weights, scale and shift throughout. (BatchNorm normalises by the variance over n, and
+    keeps that over n - 1.)"""
+    counts = {}
+
+    def count(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        counts[module] = args[0].numel() // args[0].shape[1]
+
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    for name, norm in zip(names, norms, strict=True):
+        model.get_submodule(name).weight.data[~masks[name]] = 0  # type: ignore[index, union-attr, operator]
+        norm.weight.data[~masks[name]] = 0
+        norm.bias.data[~masks[name]] = 0
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative average
+        norm.register_forward_pre_hook(count)
+    model.train()
+    with torch.no_grad():
+        model(images)
+    for norm in norms:
+        norm.running_var *= (counts[norm] - 1) / counts[norm]  # type: ignore[operator]
+    return model.eval()
+
+
+def test_batchnorm_is_what_batchnorm_would_have_estimated(
+    randomise: Callable[[nn.Module], nn.Module], resnet: nn.Module, photos: Tensor
+) -> None:
+    graph = trace(resnet)
+    masks = random_masks(graph, 0.6)
+    plain = resnet18(num_classes=5)
+    plain.load_state_dict(resnet.state_dict())
+    expected = masked_in_training(plain, masks, photos)(photos).detach()
+    got = BatchNormRepair(photos)(graph, compact(graph, masks), masks).network(photos)
+    assert torch.allclose(got, expected, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("chunk", [5, 8])
+def test_batchnorm_does_not_depend_on_the_chunks(resnet: nn.Module, photos: Tensor, chunk: int) -> None:
+    graph = trace(resnet)
+    masks = random_masks(graph, 0.5)
+    small = compact(graph, masks)
+    whole = BatchNormRepair(photos)(graph, small, masks).network(photos)
+    parts = BatchNormRepair(photos, chunk=chunk)(graph, small, masks).network(photos)
+    assert torch.allclose(whole, parts, atol=1e-4 * float(whole.abs().max()))
+
+
+def test_batchnorm_twice_is_once(resnet: nn.Module, photos: Tensor) -> None:
+    graph = trace(resnet)
+    masks = random_masks(graph, 0.5)
+    repair = BatchNormRepair(photos)
+    once = repair(graph, compact(graph, masks), masks)
+    twice = repair(graph, once, masks)
+    assert torch.allclose(once.network(photos), twice.network(photos), atol=1e-3)
+
+
+@pytest.mark.parametrize("repair", ["batchnorm", "least-squares", "batchnorm+least-squares"])
+@pytest.mark.parametrize("rate", [0.3, 0.9, 1.0])
+def test_grouped_gated_and_empty_layers(everything: nn.Module, images: Tensor, repair: str, rate: float) -> None:
+    graph = trace(everything)
+    masks = random_masks(graph, rate, seed=1)
+    small = compact(graph, masks)
+    before = {key: value.clone() for key, value in small.network.state_dict().items()}
+    mend = make_repair(repair, graph, images[:, :, :8, :8])
+    assert mend is not None
+    repaired = mend(graph, small, masks)
+    assert torch.isfinite(repaired.network(images[:, :, :8, :8])).all()
+    assert repaired.units() == small.units()
+    for key, value in small.network.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_least_squares_gives_back_what_is_redundant() -> None:
+    """Hidden neurons that come in equal pairs: without one of each, the reader can make up for it exactly."""
+    torch.manual_seed(0)
+    first, second = nn.Linear(12, 8), nn.Linear(8, 3)
+    with torch.no_grad():
+        first.weight[4:] = first.weight[:4]
+        first.bias[4:] = first.bias[:4]
+    model = nn.Sequential(nn.Flatten(), first, nn.ReLU(), second)
+    images = torch.randn(200, 3, 2, 2)
+    graph = trace(model)
+    masks = {"1": torch.arange(8) < 4}
+    small = compact(graph, masks)
+    expected = model(images)
+    assert not torch.allclose(small.network(images), expected, atol=0.1)
+    repaired = LeastSquaresRepair(images)(graph, small, masks)
+    assert torch.allclose(repaired.network(images), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["heads", "neurons", "heads+neurons"])
+def test_least_squares_brings_a_transformer_nearer(transformer: nn.Module, images: Tensor, kind: str) -> None:
+    graph = trace(transformer)
+    fresh = torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(9))
+    # what writes to the residual stream has no reader of its own that could make up for it
+    masks = {name: kept for name, kept in random_masks(graph, 0.5, kind=kind).items() if not name.endswith("mlp.3")}
+    small = compact(graph, masks)
+    repaired = LeastSquaresRepair(torch.cat([images, fresh[:16]]))(graph, small, masks)
+    expected = graph.network(fresh[16:])
+    error = (small.network(fresh[16:]) - expected).norm()
+    assert (repaired.network(fresh[16:]) - expected).norm() < error
+
+
+def test_ridge_is_the_closed_form(images: Tensor) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 5, generator=generator, dtype=torch.float64)
+    truth = torch.randn(2, 5, generator=generator, dtype=torch.float64)
+    y = x @ truth.T + 3
+    weight, bias = ridge(lambda: iter([(x[:25], y[:25]), (x[25:], y[25:])]), torch.zeros_like(truth))
+    assert torch.allclose(weight, truth, atol=1e-4)
+    assert torch.allclose(bias, torch.full((2,), 3.0, dtype=torch.float64), atol=1e-3)
+
+
+def test_ridge_chooses_by_the_error_of_left_out_rows() -> None:
+    """Fewer rows than features, and goals that are noise about the prior: the prior has to win."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(12, 40, generator=generator, dtype=torch.float64)
+    prior = torch.randn(2, 40, generator=generator, dtype=torch.float64)
+    y = x @ prior.T + 5 * torch.randn(12, 2, generator=generator, dtype=torch.float64)
+    weight, _ = ridge(lambda: iter([(x, y)]), prior)
+    unregularised = prior + torch.linalg.lstsq(x, y - x @ prior.T).solution.T
+    assert (weight - prior).norm() < 0.5 * (unregularised - prior).norm()
+
+
+def test_names(resnet: nn.Module, transformer: nn.Module, photos: Tensor) -> None:
+    assert make_repair("none", trace(resnet), photos) is None
+    with pytest.raises(ValueError, match="choose from"):
+        make_repair("glue", trace(resnet), photos)
+    with pytest.raises(ValueError, match="least-squares"):
+        make_repair("batchnorm", trace(transformer), photos)
+
+
+def test_norms_follow_the_masks(resnet: nn.Module) -> None:
+    graph = trace(resnet)
+    masks = random_masks(graph, 0.5)
+    small = compact(graph, masks)
+    assert replace(small).norms.keys() == graph.norms.keys()
+    for name, norm in small.norms.items():
+        layer = small.network.get_submodule(name)
+        assert norm.gamma.shape == layer.bias.shape  # type: ignore[union-attr]
