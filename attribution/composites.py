@@ -18,6 +18,8 @@ from zennit.core import Hook
 
 from ..pruning import network as ops
 from ..pruning.graph import BATCH_NORMS, UNIT_KINDS, Graph
+from ..pruning.repair import REPAIRS
+from ..pruning.schedule import Schedule
 from . import rules
 from .attention import SOFTMAX_RULES, LayerNormEpsilon, UniformQueryKey
 from .rules import RULES
@@ -42,6 +44,10 @@ class RuleSpec:
 
     rule: str
     parameters: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        defaults = {key: known.default for key, known in RULES[self.rule].parameters.items()}
+        object.__setattr__(self, "parameters", {**defaults, **self.parameters})
 
     @classmethod
     def parse(cls, data: Any, path: str) -> RuleSpec:
@@ -148,6 +154,11 @@ class Composite:
         _refuse_unknown(ranking, ("aggregation", "normalization", "balance"), "ranking")
         pruning = _mapping(entries.get("pruning", {}), "pruning")
         _refuse_unknown(pruning, ("schedule", "repair"), "pruning")
+        _choice(pruning, "repair", REPAIRS, "none", "pruning")
+        try:
+            Schedule.parse(str(pruning.get("schedule", "oneshot")))
+        except ValueError as error:
+            raise CompositeError(f"pruning.schedule: {error}") from None
         return cls(
             groups=groups,
             layers=layers,

@@ -106,7 +106,7 @@ POOL_TO_SIZE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, ops.Mean)
 
 
 def compact(graph: Graph, masks: Mapping[str, Tensor]) -> Graph:
-    """As `compact_model`, as a graph: same layer names, smaller sizes; `live_units` tells which are left."""
+    """As `compact_model`, as a graph: same layer names, smaller sizes."""
     return _Compactor(graph, check_masks(graph, masks)).run()
 
 

@@ -1,0 +1,335 @@
+"""The command `pxp-optimize`. torch and Optuna are imported where they are used, so that `--help` is fast."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, fields
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .config import Options, Parser, read_config
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+
+    from .prepare import Prepared
+    from .progress import Screen
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+"""Exit statuses: the input is at fault; stopped by Ctrl-C."""
+
+
+class OneLineErrors(click.Group):
+    """A group whose errors are one line on stderr, with the exit status of bad input and no traceback."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs["standalone_mode"] = False
+        try:
+            status = super().main(*args, **kwargs)
+        except click.ClickException as error:
+            self._fail(error.format_message())
+        except UserError as error:
+            self._fail(str(error))
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("Stopped.", err=True)
+            sys.exit(INTERRUPTED)
+        sys.exit(status if isinstance(status, int) else 0)
+
+    @staticmethod
+    def _fail(message: str) -> None:
+        click.echo(f"Error: {' '.join(message.split())}", err=True)
+        sys.exit(BAD_INPUT)
+
+
+class Parsed(click.ParamType):
+    """A click type made of a parser of `config`."""
+
+    def __init__(self, parser: Parser, name: str) -> None:
+        self.parser = parser
+        self.name = name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return self.parser(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds an option for each field of `Options`, in their order."""
+    for option in reversed(fields(Options)):
+        assert option.default is not MISSING
+        names = [f"--{option.name.replace('_', '-')}", option.name]
+        short = {"quiet": "-q", "verbose": "-v"}.get(option.name)
+        if short:
+            names.insert(0, short)
+        hints = option.metadata
+        kind: dict[str, Any] = {"type": str}
+        if option.type == "bool":
+            kind = {"is_flag": True}
+        elif hints["choices"]:
+            kind = {"type": click.Choice(hints["choices"])}
+        elif hints["parse"]:
+            kind = {"type": Parsed(hints["parse"], hints["metavar"])}
+        shown = hints["unset"] or hints["shown"] or (option.type != "bool")
+        decorate = click.option(
+            *names,
+            default=option.default,
+            help=hints["help"],
+            metavar=hints["metavar"],
+            show_default=shown,
+            **kind,
+        )
+        command = decorate(command)
+    return command
+
+
+def _load_config(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        ctx.default_map = {**read_config(value)}
+
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+@click.group(cls=OneLineErrors, invoke_without_command=True, context_settings=CONTEXT)
+@_run_options
+@click.option(
+    "--config",
+    metavar="FILE",
+    is_eager=True,
+    expose_value=False,
+    callback=_load_config,
+    help="TOML file with these options (trials = 50); the command line wins over it.  [default: none]",
+)
+@click.version_option(package_name="pxp-optimize")
+@click.pass_context
+def main(ctx: click.Context, /, **values: Any) -> None:
+    """Find the LRP composite that prunes an image classifier best.
+
+    A run ranks the network's filters by LRP relevance under many composites (which rule at which depth),
+    removes the least relevant ones, and measures what accuracy is left. Every trial goes into a database;
+    the best composite is written as JSON. The same command again continues the study.
+
+    Without options: a resnet18 on embedded handwritten digits.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    options = Options(**values)
+    try:
+        sys.exit(run(options))
+    except UserError:
+        if options.verbose:
+            traceback.print_exc()
+        raise
+
+
+def _storage_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--storage",
+        default=Options.storage,
+        show_default=True,
+        metavar="FILE|URL",
+        help="Database of the studies: a file, or a URL as SQLAlchemy reads it.",
+    )(command)
+
+
+@main.command(short_help="Write a study's best composite as JSON.")
+@click.option("--study", metavar="NAME", help="Name of the study.  [default: the only one in the database]")
+@click.option("-o", "--output", default="best.json", show_default=True, metavar="FILE", help="File to write.")
+@click.option("--trial", type=int, metavar="N", help="Number of the trial to write.  [default: the best one]")
+@_storage_option
+def export(study: str | None, output: str, trial: int | None, storage: str) -> None:
+    """Write the best composite of a study, or that of one trial, as JSON."""
+    from ..studies.export import check_target, composite_document, write_json
+    from ..studies.storage import open_storage, storage_errors
+
+    check_target(output)
+    _quiet_optuna(verbose=False)
+    with storage_errors(storage):
+        document = composite_document(_find_study(open_storage(storage, must_exist=True), study), trial)
+    write_json(output, document)
+    result = document["result"]
+    click.echo(f"{output}: trial {result['trial']} of {result['study']}, AUC {result['auc']:.4f}")
+
+
+@main.command()
+@_storage_option
+def studies(storage: str) -> None:
+    """List the studies that a database holds."""
+    from ..studies.report import list_studies, studies_table
+    from ..studies.storage import open_storage, storage_errors
+
+    _quiet_optuna(verbose=False)
+    with storage_errors(storage):
+        lines = list_studies(open_storage(storage, must_exist=True))
+    if lines:
+        _print_table(studies_table(lines))
+    else:
+        click.echo(f"{storage} holds no study yet")
+
+
+@main.command(short_help="List the models that are supported.")
+def models() -> None:
+    """List the torchvision models that are supported, with the units that can be pruned."""
+    from .models import supported_models
+
+    for name in supported_models():
+        units = units_of(name)
+        if units:
+            click.echo(f"{name:24} {units}")
+
+
+FAMILIES = {
+    "vit_": "heads, neurons",
+    **dict.fromkeys(("alexnet", "convnext", "mobilenet_v3", "vgg"), "filters, neurons"),
+    **dict.fromkeys(("swin", "maxvit"), ""),  # window attention, which the graph does not know yet
+}
+"""The kinds of units of models whose names begin so; the others have filters."""
+
+
+def units_of(model: str) -> str:
+    """The kinds of units a torchvision model has, or nothing for one that is not supported."""
+    return next((units for family, units in FAMILIES.items() if model.startswith(family)), "filters")
+
+
+def _find_study(storage: Any, name: str | None) -> Study:
+    import optuna
+
+    names = optuna.get_all_study_names(storage)
+    if name is None and len(names) == 1:
+        name = names[0]
+    if name not in names:
+        held = ", ".join(sorted(names)) or "none"
+        problem = f"no study {name!r}" if name else "say which study by --study"
+        raise UserError(f"{problem}; the database has: {held}")
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def run(options: Options) -> int:
+    """Run or continue a study; the exit status.
+
+    The database is opened only after everything else has been found fit, and the study created only after its
+    fingerprint has been compared.
+
+    Raises:
+        UserError: the input is at fault.
+    """
+    from ..studies.export import check_target
+    from ..studies.storage import check_storage, storage_errors
+    from .progress import Screen
+
+    check_storage(options.storage)
+    check_target(options.export)
+    screen = Screen(quiet=options.quiet)
+    import torch
+
+    from .prepare import prepare
+
+    try:
+        prepared = prepare(options, screen)
+        for line in prepared.description:
+            screen.line(line)
+        _quiet_optuna(verbose=options.verbose)
+        with storage_errors(options.storage):
+            return _run_study(options, prepared, screen)
+    except KeyboardInterrupt:
+        click.echo("Stopped before the first trial.", err=True)
+        return INTERRUPTED
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError("the device's memory is too small: give a smaller --batch-size") from error
+
+
+def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
+    from ..studies.export import composite_document, write_json
+    from ..studies.storage import open_storage
+    from .samplers import UNCONDITIONAL, make_sampler
+    from .search import count_complete, open_study, run_search, score_holdout, standing
+    from .space import Space
+    from .trial import evaluate
+
+    name = options.study or default_study_name(prepared.fingerprint)
+    attrs = {
+        "rates": list(prepared.task.rates),
+        "config": asdict(options),
+        "layers": prepared.layers,
+        "device": str(prepared.task.graph.device),
+    }
+    study = open_study(open_storage(options.storage), name, prepared.fingerprint, attrs)
+    study.sampler = make_sampler(options.sampler, options.seed)
+    space = Space(prepared.task.graph.groups.values(), conditional=options.sampler not in UNCONDITIONAL)
+    done = count_complete(study)
+    state = f"continues, {done} of {options.trials} trials finished" if done else f"{options.trials} trials"
+    screen.line(f"study   {name} in {options.storage}: {state}")
+    task = prepared.task
+    try:
+        with screen.search(standing(study, options.trials)) as watch:
+            run_search(
+                study,
+                space,
+                lambda composite: evaluate(task, composite),
+                trials=options.trials,
+                timeout=options.timeout,
+                watch=watch,
+            )
+        if count_complete(study):
+            with screen("score on holdout samples", len(space.fixed_composites()) + 1) as advance:
+                score_holdout(study, lambda composite: evaluate(task, composite, task.holdout), advance)
+    except KeyboardInterrupt:
+        click.echo(
+            f"Stopped after {count_complete(study)} of {options.trials} trials. "
+            "Run the same command again to continue.",
+            err=True,
+        )
+        return INTERRUPTED
+    if not count_complete(study):
+        raise UserError("no trial finished in time: raise --timeout")
+    write_json(options.export, composite_document(study))
+    _report(study, options)
+    return 0
+
+
+def default_study_name(fingerprint: Mapping[str, Any]) -> str:
+    """Model, data and units, so that each has a study of its own."""
+    return "-".join(fingerprint[key] for key in ("model", "data", "units"))
+
+
+def _report(study: Study, options: Options) -> None:
+    """The results, on stdout."""
+    from ..studies.report import result_lines, result_table
+    from ..studies.storage import database_file, storage_url
+
+    best = study.best_trial
+    holdout = study.user_attrs["holdout"][str(best.number)]
+    click.echo(
+        f"unpruned accuracy: {best.user_attrs['accuracy'][0]:.1%} on search samples, "
+        f"{holdout['accuracy'][0]:.1%} on holdout samples"
+    )
+    _print_table(result_table(result_lines(study)))
+    click.echo(f"database:  {database_file(options.storage) or options.storage}, study {study.study_name}")
+    click.echo(f"best JSON: {options.export}")
+    click.echo(f"dashboard: optuna-dashboard {storage_url(options.storage)}")
+
+
+def _print_table(table: Any) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a file has no width that a line could be too long for
+        console.width = 200
+    console.print(table)
+
+
+def _quiet_optuna(*, verbose: bool) -> None:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.INFO if verbose else optuna.logging.ERROR)
+
+
+if __name__ == "__main__":
+    main()

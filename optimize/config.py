@@ -1,0 +1,321 @@
+"""The options of a run: one dataclass that the command line, the TOML file and the code share.
+
+Each field is an option. Its metadata hold what a person sees (the help line) and what a value must be (the
+parser or the choices), so that an option is declared once. Nothing here imports torch: `--help` stays fast.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+from .samplers import SAMPLERS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+UNITS = ("auto", "filters", "neurons", "heads")
+DEFAULT_RATES = "0:0.95:0.05"
+
+Parser = Callable[[object], Any]
+
+
+def parse_rates(value: object) -> tuple[float, ...]:
+    """Pruning rates from "start:stop:step" (stop included where a step lands on it), "0,0.1,0.5" or a list.
+
+    Raises:
+        ValueError: not numbers, not ascending, outside [0, 1), fewer than two, or not starting at 0 (the
+            unpruned network, against which the others are measured).
+    """
+    if isinstance(value, str) and ":" in value:
+        parts = value.split(":")
+        if len(parts) != 3:
+            raise ValueError(f"{value!r} is not start:stop:step, such as {DEFAULT_RATES}")
+        start, stop, step = _numbers(parts, value)
+        if step <= 0 or stop <= start:
+            raise ValueError(f"{value!r} has no rates: step must be above 0 and stop above start")
+        if step < 1e-4:
+            raise ValueError(f"{value!r} has too small a step: at least 0.0001")
+        count = math.floor((stop - start) / step + 1e-9) + 1
+        # rounded, so that a rate is 0.15 and not 0.15000000000000002
+        rates = tuple(round(start + index * step, 10) for index in range(count))
+    else:
+        rates = _numbers(value.split(",") if isinstance(value, str) else _items(value), value)
+    if len(rates) < 2:
+        raise ValueError(f"{value!r} has fewer than two rates")
+    if any(b <= a for a, b in itertools.pairwise(rates)):
+        raise ValueError(f"{value!r} is not in ascending order")
+    if rates[0] != 0:
+        raise ValueError(f"{value!r} does not start at 0, the unpruned network")
+    if rates[-1] >= 1:
+        raise ValueError(f"{value!r} reaches 1 or more: a rate is the part of the units that is removed")
+    return rates
+
+
+def parse_classes(value: object) -> str:
+    """Which classes, as `data.pick_classes` reads it: names or indices, or a number of them to draw.
+
+    So "3" draws three classes, and "3,5" or "cat,dog" or a list are these two.
+
+    Raises:
+        ValueError: fewer than two classes, or one named twice.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    parts = value.split(",") if isinstance(value, str) else _items(value)
+    names = [text for part in parts if (text := str(part).strip())]
+    if len(names) == 1 and names[0].isdecimal() and isinstance(value, str):
+        if int(names[0]) < 2:
+            raise ValueError(f"{names[0]} classes cannot be told apart: at least 2")
+    elif len(names) < 2:
+        raise ValueError(f"{value!r} names one class: give a list such as 3,5 or a number to draw")
+    elif len(set(names)) < len(names):
+        raise ValueError(f"{value!r} names a class twice")
+    return ",".join(names)
+
+
+def parse_channels(value: object) -> tuple[float, ...]:
+    """One value for all channels or three for red, green and blue, in units of [0, 1].
+
+    Raises:
+        ValueError: another count, or not numbers.
+    """
+    parts = value.split(",") if isinstance(value, str) else [value] if _is_number(value) else _items(value)
+    numbers = _numbers(parts, value)
+    if len(numbers) not in (1, 3):
+        raise ValueError(f"{value!r} has {len(numbers)} values: give one, or three for red, green and blue")
+    return numbers
+
+
+def parse_deviation(value: object) -> tuple[float, ...]:
+    """As `parse_channels`, for values that divide: above 0."""
+    numbers = parse_channels(value)
+    if min(numbers) <= 0:
+        raise ValueError(f"{value!r} must be above 0")
+    return numbers
+
+
+def parse_units(value: object) -> str:
+    """Kinds of units joined by "+", or "auto".
+
+    Raises:
+        ValueError: an unknown kind, or one named twice.
+    """
+    kinds = str(value).split("+")
+    for kind in kinds:
+        if kind not in UNITS or (kind == "auto" and len(kinds) > 1) or kinds.count(kind) > 1:
+            raise ValueError(f"{value!r} is not made of {', '.join(UNITS[1:])} (joined by +), or auto")
+    return "+".join(kinds)
+
+
+def count_from(minimum: int) -> Parser:
+    """A parser of whole numbers from `minimum` on."""
+
+    def parse(value: object) -> int:
+        try:
+            number = int(value) if isinstance(value, str) else value
+        except ValueError:
+            number = None
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise ValueError(f"{value!r} is not a whole number")
+        if number < minimum:
+            raise ValueError(f"{number} is too small: at least {minimum}")
+        return number
+
+    return parse
+
+
+def parse_seconds(value: object) -> float:
+    """A time in seconds, above 0."""
+    (seconds,) = _numbers([value], value)
+    if seconds <= 0:
+        raise ValueError(f"{value!r} must be above 0")
+    return seconds
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _items(value: object) -> Sequence[object]:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{value!r} is not a list")
+    return value
+
+
+def _numbers(parts: Sequence[object], whole: object) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(part) for part in parts if not isinstance(part, bool))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != len(parts) or not all(math.isfinite(number) for number in numbers):
+        raise ValueError(f"{whole!r} is not made of numbers")
+    return numbers
+
+
+def _option(
+    default: Any,
+    help: str,
+    *,
+    parse: Parser | None = None,
+    choices: Sequence[str] | None = None,
+    metavar: str | None = None,
+    unset: str | None = None,
+    shown: str | None = None,
+) -> Any:
+    """A field with what the command line needs: `unset` says what None stands for."""
+    metadata = {"help": help, "parse": parse, "choices": choices, "metavar": metavar}
+    return field(default=default, metadata={**metadata, "unset": unset, "shown": shown})
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `pxp-optimize` runs. Field names are the command line's, with underscores."""
+
+    model: str = _option(
+        "resnet18",
+        "Network to explain and prune: a torchvision classifier's name (`pxp-optimize models` lists them), "
+        "or package.module:function that returns a torch.nn.Module.",
+        metavar="NAME",
+    )
+    weights: str = _option(
+        "default",
+        "Its weights: `default` (trained here for the digits, torchvision's pretrained ones otherwise), "
+        "a .pt, .pth or .safetensors file, or the name of torchvision weights.",
+        metavar="NAME|FILE",
+    )
+    data: str = _option(
+        "digits",
+        "Images: `digits` (1,797 handwritten digits, embedded), `imagenette` (downloaded), or a folder "
+        "with one sub-folder per class, inside train/ and val/ or at the top.",
+        metavar="NAME|DIR",
+    )
+    units: str = _option(
+        "auto",
+        "What is pruned: filters of convolutions, neurons of linear layers, attention heads, or several joined "
+        "by +. `auto` is filters, or heads for a transformer.",
+        parse=parse_units,
+        metavar="KIND[+KIND]",
+    )
+    image_size: int | None = _option(
+        None,
+        "Height and width of the images, in pixels.",
+        parse=count_from(8),
+        metavar="N",
+        unset="the weights' own",
+    )
+    mean: tuple[float, ...] | None = _option(
+        None,
+        "Mean that is subtracted from pixels in [0, 1]: one value, or three such as 0.485,0.456,0.406.",
+        parse=parse_channels,
+        metavar="X[,X,X]",
+        unset="the weights' own",
+    )
+    std: tuple[float, ...] | None = _option(
+        None,
+        "Standard deviation that pixels are divided by: one value or three.",
+        parse=parse_deviation,
+        metavar="X[,X,X]",
+        unset="the weights' own",
+    )
+    classes: str | None = _option(
+        None,
+        "Only these classes, by name or index (3,5 or cat,dog), or a single number to draw that many; "
+        "the network's other outputs are ignored.",
+        parse=parse_classes,
+        metavar="LIST|N",
+        unset="all",
+    )
+    reference_samples: int = _option(
+        10,
+        "Images per class that relevance is computed on, from the training images.",
+        parse=count_from(1),
+        metavar="N",
+    )
+    search_samples: int | None = _option(
+        None,
+        "Images in all that a trial is scored on, as many of each class.",
+        parse=count_from(1),
+        metavar="N",
+        unset="at most 500",
+    )
+    holdout_samples: int | None = _option(
+        None,
+        "Images in all that the search never sees and the results are reported on.",
+        parse=count_from(1),
+        metavar="N",
+        unset="at most 500",
+    )
+    rates: tuple[float, ...] = _option(
+        parse_rates(DEFAULT_RATES),
+        "Parts of the units to remove, from 0 on: start:stop:step, or a list such as 0,0.25,0.5.",
+        parse=parse_rates,
+        metavar="RATES",
+        shown=DEFAULT_RATES,
+    )
+    trials: int = _option(
+        100, "Finished trials to reach, those of earlier runs included.", parse=count_from(1), metavar="N"
+    )
+    timeout: float | None = _option(
+        None,
+        "Start no trial after this many seconds of search.",
+        parse=parse_seconds,
+        metavar="SECONDS",
+        unset="none",
+    )
+    sampler: str = _option("tpe", "Optuna's sampler that proposes composites.", choices=tuple(SAMPLERS))
+    seed: int = _option(0, "Seed of samples, training and search: it repeats a run.", parse=count_from(0), metavar="N")
+    storage: str = _option(
+        "sqlite:///pxp.db",
+        "Database that keeps every trial: a file, or a URL as SQLAlchemy reads it.",
+        metavar="FILE|URL",
+    )
+    study: str | None = _option(None, "Name of the study in the database.", metavar="NAME", unset="MODEL-DATA-UNITS")
+    export: str = _option("best.json", "File that the best composite is written to.", metavar="FILE")
+    device: str = _option(
+        "auto", "Where to compute: auto, cpu, cuda, cuda:N or mps. `auto` takes the fastest.", metavar="NAME"
+    )
+    batch_size: int = _option(64, "Images per batch: fewer need less memory.", parse=count_from(1), metavar="N")
+    skip_broken: bool = _option(False, "Leave out images that cannot be read instead of stopping.")
+    quiet: bool = _option(False, "Show nothing but the results.")
+    verbose: bool = _option(False, "Show Optuna's log as well, and a traceback with an error.")
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The options in a TOML file by field name, as written there (not yet parsed).
+
+    Keys are the command line's names: `search-samples = 500`; underscores do as well.
+
+    Raises:
+        UserError: no such file, not TOML, an unknown key (named, with the nearest known one) or a table.
+    """
+    path = Path(path)
+    try:
+        data: Mapping[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not TOML: {error}") from error
+    known = {option.name for option in fields(Options)}
+    values = {}
+    for key, value in data.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0].replace('_', '-')}?" if near else "see pxp-optimize --help"
+            raise UserError(f"{path}: unknown key {key!r}: {hint}")
+        if isinstance(value, dict):
+            raise UserError(f"{path}: {key!r} is a table, but options stand at the top: trials = 50")
+        if name in values:
+            raise UserError(f"{path}: {key!r} is given twice")
+        values[name] = value
+    return values

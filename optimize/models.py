@@ -1,0 +1,419 @@
+"""Which networks: torchvision's classifiers, our own, or the user's `package.module:function`, with weights.
+
+Every source of weights (torchvision's hub, a file, the digits' cache) comes down to one state dict, and one
+function fits it to the network, so that all of them get the same checks and the same messages.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import math
+import pickle
+import re
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models import GoogLeNet, Inception3, VisionTransformer
+from torchvision.models.vision_transformer import interpolate_embeddings
+
+from .data import Dataset, Progress, Transform, class_logits, no_progress, reason, some
+from .digits import DIGITS_TRANSFORM, load_or_train, seeded
+from .errors import UserError
+
+# For a network that says nothing of its input: what most classifiers trained on ImageNet expect.
+IMAGENET_TRANSFORM = Transform(size=224, resize=256)
+
+
+@dataclass
+class LoadedModel:
+    """A classifier ready to be explained: on the CPU, float32, in eval mode, without gradients.
+
+    num_classes: the number of its logits. description: which weights, and where from. weights_hash: SHA-256
+    (hex) of its state dict.
+    """
+
+    module: nn.Module
+    num_classes: int
+    transform: Transform
+    description: str
+    weights_hash: str
+
+
+def load_model(
+    spec: str,
+    weights: str,
+    dataset: Dataset,
+    *,
+    cache: Path,
+    image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    device: torch.device | None = None,
+    progress: Progress = no_progress,
+) -> LoadedModel:
+    """Load the network `spec` with `weights`, and the transform that its input needs.
+
+    weights: `default`, the name of torchvision weights (`IMAGENET1K_V2`), or a state dict's file. `default`
+    means, for a `package.module:function`, the network as the function returns it; with the embedded digits,
+    weights trained on them (on `device`, by default the CPU) and kept in `cache`; otherwise torchvision's
+    default weights.
+
+    The transform is the weights' own; for a file, that of the digits if these are the data, otherwise that of
+    the architecture's default weights (224 pixels and ImageNet's mean and std if it has none). image_size (in
+    pixels), mean and std (one value or three, for images in [0, 1]) override it. The global random state is
+    left as it was.
+
+    Raises:
+        UserError: an unknown model or weights, no network connection, weights that do not fit, a network that
+            does not take such images or has fewer logits than the data has classes.
+    """
+    if ":" not in spec:
+        _check_name(spec)
+    if image_size is not None and image_size < 1:
+        raise UserError(f"--image-size {image_size}: give a number of pixels")
+    with seeded():
+        if weights != "default" or ":" in spec:
+            source = _Source({}, f"as {spec} returns it", None) if weights == "default" else _read(spec, weights)
+        elif dataset.name == "digits":
+            source = None
+        else:
+            source = _hub(spec, "DEFAULT")
+        if source is not None and source.transform is not None and dataset.logits is None:
+            raise UserError(
+                f"{source.description} know ImageNet's classes, which those of {dataset.name} are not "
+                "(folders named by synset id, such as n01440764); give --weights FILE trained on these data"
+            )
+
+        transform = source.transform if source is not None else None
+        if transform is None:
+            transform = DIGITS_TRANSFORM if dataset.name == "digits" else _own_transform(spec)
+
+        if source is None:
+            transform = _override(transform, image_size, mean, std)
+            module = build_model(spec, len(dataset.classes), transform.size)
+            _count_logits(spec, module, transform.size)  # before the training, not after
+            description = load_or_train(spec, module, dataset, transform, cache, device=device, progress=progress)
+        else:
+            module, size = _fit(spec, source, image_size)
+            transform = _override(transform, size, mean, std)
+            description = source.description
+
+    module.eval().float().cpu().requires_grad_(False)
+    num_classes = _count_logits(spec, module, transform.size)
+    class_logits(dataset, num_classes)
+    return LoadedModel(module, num_classes, transform, description, state_hash(module.state_dict()))
+
+
+def state_hash(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) of a state dict's tensors, by sorted name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        # Bytes, since numpy has no bfloat16.
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+# --------------------------------------------------------------------------------------------- building
+
+
+@dataclass(frozen=True)
+class OwnModel:
+    """A network of ours: build(num_classes, image_size), and the transform it is meant for."""
+
+    build: Callable[[int, int], nn.Module]
+    transform: Transform
+
+
+def vit_tiny(num_classes: int, image_size: int) -> nn.Module:
+    """A vision transformer that a laptop trains: 6 layers of 4 heads, width 64, patches of 4 pixels."""
+    return VisionTransformer(
+        image_size=image_size,
+        patch_size=4,
+        num_layers=6,
+        num_heads=4,
+        hidden_dim=64,
+        mlp_dim=128,
+        num_classes=num_classes,
+    )
+
+
+OWN_MODELS: dict[str, OwnModel] = {"vit_tiny": OwnModel(vit_tiny, DIGITS_TRANSFORM)}
+
+
+def supported_models() -> list[str]:
+    """The names that `build_model` knows, sorted."""
+    return sorted([*OWN_MODELS, *torchvision.models.list_models(module=torchvision.models)])
+
+
+def build_model(spec: str, num_classes: int | None = None, image_size: int | None = None) -> nn.Module:
+    """Build a network with random weights, in which only the classification logits are computed.
+
+    spec: a name of `supported_models`, or `package.module:function`, where the current folder counts too;
+    the function is called without arguments, and its network is what it is. None: the architecture's own
+    number of classes and image size.
+
+    Raises:
+        UserError: no such model (with the nearest names), or it can not be built.
+    """
+    if ":" in spec:
+        return _call(spec)
+    _check_name(spec)
+    try:
+        if spec in OWN_MODELS:
+            own = OWN_MODELS[spec]
+            return own.build(num_classes or 10, image_size or own.transform.size)
+        options: dict[str, Any] = {}
+        if num_classes is not None:
+            options["num_classes"] = num_classes
+        if image_size is not None and spec.startswith("vit_"):
+            options["image_size"] = image_size
+        if image_size is not None and spec.startswith("maxvit_"):
+            options["input_size"] = (image_size, image_size)
+        if spec in ("googlenet", "inception_v3"):
+            options.update(aux_logits=False, init_weights=False)
+        return torchvision.models.get_model(spec, weights=None, **options)
+    except (ValueError, AssertionError, RuntimeError) as error:
+        raise UserError(
+            f"{spec} can not be built for images of {image_size} pixels ({reason(error)}); "
+            "give another --image-size or --model"
+        ) from error
+
+
+def _check_name(spec: str) -> None:
+    names = supported_models()
+    if spec not in names:
+        near = difflib.get_close_matches(spec, names, n=3, cutoff=0.5)
+        hint = f"nearest: {', '.join(near)}; " if near else ""
+        raise UserError(
+            f"unknown model {spec!r}; {hint}'pxp-optimize models' lists all, "
+            "and a network of your own is package.module:function"
+        )
+
+
+def _call(spec: str) -> nn.Module:
+    where, _, name = spec.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:  # a console script's path lacks it
+        sys.path.insert(0, here)
+    try:
+        module = getattr(importlib.import_module(where), name)()
+    except Exception as error:  # it is the user's code that runs here
+        raise UserError(
+            f"--model {spec}: {type(error).__name__}: {reason(error)}; "
+            "it must name an importable function that returns an nn.Module when called without arguments"
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise UserError(f"--model {spec}: the function returned {type(module).__name__}; return an nn.Module")
+    return module
+
+
+def _own_transform(spec: str) -> Transform:
+    if spec in OWN_MODELS:
+        return OWN_MODELS[spec].transform
+    if ":" in spec:
+        return IMAGENET_TRANSFORM
+    return _transform_of(torchvision.models.get_model_weights(spec).DEFAULT)
+
+
+def _transform_of(weights: Any) -> Transform:
+    preset = weights.transforms()
+    return Transform(
+        size=preset.crop_size[0],
+        resize=preset.resize_size[0],
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        interpolation=preset.interpolation,
+    )
+
+
+def _override(
+    transform: Transform, size: int | None, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> Transform:
+    if size is not None:
+        transform = replace(transform, size=size, resize=round(size * transform.resize / transform.size))
+    if mean is not None:
+        transform = replace(transform, mean=_three("--mean", mean))
+    if std is not None:
+        transform = replace(transform, std=_three("--std", std))
+        if min(transform.std) <= 0:
+            raise UserError(f"--std {transform.std}: must be positive")
+    return transform
+
+
+def _three(option: str, values: Sequence[float]) -> tuple[float, float, float]:
+    if len(values) not in (1, 3):
+        raise UserError(f"{option}: {len(values)} values; give one or three, for images in [0, 1]")
+    red, green, blue = values if len(values) == 3 else (values[0],) * 3
+    return (float(red), float(green), float(blue))
+
+
+def _count_logits(spec: str, module: nn.Module, size: int) -> int:
+    """How many logits the network returns for an image of this size."""
+    module.eval()
+    parameter = next(module.parameters(), torch.zeros(()))
+    image = torch.zeros(1, 3, size, size, dtype=parameter.dtype, device=parameter.device)
+    try:
+        with torch.no_grad():
+            logits = module(image)
+    except Exception as error:  # whatever the user's network raises
+        raise UserError(
+            f"{spec} does not take images of {size} x {size} pixels ({reason(error)}); "
+            "give another --image-size or --model"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 1:
+        what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(f"{spec} returned {what} for one image; a classifier returns logits of shape (1, classes)")
+    return logits.shape[1]
+
+
+# ---------------------------------------------------------------------------------------------- weights
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A state dict, what to call it, and its transform if it is known to be torchvision's."""
+
+    state: Mapping[str, Tensor]
+    description: str
+    transform: Transform | None
+
+
+def _read(spec: str, weights: str) -> _Source:
+    path = Path(weights).expanduser()
+    if path.is_file():
+        return _Source(_read_file(path), f"weights of {path}", None)
+    if path.suffix in (".pt", ".pth", ".safetensors") or len(path.parts) > 1:
+        raise UserError(f"--weights {weights}: no such file")
+    return _hub(spec, weights)
+
+
+def _hub(spec: str, name: str) -> _Source:
+    """Torchvision's weights of this name for this model, from torch.hub's cache or the internet."""
+    if ":" in spec or spec in OWN_MODELS:
+        raise UserError(f"{spec} has no weights {name!r}; give --weights FILE, or 'default' with --data digits")
+    known = torchvision.models.get_model_weights(spec)
+    short = name.rpartition(".")[2]
+    if short not in known.__members__ or name not in (short, f"{known.__name__}.{short}"):
+        raise UserError(
+            f"--weights {name}: neither a file nor weights of {spec}, which are "
+            + some([member.name for member in known])
+        )
+    weights = known[short]
+    try:
+        state = weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"can not download {weights} ({reason(error)}); connect to the internet, "
+            f"or fetch {weights.url} elsewhere and give --weights FILE"
+        ) from error
+    return _Source(state, f"{weights} of torchvision", _transform_of(weights))
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, by name; nothing in the file is executed."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than tensors, or is no checkpoint; save model.state_dict() instead"
+        ) from error
+    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError) as error:
+        raise UserError(f"can not read the weights {path} ({reason(error)}); save model.state_dict() again") from error
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path} holds no state dict; save model.state_dict()")
+    return content
+
+
+def _fit(spec: str, source: _Source, image_size: int | None) -> tuple[nn.Module, int | None]:
+    """Build the network with as many classes as the checkpoint's last layer has, and load the checkpoint.
+
+    Returns also the image size in pixels: `image_size`, or else what a position embedding in the checkpoint
+    is made for, or None. An embedding for another size than the one asked for is interpolated.
+    """
+    module = build_model(spec)
+    if not source.state:
+        return module, image_size
+    state = _plain(source.state, module)
+    size = image_size
+    if ":" not in spec:
+        last = _last_layer(module)
+        own_rows = len(module.get_parameter(f"{last}.weight"))
+        rows = len(state.get(f"{last}.weight", range(own_rows)))
+        size = image_size or _embedded_size(module, state)
+        if rows != own_rows or size is not None:
+            module = build_model(spec, rows, size)
+        if isinstance(module, VisionTransformer) and size is not None:
+            state = interpolate_embeddings(size, module.patch_size, state)
+        if isinstance(module, (GoogLeNet, Inception3)):
+            module.transform_input = True  # as in torchvision's pretrained ones and those tuned from them
+    _load(module, state, source.description)
+    return module, size
+
+
+def _plain(state: Mapping[str, Tensor], module: nn.Module) -> OrderedDict[str, Tensor]:
+    """The state dict under the names that `module` uses, in float32."""
+    wrapped = not hasattr(module, "module") and all(name.startswith("module.") for name in state)
+    plain: OrderedDict[str, Tensor] = OrderedDict()
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            continue
+        name = name.removeprefix("module.") if wrapped else name
+        # DenseNet's published files still have the names of torchvision 0.1.
+        name = re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", name)
+        if getattr(module, "aux_logits", None) is False and name.startswith(("aux1.", "aux2.", "AuxLogits.")):
+            continue  # heads that only their training uses
+        plain[name] = tensor.float() if tensor.is_floating_point() else tensor
+    # The layers' versions, by which torch and torchvision mend the names of old files; formats other than
+    # torch's own do not keep them.
+    versions = getattr(state, "_metadata", None) or module.state_dict()._metadata  # type: ignore[attr-defined]
+    if wrapped:
+        versions = {name.removeprefix("module").removeprefix("."): value for name, value in versions.items()}
+    plain._metadata = versions  # type: ignore[attr-defined]
+    return plain
+
+
+def _last_layer(module: nn.Module) -> str:
+    """The name of the layer that computes the logits: in all `supported_models` the last registered."""
+    return [name for name, layer in module.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))][-1]
+
+
+def _embedded_size(module: nn.Module, state: Mapping[str, Tensor]) -> int | None:
+    """The image size, in pixels, that a vision transformer's position embedding in `state` is made for."""
+    embedding = state.get("encoder.pos_embedding")
+    if not isinstance(module, VisionTransformer) or embedding is None or embedding.ndim != 3:
+        return None
+    return math.isqrt(embedding.shape[1] - 1) * module.patch_size
+
+
+def _load(module: nn.Module, state: OrderedDict[str, Tensor], description: str) -> None:
+    """Load all of `state` into all of `module`, or say what does not fit."""
+    own = module.state_dict()
+    mismatched = [name for name, tensor in state.items() if name in own and own[name].shape != tensor.shape]
+    shapes = [f"{n} ({tuple(state[n].shape)}, not {tuple(own[n].shape)})" for n in mismatched]
+    for name in mismatched:
+        del state[name]
+    try:
+        result = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise UserError(f"{description} do not fit: {reason(error)}; choose the --model they belong to") from error
+    missing = [n for n in result.missing_keys if n not in mismatched and not n.endswith("num_batches_tracked")]
+    faults = (("missing", missing), ("unexpected", result.unexpected_keys), ("of another shape", shapes))
+    found = [f"{len(names)} {fault}: {some(names, 3)}" for fault, names in faults if names]
+    if found:
+        raise UserError(f"{description} do not fit: {'; '.join(found)}; choose the --model they belong to")

@@ -1,0 +1,193 @@
+"""From options to a task: everything that does not change during a study, loaded and checked once."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from platformdirs import user_cache_path
+from torch import Tensor
+
+from ..pruning import Graph, TraceError, trace
+from ..studies.export import layers_of
+from ..studies.fingerprint import Fingerprint, fingerprint
+from .config import Options
+from .data import (
+    Dataset,
+    Indices,
+    Progress,
+    Split,
+    Transform,
+    class_logits,
+    content_hash,
+    decode,
+    draw_splits,
+    no_progress,
+    open_dataset,
+    pick_classes,
+)
+from .errors import UserError
+from .models import load_model
+from .task import Images, Samples, Task
+
+SPLITS = {"reference": "train", "search": "val", "holdout": "val"}
+"""The samples of a study, and the split of the data that each is drawn from."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task with what a study keeps about it.
+
+    fingerprint: what must be the same to continue a study. layers: group and type of each ruled layer.
+    description: lines that say which model, weights and data these are, and how to use others.
+    """
+
+    task: Task
+    fingerprint: Fingerprint
+    layers: dict[str, Any]
+    description: tuple[str, ...]
+
+
+def cache_folder() -> Path:
+    """Where trained weights and downloaded data are kept: the user's cache folder of the system."""
+    return user_cache_path("pxp-optimize", appauthor=False)
+
+
+def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
+    """Load the model and the data, draw the samples and put everything on the device.
+
+    Raises:
+        UserError: the model, its weights, the data or the device are not to be had, or do not fit each other.
+    """
+    device = choose_device(options.device)
+    cache = cache_folder()
+    dataset = open_dataset(options.data, seed=options.seed, cache=cache, progress=progress)
+    classes = pick_classes(dataset, options.classes, options.seed)
+    drawn = draw_splits(
+        dataset,
+        classes,
+        options.reference_samples,
+        options.search_samples,
+        options.holdout_samples,
+        options.seed,
+    )
+    model = load_model(
+        options.model,
+        options.weights,
+        dataset,
+        cache=cache,
+        image_size=options.image_size,
+        mean=options.mean,
+        std=options.std,
+        device=device,
+        progress=progress,
+    )
+    of_class = class_logits(dataset, model.num_classes)
+    graph, units = _traced(model.module, options.units, options.model)
+    graph.to(device)
+    samples: dict[str, Samples] = {}
+    hashes: dict[str, dict[str, int | str]] = {}
+    for name, indices in drawn.items():
+        split: Split = getattr(dataset, SPLITS[name])
+        drawn_samples = _samples(split, indices, of_class, model.transform, options.skip_broken, progress)
+        hashes[name] = _sample_mark(drawn_samples)
+        samples[name] = Samples(drawn_samples.inputs.to(device), drawn_samples.targets.to(device))
+    competing = sorted(of_class[label] for label in classes)
+    restricted = len(competing) < model.num_classes
+    task = Task(
+        graph=graph,
+        units=units,
+        rates=options.rates,
+        logits=torch.tensor(competing, device=device) if restricted else None,
+        batch_size=options.batch_size,
+        reference=samples["reference"],
+        search=samples["search"],
+        holdout=samples["holdout"],
+    )
+    mark = fingerprint(
+        model=options.model,
+        weights=model.weights_hash,
+        data=Path(dataset.name).name,  # wherever the folder lies: what is in it counts
+        image={"size": model.transform.size, "mean": model.transform.mean, "std": model.transform.std},
+        classes=[dataset.classes[label] for label in classes],
+        samples=hashes,
+        units=units,
+        rates=options.rates,
+    )
+    lines = _describe(options, dataset, task, model.description, len(classes), model.num_classes)
+    return Prepared(task, mark, layers_of(graph), lines)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; `auto` is CUDA, else Apple's MPS, else the CPU.
+
+    Raises:
+        UserError: no such device on this machine.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    match = re.fullmatch(r"(cpu)|(mps)|cuda(?::(\d+))?", name)
+    if match is None:
+        raise UserError(f"unknown device {name!r}: give auto, cpu, cuda, cuda:N or mps")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UserError("this machine has no MPS device: give --device auto")
+    if name.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise UserError("no CUDA device, or a torch built without CUDA: give --device auto")
+        if int(match[3] or 0) >= count:
+            raise UserError(f"no device {name}: the last one is cuda:{count - 1}")
+    return torch.device(name)
+
+
+def _traced(module: torch.nn.Module, units: str, name: str) -> tuple[Graph, str]:
+    """The network's graph, and the kind of units that is meant."""
+    try:
+        graph = trace(module)
+    except TraceError as error:
+        raise UserError(f"model {name} is not supported: {error}") from error
+    units = graph.default_units if units == "auto" else units
+    try:
+        graph.units(units)
+    except ValueError as error:
+        raise UserError(f"--units {units}: {error}") from error
+    return graph, units
+
+
+def _samples(
+    split: Split,
+    indices: Indices,
+    of_class: tuple[int, ...],
+    transform: Transform,
+    skip_broken: bool,
+    progress: Progress,
+) -> Samples:
+    pixels, kept = decode(split, indices, transform, skip_broken=skip_broken, progress=progress)
+    targets = torch.tensor([of_class[label] for label in split.labels[kept]])
+    return Samples(Images(pixels, _channels(transform.mean), _channels(transform.std)), targets)
+
+
+def _channels(values: tuple[float, float, float]) -> Tensor:
+    return torch.tensor(values).view(3, 1, 1)
+
+
+def _sample_mark(samples: Samples) -> dict[str, int | str]:
+    return {"count": len(samples), "hash": content_hash(samples.inputs.pixels, samples.targets)}
+
+
+def _describe(
+    options: Options, dataset: Dataset, task: Task, model: str, n_classes: int, n_outputs: int
+) -> tuple[str, ...]:
+    units = task.graph.units(task.units)
+    size = task.reference.inputs.pixels.shape[-1]
+    masked = "" if task.logits is None else f"; {n_outputs - n_classes} of {n_outputs} outputs ignored"
+    return (
+        f"model   {model}; {sum(units.values())} {task.units} in {len(units)} layers, on {task.graph.device} "
+        "(--model, --weights)",
+        f"data    {dataset.name}, {n_classes} classes at {size} x {size}{masked} (--data DIR for your own)",
+        f"samples {len(task.reference)} reference, {len(task.search)} search, {len(task.holdout)} holdout "
+        "(--reference-samples, --search-samples, --holdout-samples)",
+    )

@@ -1,0 +1,109 @@
+"""Optuna's samplers by name, seeded so that a study continues exactly where it was cut off."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # Optuna takes a while to import, and the command line needs only the names
+    from optuna.distributions import BaseDistribution
+    from optuna.samplers import BaseSampler
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
+
+Factory = Callable[[int], "BaseSampler"]
+
+
+def _tpe(seed: int) -> BaseSampler:
+    """Tree-structured Parzen estimator over all parameters together, one group per branch of the space."""
+    from optuna.samplers import TPESampler
+
+    return TPESampler(seed=seed, multivariate=True, group=True)
+
+
+def _random(seed: int) -> BaseSampler:
+    """Uniform draws: what the others have to beat."""
+    from optuna.samplers import RandomSampler
+
+    return RandomSampler(seed=seed)
+
+
+def _cmaes(seed: int) -> BaseSampler:
+    """CMA-ES over the numbers; TPE, one parameter at a time, over the rules and other categories.
+
+    CMA-ES knows neither categories nor parameters that only some trials have. So it needs a space whose
+    numbers are there in every trial (`Space(conditional=False)`), and leaves the categories to TPE.
+    """
+    from optuna.samplers import CmaEsSampler, TPESampler
+
+    independent = TPESampler(seed=seed, multivariate=False)
+    return CmaEsSampler(seed=seed, independent_sampler=independent, warn_independent_sampling=False)
+
+
+def _gp(seed: int) -> BaseSampler:
+    """Gaussian process over the numbers and the categories that every trial has."""
+    from optuna.samplers import GPSampler
+
+    return GPSampler(seed=seed)
+
+
+SAMPLERS: dict[str, Factory] = {"tpe": _tpe, "random": _random, "cmaes": _cmaes, "gp": _gp}
+UNCONDITIONAL = frozenset({"cmaes", "gp"})
+"""Samplers that model only what every trial has, so that every trial needs all numbers."""
+
+RELATIVE = "pxp:relative_params"
+
+
+def make_sampler(name: str, seed: int) -> BaseSampler:
+    """The sampler of a study.
+
+    Every draw depends on the seed, the trial's number, the parameter's name and the finished trials, and on
+    nothing that lives in memory only. So a study that was killed and continued has the same trials as one
+    that was not.
+
+    Raises:
+        KeyError: unknown name.
+    """
+    from optuna.exceptions import ExperimentalWarning
+    from optuna.samplers import BaseSampler
+
+    build = SAMPLERS[name]
+
+    def fresh(*parts: object) -> BaseSampler:
+        digest = hashlib.sha256(repr((seed, *parts)).encode()).digest()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # TPE's groups, in use for years
+            return build(int.from_bytes(digest[:4], "little"))
+
+    class Repeatable(BaseSampler):
+        """A new sampler for each trial and for each parameter that is drawn by itself."""
+
+        def __init__(self) -> None:
+            self._current = fresh()
+
+        def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+            self._current = fresh(trial.number)
+            return self._current.infer_relative_search_space(study, trial)
+
+        def sample_relative(
+            self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+        ) -> dict[str, Any]:
+            # Kept with the trial: on a second try Optuna's GP would take the first one for a trial of its own.
+            drawn = trial.system_attrs.get(RELATIVE)
+            if drawn is None:
+                drawn = self._current.sample_relative(study, trial, search_space)
+                study._storage.set_trial_system_attr(trial._trial_id, RELATIVE, drawn)
+            return drawn
+
+        def sample_independent(
+            self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+        ) -> Any:
+            sampler = fresh(trial.number, param_name)
+            return sampler.sample_independent(study, trial, param_name, param_distribution)
+
+        def __str__(self) -> str:
+            return f"{name} (seed {seed})"
+
+    return Repeatable()

@@ -1,0 +1,264 @@
+"""A study: created or continued, and run until it has its number of finished trials.
+
+A trial that was cut off, by Ctrl-C or with its process, goes back into the queue with its number. Since every
+draw depends on the trial's number and the finished trials only (`samplers.make_sampler`), a study that was
+interrupted has in the end the same trials as one that was not.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import optuna
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from ..attribution import Composite, CompositeError
+from ..studies.fingerprint import Fingerprint, difference
+from ..studies.report import fixed_trials
+from .errors import UserError
+from .progress import Standing
+from .space import Space
+
+MAX_INTERRUPTIONS = 3
+"""How often a trial may take its process down before it is taken for the cause, and failed."""
+MAX_FAILURES = 10
+"""How many trials in a row may fail before the search gives up."""
+
+
+@runtime_checkable
+class Result(Protocol):
+    """What a trial's evaluation has (`trial.Evaluation`). seconds: by step; auc: in [0, 1]."""
+
+    @property
+    def accuracy(self) -> list[float]: ...
+    @property
+    def auc(self) -> float: ...
+    @property
+    def seconds(self) -> dict[str, float]: ...
+    @property
+    def ranking_hash(self) -> str: ...
+
+
+Evaluate = Callable[[Composite], Result]
+Watch = Callable[[Standing, str], None]
+
+
+def check_study(storage: optuna.storages.BaseStorage, name: str, fingerprint: Fingerprint) -> Study | None:
+    """The study of this name, or None where there is none. Writes nothing.
+
+    Raises:
+        UserError: a study of this name has trials that cannot be compared with those to come; every
+            difference is named.
+    """
+    if name not in optuna.get_all_study_names(storage):
+        return None
+    study = optuna.load_study(study_name=name, storage=storage)
+    stored = study.user_attrs.get("fingerprint")
+    if stored is None and study.get_trials(deepcopy=False):
+        raise UserError(f"study {name!r} was not made by pxp-optimize: give another name with --study")
+    if stored is not None and (found := difference(stored, fingerprint)):
+        raise UserError(
+            f"study {name!r} was made with other settings ({'; '.join(found)}): "
+            "use those again, or give another name with --study"
+        )
+    return study
+
+
+def open_study(
+    storage: optuna.storages.BaseStorage, name: str, fingerprint: Fingerprint, attrs: Mapping[str, Any]
+) -> Study:
+    """The study to run, created if there is none, with its attributes (`rates`, `config`, `layers`, ...).
+
+    Raises:
+        UserError: as `check_study`; nothing has been written then.
+    """
+    study = check_study(storage, name, fingerprint)
+    if study is None:
+        study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(["AUC"])  # what plots and the dashboard call it
+    for key, value in {**attrs, "fingerprint": fingerprint}.items():
+        if study.user_attrs.get(key) != value:
+            study.set_user_attr(key, value)
+    return study
+
+
+def run_search(
+    study: Study,
+    space: Space,
+    evaluate: Evaluate,
+    *,
+    trials: int,
+    timeout: float | None = None,
+    watch: Watch | None = None,
+) -> None:
+    """Run trials, the fixed composites first, until the study has `trials` complete ones.
+
+    Args:
+        study: with its sampler set. Several processes may run the same one.
+        space: what to propose.
+        evaluate: what a composite is worth. ValueError (relevance that is not finite) fails the trial, and
+            the search goes on.
+        trials: complete trials to reach, those that are there included.
+        timeout: start no trial after this many seconds.
+        watch: told after each trial.
+
+    Raises:
+        UserError: too many trials failed one after another.
+        CompositeError: the space does not fit the model.
+        KeyboardInterrupt: as raised by Ctrl-C; the trial in flight is back in the queue.
+    """
+    started = time.monotonic()
+    _requeue_stale(study)
+    _enqueue_fixed(study, space)
+    failures = 0
+    while count_complete(study) < trials:
+        if timeout is not None and time.monotonic() - started >= timeout:
+            break
+        try:
+            trial, outcome = _run_trial(study, space, evaluate)
+        except BaseException as error:
+            # Ctrl-C is no sign that the trial is at fault; anything else may be.
+            _requeue_own(study, blame=not isinstance(error, KeyboardInterrupt))
+            raise
+        failed = isinstance(outcome, ValueError)
+        failures = failures + 1 if failed else 0
+        if failures >= MAX_FAILURES:
+            raise UserError(f"{failures} trials in a row failed, the last one since {outcome}")
+        if watch is not None:
+            name = trial.user_attrs.get("fixed", f"no. {trial.number}")
+            text = f"AUC {outcome.auc:.4f}" if isinstance(outcome, Result) else f"failed, {outcome}"
+            watch(standing(study, trials), f"{name}, {text}")
+
+
+def _run_trial(study: Study, space: Space, evaluate: Evaluate) -> tuple[Trial, Result | ValueError]:
+    """One trial, from the queue where there is one; a failed one gives the error that failed it."""
+    # Signed while it waits, so that a trial that runs always has an owner, whenever this process is killed.
+    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    if waiting:
+        study._storage.set_trial_user_attr(waiting[0]._trial_id, "owner", _owner())
+    else:
+        study.enqueue_trial({}, user_attrs={"owner": _owner()})
+    trial = study.ask()
+    if trial.user_attrs.get("owner") != _owner():  # another process was faster, and this is the next one
+        trial.set_user_attr("owner", _owner())
+    composite = space.suggest(trial)
+    trial.set_user_attr("composite", composite.to_dict())
+    try:
+        result = evaluate(composite)
+    except CompositeError:
+        raise
+    except ValueError as error:
+        trial.set_user_attr("error", str(error))
+        study.tell(trial, state=TrialState.FAIL)
+        return trial, error
+    trial.set_user_attr("accuracy", list(result.accuracy))
+    trial.set_user_attr("seconds", dict(result.seconds))
+    trial.set_user_attr("ranking_hash", result.ranking_hash)
+    study.tell(trial, result.auc)
+    return trial, result
+
+
+def count_complete(study: Study) -> int:
+    """How many trials of a study are complete."""
+    return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+
+
+def standing(study: Study, trials: int) -> Standing:
+    """Where a study stands on its way to this many complete trials."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not complete:
+        return Standing(0, trials)
+    best = study.best_trial
+    fixed = [(name, trial.value) for name, trial in fixed_trials(study).items() if trial.value is not None]
+    fixed_name, fixed_value = max(fixed, key=lambda item: item[1], default=("", None))
+    best_name = best.user_attrs.get("fixed", f"no. {best.number}")
+    return Standing(len(complete), trials, best.value, best_name, fixed_value, fixed_name)
+
+
+def score_holdout(study: Study, evaluate: Evaluate, advance: Callable[[int], None]) -> None:
+    """Score the fixed composites and the best one on samples that the search has not seen.
+
+    The scores become the study's attribute `holdout`, by trial number; what is there is not computed again.
+
+    Args:
+        evaluate: what a composite is worth on the holdout samples.
+        advance: told after each composite.
+    """
+    scores: dict[str, Any] = dict(study.user_attrs.get("holdout", {}))
+    for trial in [*fixed_trials(study).values(), study.best_trial]:
+        if trial.state == TrialState.COMPLETE and str(trial.number) not in scores:
+            result = evaluate(Composite.from_dict(trial.user_attrs["composite"]))
+            scores[str(trial.number)] = {"auc": result.auc, "accuracy": list(result.accuracy)}
+            study.set_user_attr("holdout", scores)
+        advance(1)
+
+
+def _enqueue_fixed(study: Study, space: Space) -> None:
+    present = set(fixed_trials(study))
+    for name, composite in space.fixed_composites().items():
+        if name not in present:
+            study.enqueue_trial(space.params_of(composite), user_attrs={"fixed": name})
+
+
+# -- trials that were cut off --------------------------------------------------------------------------
+
+
+def _requeue_stale(study: Study) -> None:
+    """Put trials back into the queue whose process is provably gone.
+
+    A trial of a process on another machine is left alone: it does no harm, and its process may be at work.
+    """
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        owner = trial.user_attrs.get("owner", {})
+        if owner.get("host") == platform.node() and owner != _owner() and not _alive(owner):
+            _requeue(study, trial, blame=True)
+
+
+def _requeue_own(study: Study, *, blame: bool) -> None:
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if trial.user_attrs.get("owner") == _owner():
+            _requeue(study, trial, blame=blame)
+
+
+def _requeue(study: Study, trial: FrozenTrial, *, blame: bool) -> None:
+    storage = study._storage
+    count = trial.user_attrs.get("interruptions", 0) + blame
+    storage.set_trial_user_attr(trial._trial_id, "interruptions", count)
+    state = TrialState.WAITING if count < MAX_INTERRUPTIONS else TrialState.FAIL
+    storage.set_trial_state_values(trial._trial_id, state=state)
+
+
+def _owner() -> dict[str, Any]:
+    """Who runs a trial. The start time tells this process from a later one with the same id."""
+    pid = os.getpid()
+    return {"host": platform.node(), "pid": pid, "started": _started(pid)}
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, in the system's own unit; None where the system does not say (not Linux)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return stat.rpartition(")")[2].split()[19]  # the name before ")" may hold spaces; see proc_pid_stat(5)
+
+
+def _alive(owner: Mapping[str, Any]) -> bool:
+    if os.name == "nt":  # where os.kill would end the process; a trial that was cut off is lost there
+        return True
+    try:
+        os.kill(owner["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return _started(owner["pid"]) == owner["started"]

@@ -1,0 +1,133 @@
+"""A trial's composite as the documented JSON, and files that are whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..optimize.errors import UserError
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
+
+    from ..pruning import Graph
+
+FORMAT = "pxp-composite/1"
+
+
+def complete_trial(study: Study, number: int | None = None) -> FrozenTrial:
+    """The best complete trial of a study, or the one with this number.
+
+    Raises:
+        UserError: no complete trial yet, no trial of this number, or one that did not complete.
+    """
+    from optuna.trial import TrialState
+
+    trials = study.get_trials(deepcopy=False)
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    if number is not None:
+        trials = [trial for trial in trials if trial.number == number]
+        if not trials:
+            raise UserError(f"study {study.study_name!r} has no trial {number}")
+        if trials[0].state != TrialState.COMPLETE:
+            raise UserError(f"trial {number} of study {study.study_name!r} is {trials[0].state.name.lower()}")
+        return trials[0]
+    if not complete:
+        raise UserError(f"study {study.study_name!r} has no finished trial yet")
+    return study.best_trial
+
+
+def composite_document(study: Study, number: int | None = None) -> dict[str, Any]:
+    """The best composite of a study, or that of one trial, as a `pxp-composite/1` document.
+
+    It needs the database only, not the model: the study keeps the group and the type of each layer.
+
+    Raises:
+        UserError: as `complete_trial`, or the study was not made by pxp-optimize.
+    """
+    fingerprint, layers = (study.user_attrs.get(key) for key in ("fingerprint", "layers"))
+    if fingerprint is None or layers is None:
+        raise UserError(f"study {study.study_name!r} was not made by pxp-optimize")
+    trial = complete_trial(study, number)
+    composite: dict[str, Any] = trial.user_attrs["composite"]
+    holdout = study.user_attrs.get("holdout", {}).get(str(trial.number))
+    return {
+        "format": FORMAT,
+        "model": fingerprint["model"],
+        "units": fingerprint["units"],
+        **composite,
+        "layers": resolve_layers(composite, layers),
+        "result": {
+            "auc": trial.value,
+            **({"holdout_auc": holdout["auc"]} if holdout else {}),
+            "study": study.study_name,
+            "trial": trial.number,
+            "rates": fingerprint["rates"],
+            "accuracy": trial.user_attrs["accuracy"],
+        },
+    }
+
+
+def layers_of(graph: Graph) -> dict[str, Any]:
+    """What a study keeps of a network, so that `resolve_layers` needs no network: group and type by layer."""
+    return {name: {"group": group, "type": graph.types[name]} for name, group in graph.groups.items()}
+
+
+def resolve_layers(composite: Mapping[str, Any], layers: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """The rule of every layer as JSON, from a composite's JSON and what `layers_of` kept."""
+    from ..attribution.composites import Composite, resolve
+
+    groups, types = ({name: layer[key] for name, layer in layers.items()} for key in ("group", "type"))
+    specs = resolve(Composite.from_dict(composite), groups, types)
+    return {name: spec.to_dict() for name, spec in specs.items()}
+
+
+def check_target(path: str | Path) -> None:
+    """Refuse a file that `write_json` could not or should not write, before any work is done.
+
+    Raises:
+        UserError: a folder, in a folder that is missing or not writable, or a file that holds no JSON object
+            (a slip such as the database's name must not cost the database).
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give the name of a file to write")
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"cannot write {path}: the folder {path.parent} is not writable")
+    if path.exists():
+        try:
+            start = path.read_bytes()[:100].lstrip()
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        if start and not start.startswith(b"{"):
+            raise UserError(f"{path} is there and no JSON, left as it is: give the name of another file to write")
+
+
+def write_json(path: str | Path, document: Mapping[str, Any]) -> None:
+    """Write a document as JSON. A reader sees the old file or the whole new one, also if this is killed.
+
+    Floats are written so that reading them gives the same bits.
+
+    Raises:
+        UserError: the file cannot be written; an existing one is then left as it was.
+    """
+    path = Path(path)
+    text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,0 +1,81 @@
+"""What must not change during a study: if it did, the values of its trials could not be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+DEFINITIONS = 1
+"""Raised whenever a definition changes what a trial's value is: relevance, ranking, curve, AUC."""
+
+Fingerprint = dict[str, Any]
+
+
+def fingerprint(
+    *,
+    model: str,
+    weights: str,
+    data: str,
+    image: Mapping[str, Any],
+    classes: Sequence[str],
+    samples: Mapping[str, Mapping[str, int | str]],
+    units: str,
+    rates: Sequence[float],
+    schedule: str = "oneshot",
+    repair: str = "none",
+) -> Fingerprint:
+    """The fingerprint as plain JSON values.
+
+    Args:
+        model: as the user named it.
+        weights: hash of the state dict.
+        data: name of the data set, or of its folder.
+        image: how an image becomes the network's input: size, mean, std.
+        classes: names of the classes in use.
+        samples: count of each split's samples, and hash of their pixels and targets.
+        units: kind of the units.
+        rates: pruning rates.
+        schedule, repair: how a ranking is used.
+    """
+    return {
+        "definitions": DEFINITIONS,
+        "model": model,
+        "weights": weights,
+        "data": data,
+        "image": {key: list(value) if isinstance(value, tuple) else value for key, value in image.items()},
+        "classes": list(classes),
+        "samples": {name: dict(mark) for name, mark in samples.items()},
+        "units": units,
+        "rates": list(rates),
+        "schedule": schedule,
+        "repair": repair,
+    }
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two fingerprints, one readable phrase each; empty if they are the same."""
+    found = []
+    for key in dict.fromkeys([*old, *new]):
+        before, now = old.get(key), new.get(key)
+        if before == now:
+            continue
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            found += [f"{key} {inner}" for inner in difference(before, now)]
+            continue
+        if isinstance(before, list) and isinstance(now, list) and _short(before) == _short(now):
+            # the summaries do not tell them apart: the first entry that differs does
+            place = next(index for index, pair in enumerate(zip(before, now, strict=True)) if pair[0] != pair[1])
+            key, before, now = f"{key} number {place + 1}", before[place], now[place]
+        found.append(f"{key}: stored {_short(before)}, now {_short(now)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, list) and len(value) > 3:
+        return f"{len(value)} from {_short(value[0])} to {_short(value[-1])}"
+    if isinstance(value, list):
+        return ", ".join(map(_short, value)) or "none"
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."

@@ -1,0 +1,148 @@
+"""What a person reads about studies: the list of them, and the result of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
+    from rich.table import Table
+
+KEPT = 0.95
+"""The part of the unpruned accuracy that a useful sparsity keeps."""
+
+
+@dataclass(frozen=True)
+class StudyLine:
+    """One study of a storage. best: the highest AUC, None without a complete trial. updated: local time."""
+
+    name: str
+    complete: int
+    total: int
+    best: float | None
+    model: str
+    data: str
+    units: str
+    updated: datetime | None
+
+
+@dataclass(frozen=True)
+class ResultLine:
+    """One composite of the final table. AUCs are None where the trial failed or was not scored."""
+
+    name: str
+    search_auc: float | None
+    holdout_auc: float | None
+    sparsity: float | None
+
+
+def list_studies(storage: BaseStorage) -> list[StudyLine]:
+    """The studies of a storage, by name. Studies of other programs are listed too, without a model."""
+    import optuna
+    from optuna.trial import TrialState
+
+    lines = []
+    for name in sorted(optuna.get_all_study_names(storage)):
+        study = optuna.load_study(study_name=name, storage=storage)
+        trials = study.get_trials(deepcopy=False)
+        complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        times = [time for trial in trials for time in (trial.datetime_start, trial.datetime_complete) if time]
+        mark: Mapping[str, Any] = study.user_attrs.get("fingerprint", {})
+        lines.append(
+            StudyLine(
+                name=name,
+                complete=len(complete),
+                total=len(trials),
+                best=_best_value(study, complete),
+                model=mark.get("model", "-"),
+                data=mark.get("data", "-"),
+                units=mark.get("units", "-"),
+                updated=max(times, default=None),
+            )
+        )
+    return lines
+
+
+def _best_value(study: Study, complete: Sequence[FrozenTrial]) -> float | None:
+    """A study with several objectives, which only another program can have made, has no best value."""
+    if not complete or len(study.directions) > 1:
+        return None
+    return study.best_value
+
+
+def studies_table(lines: Iterable[StudyLine]) -> Table:
+    """The list of studies as a table."""
+    table = _table("study", "model", "data", "units", "trials", "best AUC", "last update", numbers=(4, 5))
+    for line in lines:
+        updated = line.updated.strftime("%Y-%m-%d %H:%M") if line.updated else "-"
+        count = f"{line.complete} of {line.total}"
+        table.add_row(line.name, line.model, line.data, line.units, count, _number(line.best), updated)
+    return table
+
+
+def result_lines(study: Study) -> list[ResultLine]:
+    """The fixed composites and the best one, scored on search and on holdout samples.
+
+    Sparsity is the holdout's where there are holdout scores (study attribute `holdout`), else the search's.
+    """
+    from optuna.trial import TrialState
+
+    from ..pruning.curve import sparsity_at  # imports torch, which the list of studies can do without
+
+    rates: Sequence[float] = study.user_attrs["rates"]
+    holdout: Mapping[str, Any] = study.user_attrs.get("holdout", {})
+
+    def line(name: str, trial: FrozenTrial) -> ResultLine:
+        if trial.state != TrialState.COMPLETE:
+            return ResultLine(name, None, None, None)
+        scored = holdout.get(str(trial.number))
+        curve = scored["accuracy"] if scored else trial.user_attrs["accuracy"]
+        return ResultLine(name, trial.value, scored["auc"] if scored else None, sparsity_at(rates, curve, KEPT))
+
+    lines = [line(name, trial) for name, trial in fixed_trials(study).items()]
+    if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        best = study.best_trial
+        fixed = best.user_attrs.get("fixed")
+        lines.append(line(f"best (trial {best.number}{f', {fixed}' if fixed else ''})", best))
+    return lines
+
+
+def fixed_trials(study: Study) -> dict[str, FrozenTrial]:
+    """The trials of the fixed composites by name: the first complete one of each, or else the last."""
+    from optuna.trial import TrialState
+
+    found: dict[str, FrozenTrial] = {}
+    for trial in study.get_trials(deepcopy=False):
+        name = trial.user_attrs.get("fixed")
+        if name and (name not in found or found[name].state != TrialState.COMPLETE):
+            found[name] = trial
+    return found
+
+
+def result_table(lines: Iterable[ResultLine]) -> Table:
+    """The final table of a run."""
+    table = _table("composite", "AUC, search", "AUC, holdout", f"sparsity at {KEPT:.0%} of accuracy", numbers=(1, 2, 3))
+    for line in lines:
+        sparsity = "-" if line.sparsity is None else f"{line.sparsity:.0%}"
+        style = "bold" if line.name.startswith("best") else None
+        table.add_row(line.name, _number(line.search_auc), _number(line.holdout_auc), sparsity, style=style)
+    return table
+
+
+def _table(*headings: str, numbers: Sequence[int]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if index in numbers else "left", no_wrap=index == 0)
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,125 @@
+"""The database that keeps studies: SQLite by default, opened so that several processes can share it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..optimize.errors import UserError
+
+if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
+
+SQLITE = "sqlite:///"
+BUSY_SECONDS = 60
+"""How long a process waits for another one that is writing."""
+
+
+def storage_url(storage: str) -> str:
+    """The URL of a storage given as a URL or as the path of an SQLite file."""
+    return storage if "://" in storage else SQLITE + storage
+
+
+def database_file(storage: str) -> Path | None:
+    """The SQLite file of a storage, or None where it is no file."""
+    url = storage_url(storage)
+    if not url.startswith(SQLITE) or url in (SQLITE, SQLITE + ":memory:"):
+        return None
+    return Path(url[len(SQLITE) :].partition("?")[0])
+
+
+def check_storage(storage: str, *, must_exist: bool = False) -> None:
+    """Refuse what cannot hold studies, before anything is created. Reads only.
+
+    A new or empty SQLite file, or one that Optuna made, is fine. Storages that are no SQLite file are checked
+    when they are opened.
+
+    Raises:
+        UserError: another kind of file, a database of something else, a missing or unwritable folder or file;
+            with `must_exist`, also a file that is not there.
+    """
+    path = database_file(storage)
+    if path is None:
+        return
+    if not path.exists():
+        if must_exist:
+            raise UserError(f"no database {path}: give the one a study was run with by --storage")
+        if not path.parent.is_dir():
+            raise UserError(f"cannot create {path}: there is no folder {path.parent}")
+        if not os.access(path.parent, os.W_OK):
+            raise UserError(f"cannot create {path}: the folder {path.parent} is not writable")
+        return
+    if not path.is_file():
+        raise UserError(f"{path} is not a file: give --storage the path of a database file")
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise UserError(f"{path} is not readable and writable: give --storage another path")
+    _check_tables(path)
+
+
+def _check_tables(path: Path) -> None:
+    # Only ever through SQLite: to close a file that was opened in another way would drop the locks that this
+    # process may hold on it (POSIX), and another process could then damage the database.
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+    except sqlite3.Error as error:
+        if "not a database" in str(error):
+            raise UserError(f"{path} is not an SQLite database, left as it is: give --storage another path") from error
+        raise UserError(f"{path} is a damaged database ({error}): give --storage another path") from error
+    if tables and not {"studies", "trials", "version_info"} <= tables:
+        raise UserError(f"{path} is a database of something else, left as it is: give --storage another path")
+
+
+def _set_pragmas(connection: sqlite3.Connection, _: Any) -> None:
+    """What every connection to an SQLite file gets, as soon as SQLAlchemy's pool opens it."""
+    cursor = connection.cursor()
+    # The timeout first: switching to WAL takes a lock as well.
+    cursor.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
+    cursor.execute("PRAGMA journal_mode = WAL")  # readers and the writer do not block each other
+    cursor.execute("PRAGMA synchronous = NORMAL")  # in WAL mode safe against a killed process
+    cursor.close()
+
+
+def open_storage(storage: str, *, must_exist: bool = False) -> RDBStorage:
+    """Optuna's storage; an SQLite file is created where there is none, and set to WAL with a busy timeout.
+
+    Raises:
+        UserError: `check_storage` refuses it, its driver is missing, or its tables are of another Optuna.
+    """
+    from optuna.storages import RDBStorage
+
+    check_storage(storage, must_exist=must_exist)
+    url = storage_url(storage)
+    kwargs: dict[str, Any] = {}
+    if url.startswith("sqlite:"):
+        kwargs["pool_events"] = [(_set_pragmas, "connect")]
+    with storage_errors(storage):
+        try:
+            return RDBStorage(url, engine_kwargs=kwargs)
+        except ImportError as error:
+            raise UserError(f"{storage}: install the database's Python driver ({error})") from error
+        except RuntimeError as error:  # Optuna's check of its tables' version
+            raise UserError(f"{storage}: {' '.join(str(error).split())}") from error
+
+
+@contextlib.contextmanager
+def storage_errors(storage: str) -> Iterator[None]:
+    """Turns what the database raises in this block into one line.
+
+    Raises:
+        UserError: whatever SQLAlchemy or Optuna's storage reports: full disk, read-only file, lost server.
+    """
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        cause = getattr(error, "orig", None) or error.__cause__ or error
+        cause = getattr(cause, "orig", None) or cause
+        line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        raise UserError(f"the storage {storage} failed ({line}): is it writable, and a database?") from error

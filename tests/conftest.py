@@ -1,0 +1,177 @@
+"""A small project of a user's own, for tests that run the command: images, a network, its weights."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+CLASSES = ("blue", "green", "red")
+SIZE = 16
+NETWORK = '''
+from torch import nn
+
+def small():
+    """Four convolutions, so that every depth group has one."""
+    widths = (3, 8, 8, 12, 12)
+    layers = []
+    for i, (before, after) in enumerate(zip(widths, widths[1:])):
+        layers += [nn.Conv2d(before, after, 3, padding=1, stride=1 + i % 2), nn.BatchNorm2d(after), nn.ReLU()]
+    return nn.Sequential(nn.Sequential(*layers), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 3))
+'''
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder with `images/train/CLASS/*.png`, `images/val/CLASS/*.png`, `network.py` and `weights.pt`."""
+
+    folder: Path
+
+    @property
+    def options(self) -> list[str]:
+        """What every run of it needs."""
+        return [
+            *("--model", "network:small", "--weights", "weights.pt", "--data", "images", "--device", "cpu"),
+            *("--image-size", str(SIZE), "--mean", "0.5", "--std", "0.25", "--rates", "0:0.9:0.3"),
+        ]
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """The real command, in the project's folder."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "pxp_optimize.optimize.cli", *arguments],
+            cwd=self.folder,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([str(self.folder), os.environ.get("PYTHONPATH", "")]),
+                "XDG_CACHE_HOME": str(self.folder / "cache"),
+                "OMP_NUM_THREADS": "1",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """As `start`, to its end."""
+        with self.start(*arguments) as process:
+            out, err = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def files(self) -> dict[str, object]:
+        """The content of every file, of databases as SQL; without caches and SQLite's own files."""
+        return {
+            str(path.relative_to(self.folder)): _dump(path) if path.suffix == ".db" else path.read_bytes()
+            for path in sorted(self.folder.rglob("*"))
+            if path.is_file() and "cache" not in str(path) and path.suffix not in (".db-wal", ".db-shm")
+        }
+
+
+def _dump(path: Path) -> list[str]:
+    # by SQLite, since reading the file in another way would drop the locks that this process holds on it
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        return list(database.iterdump())
+
+
+@pytest.fixture(scope="session")
+def project_source(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The project, made once: patches of one colour each on noise, and a network trained on them."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("project")
+    rng = np.random.default_rng(0)
+    drawn: dict[str, list[tuple[np.ndarray, int]]] = {"train": [], "val": []}
+    for split, count in (("train", 12), ("val", 20)):
+        for label, name in enumerate(CLASSES):
+            target = folder / "images" / split / name
+            target.mkdir(parents=True)
+            for index in range(count):
+                image = rng.integers(0, 160, (SIZE, SIZE, 3))
+                x, y = rng.integers(0, SIZE - 6, 2)
+                image[y : y + 6, x : x + 6, 2 - label] += 90
+                pixels = image.clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(target / f"{index}.png")
+                drawn[split].append((pixels, label))
+    (folder / "network.py").write_text(NETWORK)
+    namespace: dict = {}
+    exec(NETWORK, namespace)
+    torch.manual_seed(0)
+    model = namespace["small"]()
+    inputs = torch.stack([torch.from_numpy(pixels).permute(2, 0, 1) for pixels, _ in drawn["train"]])
+    inputs = (inputs / 255 - 0.5) / 0.25
+    targets = torch.tensor([label for _, label in drawn["train"]])
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+    torch.save(model.state_dict(), folder / "weights.pt")
+    return Project(folder)
+
+
+@pytest.fixture(scope="module")
+def project(project_source: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A copy of the project for one test module."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("run")
+    shutil.copytree(project_source.folder, folder, dirs_exist_ok=True)
+    return Project(folder)
+
+
+@pytest.fixture(scope="session")
+def randomise() -> Callable[[nn.Module], nn.Module]:
+    """Makes a new network one of which every parameter matters: random BatchNorm statistics, biases and scales,
+    no head or class token of zeros. In eval mode, changed in place."""
+    import torch
+
+    @torch.no_grad()
+    def change(model: nn.Module, seed: int = 0) -> nn.Module:
+        generator = torch.Generator().manual_seed(seed)
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            noise = torch.randn(tensor.shape, generator=generator)
+            if name.endswith("running_var"):
+                tensor.copy_(0.5 + noise.abs())
+            elif name.endswith(("running_mean", "bias")):
+                tensor.copy_(0.2 * noise)
+            elif tensor.is_floating_point() and (tensor.ndim < 2 or not tensor.any()):
+                tensor.add_(0.2 * noise)
+            elif tensor.is_floating_point() and "scale" in name:  # convnext's layer scale starts at almost zero
+                tensor.copy_(0.5 + 0.2 * noise)
+        return model.eval()
+
+    return change
+
+
+@pytest.fixture(scope="session")
+def vision_transformer(randomise: Callable[[nn.Module], nn.Module]) -> Callable[..., nn.Module]:
+    """Makes small vision transformers for 16 x 16 images: 4 patches and a class token, 5 classes."""
+    import torch
+    from torchvision.models import VisionTransformer
+
+    def make(layers: int = 2, heads: int = 4, width: int = 16, mlp: int = 24, seed: int = 0) -> nn.Module:
+        torch.manual_seed(seed)
+        model = VisionTransformer(
+            image_size=16,
+            patch_size=8,
+            num_layers=layers,
+            num_heads=heads,
+            hidden_dim=width,
+            mlp_dim=mlp,
+            num_classes=5,
+        )
+        return randomise(model)
+
+    return make

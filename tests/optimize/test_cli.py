@@ -1,0 +1,291 @@
+"""The command as a person runs it: real processes, a real database, a network and images of their own."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import fields
+
+import optuna
+import pytest
+import torch
+from optuna.trial import TrialState
+from pxp_optimize.attribution import Composite, load_composite
+from pxp_optimize.optimize.cli import units_of
+from pxp_optimize.optimize.config import Options
+from pxp_optimize.optimize.models import build_model
+from pxp_optimize.pruning import TraceError, auc, trace
+from pxp_optimize.studies.storage import open_storage
+
+NAME = "network:small-images-filters"
+
+
+def load(project, database: str = "pxp.db", name: str = NAME) -> optuna.Study:
+    return optuna.load_study(study_name=name, storage=open_storage(str(project.folder / database)))
+
+
+def values(study: optuna.Study) -> list[tuple]:
+    return [(trial.number, trial.params, trial.value, trial.user_attrs["accuracy"]) for trial in study.trials]
+
+
+@pytest.fixture(scope="module")
+def first_run(project) -> subprocess.CompletedProcess[str]:
+    """Six trials with the default database and file names."""
+    result = project.run(*project.options, "--trials", "6")
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(project) -> str:
+    """The database of a study of eight trials in one go."""
+    result = project.run(*project.options, "--trials", "8", "--storage", "whole.db", "--export", "whole.json")
+    assert result.returncode == 0, result.stderr
+    return "whole.db"
+
+
+def test_a_run_says_what_it_uses_and_what_came_out(project, first_run):
+    study = load(project)
+    best = study.best_trial
+    assert "weights.pt" in first_run.stderr
+    assert "images, 3 classes at 16 x 16" in first_run.stderr
+    assert "trial 6 of 6: " in first_run.stderr
+    out = first_run.stdout
+    for name in ("epsilon", "zplus", "alpha2-beta1", "gamma0.25", f"best (trial {best.number}"):
+        assert name in out
+    row = next(line for line in out.splitlines() if line.startswith("best (trial"))
+    holdout = study.user_attrs["holdout"][str(best.number)]
+    assert f"{best.value:.4f}" in row
+    assert f"{holdout['auc']:.4f}" in row
+    assert f"{best.user_attrs['accuracy'][0]:.1%} on search samples" in out
+    assert f"database:  pxp.db, study {NAME}" in out
+    assert "optuna-dashboard sqlite:///pxp.db" in out
+    assert "best.json" in out
+    assert "\x1b" not in first_run.stderr + out  # no terminal codes in a file
+
+
+def test_the_database_holds_everything_about_the_study(project, first_run):
+    study = load(project)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 6
+    assert study.user_attrs["rates"] == [0.0, 0.3, 0.6, 0.9]
+    assert study.user_attrs["config"]["trials"] == 6
+    assert set(study.user_attrs["config"]) == {option.name for option in fields(Options)}
+    assert study.user_attrs["fingerprint"]["units"] == "filters"
+    for trial in study.trials:
+        assert len(trial.user_attrs["accuracy"]) == 4
+        assert set(trial.user_attrs["seconds"]) >= {"relevance", "evaluation"}
+        assert trial.value == pytest.approx(auc(study.user_attrs["rates"], trial.user_attrs["accuracy"]))
+        Composite.from_dict(trial.user_attrs["composite"])
+    with sqlite3.connect(project.folder / "pxp.db") as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_the_best_composite_is_left_as_json(project, first_run):
+    study = load(project)
+    document = json.loads((project.folder / "best.json").read_text())
+    assert document["result"]["trial"] == study.best_trial.number
+    assert document["result"]["auc"] == study.best_value
+    assert document["result"]["holdout_auc"] == study.user_attrs["holdout"][str(study.best_trial.number)]["auc"]
+    stored = Composite.from_dict(study.best_trial.user_attrs["composite"])
+    loaded = load_composite(project.folder / "best.json")
+    assert (loaded.groups, loaded.aggregation, loaded.normalization) == (
+        stored.groups,
+        stored.aggregation,
+        stored.normalization,
+    )
+    assert set(loaded.layers) == set(study.user_attrs["layers"])
+
+
+def test_the_same_command_continues_and_repeats(project, first_run, uninterrupted):
+    before = values(load(project))
+    again = project.run(*project.options, "--trials", "8")
+    assert again.returncode == 0, again.stderr
+    assert "continues, 6 of 8 trials finished" in again.stderr
+    after = values(load(project))
+    assert after[:6] == before
+    assert len(after) == 8
+    assert values(load(project, uninterrupted)) == after
+
+
+def test_a_study_that_is_done_only_reports(project, first_run):
+    before = values(load(project))
+    again = project.run(*project.options, "--trials", "6", "-q")
+    assert again.returncode == 0, again.stderr
+    assert again.stderr == ""
+    assert "best (trial" in again.stdout
+    assert values(load(project)) == before
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_was_stopped_goes_on(project, uninterrupted, how):
+    database = f"{how.name}.db"
+    command = [*project.options, "--storage", database, "--export", f"{how.name}.json", "--trials", "8"]
+    with project.start(*command) as process:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                if len(load(project, database).get_trials(states=(TrialState.COMPLETE,))) >= 2:
+                    break
+            except Exception:  # not there yet
+                pass
+            time.sleep(0.02)
+        process.send_signal(how)
+        _, err = process.communicate(timeout=60)
+    stopped = values_of_complete(load(project, database))
+    assert 2 <= len(stopped) < 8
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert f"Stopped after {len(stopped)} of 8 trials." in err
+        assert "Traceback" not in err
+    resumed = project.run(*command)
+    assert resumed.returncode == 0, resumed.stderr
+    assert values(load(project, database)) == values(load(project, uninterrupted))
+    assert values(load(project, database))[: len(stopped)] == stopped
+
+
+def values_of_complete(study: optuna.Study) -> list[tuple]:
+    complete = study.get_trials(states=(TrialState.COMPLETE,))
+    return [(trial.number, trial.params, trial.value, trial.user_attrs["accuracy"]) for trial in complete]
+
+
+def test_options_come_from_a_file_and_the_command_line_wins(project, first_run):
+    config = project.folder / "run.toml"
+    config.write_text(
+        'model = "network:small"\nweights = "weights.pt"\ndata = "images"\nimage-size = 16\ndevice = "cpu"\n'
+        'mean = 0.5\nstd = [0.25]\nrates = [0, 0.9]\nstudy = "file"\ntrials = 9\nquiet = true\n'
+        'export = "file.json"\nclasses = ["red", 0]\n'
+    )
+    result = project.run("--config", "run.toml", "--trials", "4")
+    assert (result.returncode, result.stderr) == (0, "")
+    study = load(project, name="file")
+    assert len(study.trials) == 4
+    assert study.user_attrs["rates"] == [0.0, 0.9]
+    assert study.user_attrs["fingerprint"]["classes"] == ["blue", "red"]
+
+
+def test_studies_are_listed(project, first_run):
+    result = project.run("studies")
+    assert result.returncode == 0, result.stderr
+    row = next(line for line in result.stdout.splitlines() if line.startswith(NAME))
+    study = load(project)
+    for part in ("network:small", "images", "filters", f"{len(study.trials)} of {len(study.trials)}"):
+        assert part in row
+    assert f"{study.best_value:.4f}" in row
+
+
+def test_export_gives_any_trial_without_the_model(project, first_run):
+    study = load(project)
+    hidden = (project.folder / "network.py").rename(project.folder / "hidden")
+    best = project.run("export", "--study", NAME, "-o", "again.json")
+    one = project.run("export", "--study", NAME, "--trial", "1", "-o", "one.json")
+    hidden.rename(project.folder / "network.py")
+    for result, name, number in ((best, "again.json", study.best_trial.number), (one, "one.json", 1)):
+        assert result.returncode == 0, result.stderr
+        document = json.loads((project.folder / name).read_text())
+        assert document["result"]["trial"] == number
+        assert document["result"]["auc"] == study.trials[number].value
+        assert set(document["layers"]) == set(study.user_attrs["layers"])
+    assert {spec["rule"] for spec in document["layers"].values()} == {"zplus"}
+
+
+def test_models_are_listed(project):
+    result = project.run("models")
+    assert result.returncode == 0, result.stderr
+    listed = {line.split()[0]: line for line in result.stdout.splitlines()}
+    assert {"resnet18", "resnet50", "vgg16_bn", "mobilenet_v2"} <= set(listed)
+    assert "filters" in listed["resnet18"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["alexnet", "convnext_tiny", "densenet121", "mobilenet_v2", "mobilenet_v3_small", "resnet18", "vgg11"]
+    + ["squeezenet1_1", "shufflenet_v2_x0_5", "vit_b_32", "vit_tiny", "swin_t", "maxvit_t"],
+)
+def test_listed_units_are_those_of_the_graph(name):
+    with torch.device("meta"):
+        model = build_model(name)
+    try:
+        kinds = set(trace(model).kinds.values())
+    except TraceError:
+        kinds = set()
+    assert {kind for kind in units_of(name).split(", ") if kind} == kinds
+
+
+BAD = {
+    "unknown model": (["--model", "resnet81"], "resnet18"),
+    "no data": (["--data", "none"], "none"),
+    "malformed rates": (["--rates", "0:1"], "start:stop:step"),
+    "rates up to one": (["--rates", "0,1"], "reaches 1"),
+    "no number": (["--trials", "many"], "not a whole number"),
+    "unknown sampler": (["--sampler", "magic"], "tpe"),
+    "unknown option": (["--modle", "x"], "--model"),
+    "unknown command": (["exprot"], "exprot"),
+    "storage is no database": (["--storage", "network.py"], "not an SQLite database"),
+    "storage is a folder": (["--storage", "images"], "is not a file"),
+    "storage in no folder": (["--storage", "none/a.db"], "no folder"),
+    "storage that cannot be written": (["--storage", "sqlite:////proc/a.db"], "/proc/a.db"),
+    "export into no folder": (["--export", "none/best.json"], "no folder"),
+    "export to a folder": (["--export", "images"], "is a folder"),
+    "export over the database": (["--export", "pxp.db"], "pxp.db is there and no JSON"),
+    "no config": (["--config", "none.toml"], "none.toml"),
+    "other settings": (["--rates", "0,0.5", "--trials", "9"], "rates: stored"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_touches_nothing(project, first_run, case):
+    arguments, named = BAD[case]
+    before = project.files()
+    result = project.run(*project.options, *arguments)
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    lines = [line for line in result.stderr.splitlines() if not line.startswith(("model ", "data ", "samples "))]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("Error: ")
+    assert named in lines[0]
+    assert project.files() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["export", "--study", "none"], "no study 'none'"),
+        (["export", "--study", NAME, "--trial", "99"], "no trial 99"),
+        (["export", "--storage", "none.db"], "no database none.db"),
+        (["studies", "--storage", "none.db"], "no database none.db"),
+        (["studies", "--storage", "weights.pt"], "not an SQLite database"),
+        (["export", "--trial", "x"], "--trial"),
+    ],
+)
+def test_bad_input_of_the_other_commands(project, first_run, arguments, named):
+    result = project.run(*arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert len(result.stderr.splitlines()) == 1
+    assert named in result.stderr
+    assert not (project.folder / "none.db").exists()
+
+
+def test_a_traceback_is_shown_on_demand(project):
+    result = project.run(*project.options, "--data", "none", "-v")
+    assert result.returncode == 2
+    assert "Traceback" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("Error: ")
+
+
+def test_help_is_complete_and_immediate(project):
+    started = time.monotonic()
+    result = project.run("--help")
+    spent = time.monotonic() - started
+    assert result.returncode == 0
+    for option in fields(Options):
+        assert f"--{option.name.replace('_', '-')}" in result.stdout
+    for command in ("export", "studies", "models"):
+        assert command in result.stdout
+    code = "import sys, pxp_optimize.optimize.cli; print({'torch', 'optuna', 'rich'} & set(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "set()"
+    assert spent < 5  # a second on an idle machine; what it must not import is checked above

@@ -1,0 +1,352 @@
+"""Networks by name or from the user's own module, with stand-in weights on disk; no model hub is reached."""
+
+from __future__ import annotations
+
+import sys
+import urllib.error
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from pxp_optimize.optimize.data import IMAGENET_MEAN, Dataset, Split
+from pxp_optimize.optimize.digits import DIGITS_TRANSFORM
+from pxp_optimize.optimize.errors import UserError
+from pxp_optimize.optimize.models import LoadedModel, build_model, load_model, state_hash, supported_models
+from safetensors.torch import save_file
+from torch import nn
+
+NOTHING = Split(np.array([], dtype=np.int64), [])
+PETS = Dataset("pets", ("cat", "dog"), None, NOTHING, NOTHING)
+TENCH = Dataset("tench", ("n01440764", "n01443537"), (0, 1), NOTHING, NOTHING)
+
+OWN_NETWORK = """
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+
+def double():
+    return build().double()
+
+def features():
+    return nn.Conv2d(3, 4, 3)
+
+def two():
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, x
+    return Two()
+
+def fails():
+    raise RuntimeError("no such disk")
+
+answer = 42
+number = lambda: 42
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "own_network.py").write_text(OWN_NETWORK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "own_network", raising=False)
+    return "own_network"
+
+
+def loaded(spec: str, weights: Path | str, data: Dataset = PETS, **options) -> LoadedModel:
+    return load_model(spec, str(weights), data, cache=Path("/nowhere"), **options)
+
+
+def checkpoint(path: Path, spec: str = "resnet18", classes: int = 2, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Save a stand-in for trained weights, and return the network they are of."""
+    torch.manual_seed(1)
+    network = build_model(spec, classes).eval()
+    torch.save(network.to(dtype).state_dict(), path)
+    return network.float()
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    return state_hash(first.state_dict()) == state_hash(second.state_dict())
+
+
+# ------------------------------------------------------------------------------------------- names
+
+
+def test_every_classifier_of_torchvision_is_supported() -> None:
+    names = supported_models()
+    assert {"resnet50", "vgg16_bn", "vit_b_16", "vit_tiny", "inception_v3"} <= set(names)
+    others = ("rcnn", "deeplab", "r3d", "quantized")
+    assert not [name for name in names if any(other in name for other in others)]
+
+
+@pytest.mark.parametrize("spec", ["squeezenet1_1", "googlenet", "vit_tiny"])
+def test_networks_return_plain_logits(spec: str) -> None:
+    network = build_model(spec, 7).eval()
+    size = 32 if spec == "vit_tiny" else 64
+    assert network(torch.zeros(2, 3, size, size)).shape == (2, 7)
+
+
+def test_unknown_name_shows_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"unknown model 'resnet81'; nearest: resnet18"):
+        build_model("resnet81")
+    with pytest.raises(UserError, match="unknown model"):
+        loaded("fasterrcnn_resnet50_fpn", "default")
+
+
+def test_size_that_an_architecture_can_not_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="maxvit_t can not be built for images of 32 pixels"):
+        build_model("maxvit_t", 10, 32)
+    checkpoint(tmp_path / "w.pt", "alexnet")
+    with pytest.raises(UserError, match=r"alexnet does not take images of 32 x 32 pixels .*--image-size"):
+        loaded("alexnet", tmp_path / "w.pt", image_size=32)
+
+
+# ------------------------------------------------------------------------------------ own networks
+
+
+def test_own_network_as_its_function_returns_it(own: str) -> None:
+    model = loaded(f"{own}:build", "default")
+    assert model.num_classes == 5
+    assert (model.transform.size, model.transform.mean) == (224, IMAGENET_MEAN)
+    assert not model.module.training
+    assert not any(p.requires_grad for p in model.module.parameters())
+    assert model.weights_hash == loaded(f"{own}:build", "default").weights_hash
+
+
+def test_own_network_with_weights_and_in_double_precision(own: str, tmp_path: Path) -> None:
+    state = build_model(f"{own}:double").state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    model = loaded(f"{own}:double", tmp_path / "w.pth", image_size=64)
+    assert all(p.dtype == torch.float32 for p in model.module.parameters())
+    assert model.weights_hash == state_hash({name: tensor.float() for name, tensor in state.items()})
+    assert model.transform.size == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing", "AttributeError"),
+        ("fails", "no such disk"),
+        ("answer", "TypeError"),
+        ("number", "returned int"),
+        ("features", r"returned shape \(1, 4, 222, 222\)"),
+        ("two", "returned tuple"),
+    ],
+)
+def test_own_network_that_is_none(own: str, name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        loaded(f"{own}:{name}", "default")
+    assert "\n" not in str(caught.value)
+
+
+def test_own_module_that_is_missing() -> None:
+    with pytest.raises(UserError, match="ModuleNotFoundError"):
+        build_model("no_such_module_anywhere:build")
+
+
+# --------------------------------------------------------------------------------------- checkpoints
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_classes_are_read_from_the_checkpoint_of_any_precision(tmp_path: Path, dtype: torch.dtype) -> None:
+    network = checkpoint(tmp_path / "w.pt", classes=7, dtype=dtype)
+    model = loaded("resnet18", tmp_path / "w.pt")
+    assert model.num_classes == 7
+    assert all(p.dtype == torch.float32 for p in model.module.parameters())
+    assert same(model.module, network)
+    assert (model.transform.size, model.transform.resize) == (224, 256)
+
+
+@pytest.mark.parametrize("spec", ["squeezenet1_1", "mnasnet0_5", "shufflenet_v2_x0_5"])
+def test_last_layers_by_any_name(tmp_path: Path, spec: str) -> None:
+    network = checkpoint(tmp_path / "w.pt", spec, 3)
+    model = loaded(spec, tmp_path / "w.pt", image_size=64)
+    assert model.num_classes == 3
+    assert same(model.module, network)
+
+
+def test_checkpoints_as_trainers_save_them(tmp_path: Path) -> None:
+    network = checkpoint(tmp_path / "plain.pt", "squeezenet1_1")
+    state = network.state_dict()
+    parallel = nn.DataParallel(network).state_dict()
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "lightning.pth")
+    torch.save({"model": parallel, "args": {"lr": 0.1}}, tmp_path / "parallel.pth")
+    torch.save({"model_state_dict": dict(state)}, tmp_path / "tutorial.pt")
+    save_file(state, tmp_path / "w.safetensors")
+    for file in tmp_path.iterdir():
+        assert same(loaded("squeezenet1_1", file, image_size=64).module, network), file.name
+
+
+def test_safetensors_of_a_network_with_versioned_layers(tmp_path: Path) -> None:
+    network = build_model("mnasnet0_5", 2)
+    save_file(network.state_dict(), tmp_path / "w.safetensors")
+    assert same(loaded("mnasnet0_5", tmp_path / "w.safetensors").module, network)
+
+
+def test_published_files_of_old_networks(tmp_path: Path) -> None:
+    densenet = build_model("densenet121", 1000)
+    old = {
+        name.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): tensor
+        for name, tensor in densenet.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    torch.save(old, tmp_path / "densenet.pth")
+    assert same(loaded("densenet121", tmp_path / "densenet.pth", image_size=32).module, densenet)
+
+    googlenet = torchvision.models.googlenet(init_weights=False)  # with its auxiliary heads
+    torch.save(googlenet.state_dict(), tmp_path / "googlenet.pth")
+    model = loaded("googlenet", tmp_path / "googlenet.pth", image_size=64)
+    googlenet.transform_input = True
+    image = torch.rand(1, 3, 64, 64)
+    assert torch.equal(model.module(image), googlenet.eval()(image))
+
+
+def test_vision_transformer_takes_its_image_size_from_the_checkpoint(tmp_path: Path) -> None:
+    torch.save(build_model("vit_tiny", 3, 48).state_dict(), tmp_path / "w.pt")
+    model = loaded("vit_tiny", tmp_path / "w.pt")
+    assert (model.num_classes, model.transform.size) == (3, 48)
+    resized = loaded("vit_tiny", tmp_path / "w.pt", image_size=64)
+    assert resized.transform.size == 64
+    assert resized.module(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+
+
+def test_weights_of_another_network_are_refused_by_their_keys(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "w.pt", "mnasnet0_5")
+    with pytest.raises(UserError, match=r"\d+ missing: conv1.weight.*\d+ unexpected: layers.0.weight") as caught:
+        loaded("resnet18", tmp_path / "w.pt")
+    checkpoint(tmp_path / "w.pt", "squeezenet1_0")
+    with pytest.raises(
+        UserError, match=r"\d+ of another shape: .*features.0.weight \(\(96, 3, 7, 7\), not \(64"
+    ) as caught:
+        loaded("squeezenet1_1", tmp_path / "w.pt")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+    state = checkpoint(tmp_path / "w.pt").state_dict()
+    del state["fc.bias"]
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=r"1 missing: fc.bias"):
+        loaded("resnet18", tmp_path / "w.pt")
+
+
+class Payload:
+    """A pickle that would leave a file behind if it were loaded."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return (Path.touch, (self.target,))
+
+
+def test_unreadable_weights_are_refused_and_nothing_is_unpickled(tmp_path: Path) -> None:
+    (tmp_path / "text.pt").write_text("no weights")
+    (tmp_path / "text.safetensors").write_text("no weights")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    torch.save(build_model("resnet18"), tmp_path / "module.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    torch.save(Payload(tmp_path / "executed"), tmp_path / "payload.pt")
+    for file in list(tmp_path.iterdir()):
+        with pytest.raises(UserError, match=file.name) as caught:
+            loaded("resnet18", file)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "executed").exists()
+    with pytest.raises(UserError, match="no such file"):
+        loaded("resnet18", tmp_path / "absent.pt")
+
+
+def test_fewer_outputs_than_classes(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "w.pt", classes=2)
+    pets = replace(PETS, classes=("cat", "dog", "cow"))
+    with pytest.raises(UserError, match="2 outputs, but pets has 3 classes"):
+        loaded("resnet18", tmp_path / "w.pt", pets)
+
+
+# ------------------------------------------------------------------------------------------ the hub
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty hub cache, and no network."""
+
+    def offline(*args, **kwargs):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr("torch.hub.urlopen", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_pretrained_weights_bring_their_transform(hub: Path) -> None:
+    network = checkpoint(hub / "mobilenet_v2-7ebf99e0.pth", "mobilenet_v2", 1000)
+    for weights in ("default", "IMAGENET1K_V2", "MobileNet_V2_Weights.IMAGENET1K_V2"):
+        model = loaded("mobilenet_v2", weights, TENCH)
+        assert same(model.module, network)
+        assert (model.num_classes, model.transform.size, model.transform.resize) == (1000, 224, 232)
+        assert "MobileNet_V2_Weights.IMAGENET1K_V2" in model.description
+
+
+def test_offline_without_weights(hub: Path) -> None:
+    with pytest.raises(UserError, match=r"can not download ResNet18_Weights.IMAGENET1K_V1 .*--weights FILE"):
+        loaded("resnet18", "default", TENCH)
+
+
+def test_names_of_weights_that_do_not_exist() -> None:
+    with pytest.raises(UserError, match="weights of resnet50, which are IMAGENET1K_V1, IMAGENET1K_V2"):
+        loaded("resnet50", "IMAGENET1K_V3", TENCH)
+    with pytest.raises(UserError, match="neither a file"):
+        loaded("resnet50", "ResNet18_Weights.IMAGENET1K_V1", TENCH)
+    with pytest.raises(UserError, match="vit_tiny has no weights"):
+        loaded("vit_tiny", "default", TENCH)
+
+
+def test_imagenet_weights_on_classes_that_are_not_imagenets(hub: Path) -> None:
+    checkpoint(hub / "resnet18-f37072fd.pth", "resnet18", 1000)
+    with pytest.raises(UserError, match="those of pets are not"):
+        loaded("resnet18", "default", PETS)
+
+
+# --------------------------------------------------------------------------------------- transforms
+
+
+def test_transform_is_overridden_by_what_is_given(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "w.pt")
+    own = {"mean": [0.5], "std": [0.1, 0.2, 0.3], "image_size": 112}
+    transform = loaded("resnet18", tmp_path / "w.pt", **own).transform
+    assert (transform.size, transform.resize) == (112, 128)
+    assert (transform.mean, transform.std) == ((0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
+    for wrong in ({"mean": [0.1, 0.2]}, {"std": [0.0]}, {"image_size": 0}):
+        with pytest.raises(UserError, match="--"):
+            loaded("resnet18", tmp_path / "w.pt", **wrong)
+
+
+def test_own_weights_on_the_digits_get_the_digits_transform(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "w.pt", classes=10)
+    digits = Dataset("digits", tuple("0123456789"), None, NOTHING, NOTHING)
+    assert loaded("resnet18", tmp_path / "w.pt", digits).transform == DIGITS_TRANSFORM
+
+
+def test_global_random_state_is_left_alone(own: str) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    loaded(f"{own}:build", "default")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_state_hash_sees_names_types_and_values() -> None:
+    base = OrderedDict(a=torch.zeros(2, 3), b=torch.tensor(1))
+    assert state_hash(base) == state_hash(OrderedDict(reversed(base.items())))
+    changed = [
+        {"a": torch.zeros(3, 2), "b": base["b"]},
+        {"a": base["a"].half(), "b": base["b"]},
+        {"a": base["a"], "c": base["b"]},
+        {"a": base["a"] + 1, "b": base["b"]},
+    ]
+    assert len({state_hash(base), *map(state_hash, changed)}) == 5
+    assert state_hash({"a": torch.zeros(3, dtype=torch.bfloat16)})
