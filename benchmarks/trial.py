@@ -74,9 +74,7 @@ def dense_curve(model: nn.Module, masks: list[Masks], inputs: Tensor, targets: T
     """Accuracies of the dense model with zeroed filters, as loaded: BatchNorm apart, no channels-last."""
     names = [key for key, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.BatchNorm2d))]
     norm_of = {
-        key: after
-        for key, after in itertools.pairwise(names)
-        if isinstance(model.get_submodule(after), nn.BatchNorm2d)
+        key: after for key, after in itertools.pairwise(names) if isinstance(model.get_submodule(after), nn.BatchNorm2d)
     }
     accuracies = []
     for mask in masks:

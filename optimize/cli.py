@@ -248,11 +248,17 @@ def run(options: Options) -> int:
 def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     from ..studies.export import composite_document, write_json
     from ..studies.storage import open_storage
-    from .samplers import UNCONDITIONAL, make_sampler
-    from .search import count_complete, open_study, run_search, score_holdout, standing
+    from .samplers import GRID, UNCONDITIONAL, make_sampler
+    from .search import count_complete, open_study, run_search, score_holdout, score_plain, standing
     from .space import Space
     from .trial import evaluate
 
+    conditional = options.sampler not in UNCONDITIONAL
+    space = Space.named(options.space, prepared.layers, conditional, mixed="+" in prepared.task.units)
+    try:
+        grid = space.grid(options.seed) if options.sampler == GRID else []
+    except ValueError as error:
+        raise UserError(f"--sampler {GRID}: {error}") from None
     name = options.study or default_study_name(prepared.fingerprint)
     attrs = {
         "rates": list(prepared.task.rates),
@@ -262,11 +268,11 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     }
     study = open_study(open_storage(options.storage), name, prepared.fingerprint, attrs)
     study.sampler = make_sampler(options.sampler, options.seed)
-    space = Space(prepared.task.graph.groups.values(), conditional=options.sampler not in UNCONDITIONAL)
     done = count_complete(study)
     state = f"continues, {done} of {options.trials} trials finished" if done else f"{options.trials} trials"
     screen.line(f"study   {name} in {options.storage}: {state}")
-    task = prepared.task
+    task, plain = prepared.task, prepared.task.plain()
+    is_plain = (str(task.schedule), task.repair_name) == (str(plain.schedule), plain.repair_name)
     try:
         with screen.search(standing(study, options.trials)) as watch:
             run_search(
@@ -275,11 +281,18 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
                 lambda composite: evaluate(task, composite),
                 trials=options.trials,
                 timeout=options.timeout,
+                queue=grid,
                 watch=watch,
             )
         if count_complete(study):
-            with screen("score on holdout samples", len(space.fixed_composites()) + 1) as advance:
+            with screen("score on holdout samples", len(space.fixed_composites()) + 2 - is_plain) as advance:
                 score_holdout(study, lambda composite: evaluate(task, composite, task.holdout), advance)
+                if not is_plain:
+                    score_plain(
+                        study,
+                        lambda composite: (evaluate(plain, composite), evaluate(plain, composite, plain.holdout)),
+                        advance,
+                    )
     except KeyboardInterrupt:
         click.echo(
             f"Stopped after {count_complete(study)} of {options.trials} trials. "

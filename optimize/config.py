@@ -6,6 +6,7 @@ parser or the choices), so that an option is declared once. Nothing here imports
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import itertools
 import math
@@ -16,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .samplers import SAMPLERS
+from .samplers import GRID, SAMPLERS
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+REPAIRS = ("auto", "none", "batchnorm", "least-squares", "batchnorm+least-squares")
+SPACES = ("auto", "depth", "type", "paper")
 UNITS = ("auto", "filters", "neurons", "heads")
 DEFAULT_RATES = "0:0.95:0.05"
 
@@ -102,6 +105,23 @@ def parse_deviation(value: object) -> tuple[float, ...]:
     if min(numbers) <= 0:
         raise ValueError(f"{value!r} must be above 0")
     return numbers
+
+
+def parse_schedule(value: object) -> str:
+    """When relevance is recomputed: "auto", "oneshot", "every:RATE" or "steps:N".
+
+    Raises:
+        ValueError: something else, or a number out of range.
+    """
+    kind, _, number = str(value).partition(":")
+    if kind in ("auto", "oneshot") and not number:
+        return kind
+    with contextlib.suppress(ValueError):
+        if kind == "every" and 0.001 <= float(number) < 1:
+            return f"every:{float(number):g}"
+        if kind == "steps" and 2 <= int(number) <= 1000:
+            return f"every:{1 / int(number):g}"
+    raise ValueError(f"{value!r} is not auto, oneshot, every:RATE (such as every:0.05) or steps:N (such as steps:10)")
 
 
 def parse_units(value: object) -> str:
@@ -262,6 +282,26 @@ class Options:
         metavar="RATES",
         shown=DEFAULT_RATES,
     )
+    schedule: str = _option(
+        "auto",
+        "When relevance is recomputed: `oneshot` ranks all units once (the paper's way), every:0.05 again on the "
+        "network as pruned so far after each such step, steps:N in N steps. `auto` is every:0.1.",
+        parse=parse_schedule,
+        metavar="SCHEDULE",
+    )
+    repair: str = _option(
+        "auto",
+        "What is done to a pruned network, without labels or training, from the reference images: `none`, "
+        "`batchnorm` (its statistics re-estimated), `least-squares` (layers that read pruned units refitted). "
+        "`auto` is batchnorm where the network has any, else least-squares.",
+        choices=REPAIRS,
+    )
+    space: str = _option(
+        "auto",
+        "Which composites are searched: `depth` (a rule with its number per depth group), `type` (per type of "
+        "layer within one), `paper` (the 256 of the paper). `auto` is depth, for transformers type.",
+        choices=SPACES,
+    )
     trials: int = _option(
         100, "Finished trials to reach, those of earlier runs included.", parse=count_from(1), metavar="N"
     )
@@ -272,7 +312,9 @@ class Options:
         metavar="SECONDS",
         unset="none",
     )
-    sampler: str = _option("tpe", "Optuna's sampler that proposes composites.", choices=tuple(SAMPLERS))
+    sampler: str = _option(
+        "tpe", "Optuna's sampler that proposes composites; grid goes with --space paper.", choices=(*SAMPLERS, GRID)
+    )
     seed: int = _option(0, "Seed of samples, training and search: it repeats a run.", parse=count_from(0), metavar="N")
     storage: str = _option(
         "sqlite:///pxp.db",

@@ -36,7 +36,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 DIGITS_SIZE = 32
-DEFAULT_SAMPLES = 500  # at most, for search and for holdout: more makes a trial slow, not its ranking better
+DEFAULT_SAMPLES = 500  # at most, for search and for holdout each, to keep a trial short
 # The weights trained on the digits depend on this split, so it does not follow the study's seed.
 _DIGITS_SPLIT_SEED = 0
 

@@ -1,4 +1,4 @@
-"""Weights for the embedded digits: any classifier, trained once in about a minute, then kept in the cache.
+"""Weights for the embedded digits: any classifier, trained once, then kept in the cache.
 
 One recipe for all networks: AdamW under cycles of the learning rate, each longer than the last (Loshchilov and
 Hutter, 2017, "SGDR"), as many as the network needs, with label smoothing and shifts by a pixel or two.
@@ -36,8 +36,8 @@ LEARNING_RATE_WIDE = 5e-4  # for a network with a layer of more than LARGEST_TRA
 WEIGHT_DECAY = 0.05
 LABEL_SMOOTHING = 0.05
 SHIFT = 2  # pixels, of the 32 that a digit has
-# VGG's first linear layer has 103 million weights, which see 900 images. Left as random projection it costs
-# nothing in accuracy, and saves a third of the time.
+# VGG's first linear layer has 103 million weights, for 900 images. It stays the random projection that it is
+# at first, since its gradient and its update would take a good part of each step.
 LARGEST_TRAINED = 2**25
 
 

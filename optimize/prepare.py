@@ -11,7 +11,7 @@ import torch
 from platformdirs import user_cache_path
 from torch import Tensor
 
-from ..pruning import Graph, TraceError, trace
+from ..pruning import Graph, Schedule, TraceError, make_repair, trace
 from ..studies.export import layers_of
 from ..studies.fingerprint import Fingerprint, fingerprint
 from .config import Options
@@ -97,6 +97,7 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
         samples[name] = Samples(drawn_samples.inputs.to(device), drawn_samples.targets.to(device))
     competing = sorted(of_class[label] for label in classes)
     restricted = len(competing) < model.num_classes
+    schedule, repair = how_pruned(graph, options.schedule, options.repair)
     task = Task(
         graph=graph,
         units=units,
@@ -106,7 +107,10 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
         reference=samples["reference"],
         search=samples["search"],
         holdout=samples["holdout"],
+        schedule=Schedule.parse(schedule),
+        repair=make_repair(repair, graph, samples["reference"].inputs),
     )
+    _check_graph(model.module, task, options.model)
     mark = fingerprint(
         model=options.model,
         weights=model.weights_hash,
@@ -116,9 +120,40 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
         samples=hashes,
         units=units,
         rates=options.rates,
+        schedule=schedule,
+        repair=repair,
     )
     lines = _describe(options, dataset, task, model.description, len(classes), model.num_classes)
     return Prepared(task, mark, layers_of(graph), lines)
+
+
+AUTO_SCHEDULE = "every:0.1"
+
+
+def how_pruned(graph: Graph, schedule: str, repair: str) -> tuple[str, str]:
+    """The schedule and the repair that are meant: what `auto` stands for is what measured best (README).
+
+    Raises:
+        UserError: a repair of BatchNorm in a network without.
+    """
+    if schedule == "auto":
+        schedule = AUTO_SCHEDULE
+    if repair == "auto":
+        repair = "batchnorm" if graph.norms else "least-squares"
+    if "batchnorm" in repair and not graph.norms:
+        raise UserError(f"--repair {repair}: the network has no BatchNorm to re-estimate; give least-squares")
+    return schedule, repair
+
+
+@torch.inference_mode()
+def _check_graph(module: torch.nn.Module, task: Task, name: str) -> None:
+    """A forward function may do what tracing cannot see (change a tensor that it reads again, say)."""
+    batch = task.reference.inputs[0:2]
+    expected = module.to(batch.device)(batch)
+    found = task.graph.network(batch)
+    scale = expected.abs().max().clamp(min=1e-6)
+    if expected.shape != found.shape or bool((expected - found).abs().max() > 1e-2 * scale):
+        raise UserError(f"model {name} is not supported: its traced graph gives other logits than the model")
 
 
 def choose_device(name: str) -> torch.device:
@@ -188,6 +223,7 @@ def _describe(
         f"model   {model}; {sum(units.values())} {task.units} in {len(units)} layers, on {task.graph.device} "
         "(--model, --weights)",
         f"data    {dataset.name}, {n_classes} classes at {size} x {size}{masked} (--data DIR for your own)",
+        f"pruning {task.schedule}, repair {task.repair_name} (--schedule, --repair)",
         f"samples {len(task.reference)} reference, {len(task.search)} search, {len(task.holdout)} holdout "
         "(--reference-samples, --search-samples, --holdout-samples)",
     )

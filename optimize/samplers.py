@@ -50,6 +50,8 @@ def _gp(seed: int) -> BaseSampler:
 
 
 SAMPLERS: dict[str, Factory] = {"tpe": _tpe, "random": _random, "cmaes": _cmaes, "gp": _gp}
+GRID = "grid"
+"""Every composite of a space without numbers, once, in an order shuffled by the seed (`Space.grid`)."""
 UNCONDITIONAL = frozenset({"cmaes", "gp"})
 """Samplers that model only what every trial has, so that every trial needs all numbers."""
 
@@ -57,7 +59,7 @@ RELATIVE = "pxp:relative_params"
 
 
 def make_sampler(name: str, seed: int) -> BaseSampler:
-    """The sampler of a study.
+    """The sampler of a study. (That of a grid draws nothing: every trial is in the queue from the start.)
 
     Every draw depends on the seed, the trial's number, the parameter's name and the finished trials, and on
     nothing that lives in memory only. So a study that was killed and continued has the same trials as one
@@ -69,7 +71,7 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
     from optuna.exceptions import ExperimentalWarning
     from optuna.samplers import BaseSampler
 
-    build = SAMPLERS[name]
+    build = SAMPLERS["random" if name == GRID else name]
 
     def fresh(*parts: object) -> BaseSampler:
         digest = hashlib.sha256(repr((seed, *parts)).encode()).digest()

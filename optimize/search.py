@@ -11,7 +11,7 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,7 +19,8 @@ import optuna
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from ..attribution import Composite, CompositeError
+from ..attribution import Composite
+from ..pruning import NotFinite
 from ..studies.fingerprint import Fingerprint, difference
 from ..studies.report import fixed_trials
 from .errors import UserError
@@ -98,6 +99,7 @@ def run_search(
     *,
     trials: int,
     timeout: float | None = None,
+    queue: Sequence[Mapping[str, Any]] = (),
     watch: Watch | None = None,
 ) -> None:
     """Run trials, the fixed composites first, until the study has `trials` complete ones.
@@ -105,10 +107,11 @@ def run_search(
     Args:
         study: with its sampler set. Several processes may run the same one.
         space: what to propose.
-        evaluate: what a composite is worth. ValueError (relevance that is not finite) fails the trial, and
+        evaluate: what a composite is worth. NotFinite (relevance that is not finite) fails the trial, and
             the search goes on.
         trials: complete trials to reach, those that are there included.
         timeout: start no trial after this many seconds.
+        queue: parameters to try, after the fixed composites and before the sampler proposes any.
         watch: told after each trial.
 
     Raises:
@@ -119,6 +122,7 @@ def run_search(
     started = time.monotonic()
     _requeue_stale(study)
     _enqueue_fixed(study, space)
+    _enqueue(study, queue)
     failures = 0
     while count_complete(study) < trials:
         if timeout is not None and time.monotonic() - started >= timeout:
@@ -129,7 +133,7 @@ def run_search(
             # Ctrl-C is no sign that the trial is at fault; anything else may be.
             _requeue_own(study, blame=not isinstance(error, KeyboardInterrupt))
             raise
-        failed = isinstance(outcome, ValueError)
+        failed = isinstance(outcome, NotFinite)
         failures = failures + 1 if failed else 0
         if failures >= MAX_FAILURES:
             raise UserError(f"{failures} trials in a row failed, the last one since {outcome}")
@@ -139,7 +143,7 @@ def run_search(
             watch(standing(study, trials), f"{name}, {text}")
 
 
-def _run_trial(study: Study, space: Space, evaluate: Evaluate) -> tuple[Trial, Result | ValueError]:
+def _run_trial(study: Study, space: Space, evaluate: Evaluate) -> tuple[Trial, Result | NotFinite]:
     """One trial, from the queue where there is one; a failed one gives the error that failed it."""
     # Signed while it waits, so that a trial that runs always has an owner, whenever this process is killed.
     waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
@@ -154,9 +158,7 @@ def _run_trial(study: Study, space: Space, evaluate: Evaluate) -> tuple[Trial, R
     trial.set_user_attr("composite", composite.to_dict())
     try:
         result = evaluate(composite)
-    except CompositeError:
-        raise
-    except ValueError as error:
+    except NotFinite as error:
         trial.set_user_attr("error", str(error))
         study.tell(trial, state=TrialState.FAIL)
         return trial, error
@@ -202,11 +204,41 @@ def score_holdout(study: Study, evaluate: Evaluate, advance: Callable[[int], Non
         advance(1)
 
 
+def score_plain(
+    study: Study, evaluate: Callable[[Composite], tuple[Result, Result]], advance: Callable[[int], None]
+) -> None:
+    """Score the best composite as the paper would use it: ranked once, nothing repaired.
+
+    The scores become the study's attribute `plain`, by trial number.
+
+    Args:
+        evaluate: what a composite is worth so, on the search and on the holdout samples.
+        advance: told when it is done.
+    """
+    best = study.best_trial
+    scores: dict[str, Any] = dict(study.user_attrs.get("plain", {}))
+    if str(best.number) not in scores:
+        search, holdout = evaluate(Composite.from_dict(best.user_attrs["composite"]))
+        scores[str(best.number)] = {"auc": search.auc, "holdout_auc": holdout.auc, "accuracy": list(holdout.accuracy)}
+        study.set_user_attr("plain", scores)
+    advance(1)
+
+
 def _enqueue_fixed(study: Study, space: Space) -> None:
     present = set(fixed_trials(study))
     for name, composite in space.fixed_composites().items():
         if name not in present:
             study.enqueue_trial(space.params_of(composite), user_attrs={"fixed": name})
+
+
+def _enqueue(study: Study, queue: Sequence[Mapping[str, Any]]) -> None:
+    """Put parameters into the queue that no trial has, or will have."""
+    if not queue:
+        return
+    known = [trial.params or trial.system_attrs.get("fixed_params", {}) for trial in study.get_trials(deepcopy=False)]
+    for params in queue:
+        if dict(params) not in known:
+            study.enqueue_trial(dict(params))
 
 
 # -- trials that were cut off --------------------------------------------------------------------------

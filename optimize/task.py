@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from ..pruning import Graph, Repair, Schedule
+from ..pruning import Graph, Plan, Repair, Schedule
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,16 @@ class Task:
     batch_size: int
     schedule: Schedule = field(default_factory=Schedule)
     repair: Repair | None = None
-    # What trials share, so that nothing is measured twice: curves by samples and ranking, unpruned accuracies.
+    # What trials share, so that nothing is measured twice: orders of units by method, curves by samples and
+    # ranking, unpruned accuracies by samples.
     curves: dict[int, dict[str, list[float]]] = field(default_factory=dict, compare=False, repr=False)
+    plans: dict[str, Plan] = field(default_factory=dict, compare=False, repr=False)
     unpruned: dict[int, float] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def repair_name(self) -> str:
+        return "none" if self.repair is None else self.repair.name
+
+    def plain(self) -> Task:
+        """The same task, pruned as the paper does: ranked once, nothing repaired."""
+        return replace(self, schedule=Schedule(), repair=None, curves={}, plans={})

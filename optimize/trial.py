@@ -64,8 +64,13 @@ def evaluate(task: Task, method: Composite | Baseline, samples: Samples | None =
 
 
 def plan_of(task: Task, method: Composite | Baseline) -> Plan:
-    """The order in which the method lets units go, from the reference samples."""
-    return Plan.make(task.graph, lambda graph: scores(task, method, graph), task.schedule, task.repair, task.rates[-1])
+    """The order in which the method lets units go, from the reference samples; found once for a method."""
+    key = repr(method)
+    if key not in task.plans:
+        task.plans[key] = Plan.make(
+            task.graph, lambda graph: scores(task, method, graph), task.schedule, task.repair, task.rates[-1]
+        )
+    return task.plans[key]
 
 
 def scores(task: Task, method: Composite | Baseline, graph: Graph) -> dict[str, Tensor]:

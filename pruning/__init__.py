@@ -3,7 +3,7 @@
 from .compact import compact, compact_model, masked_model
 from .curve import DEFAULT_RATES, Batches, accuracy, accuracy_curve, auc, correct, masks_curve, sparsity_at
 from .graph import Graph, TraceError, trace
-from .masks import Masks, Ranking, nested, prune_masks, rank
+from .masks import Masks, NotFinite, Ranking, nested, prune_masks, rank
 from .network import Network
 from .repair import REPAIRS, Repair, make_repair
 from .schedule import Plan, Schedule, pruned
@@ -15,6 +15,7 @@ __all__ = [
     "Graph",
     "Masks",
     "Network",
+    "NotFinite",
     "Plan",
     "Ranking",
     "Repair",

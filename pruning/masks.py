@@ -13,6 +13,10 @@ Relevance = Mapping[str, Tensor]
 Masks = dict[str, Tensor]
 
 
+class NotFinite(ValueError):
+    """Relevance that is infinite or not a number: the method, not the input, is at fault."""
+
+
 @dataclass(frozen=True)
 class Ranking:
     """The order in which units go, over all layers together.
@@ -62,14 +66,15 @@ def rank(relevance: Relevance) -> Ranking:
     relevance: per layer a float tensor, shape (units,).
 
     Raises:
-        ValueError: no layer, or relevance that is not finite.
+        ValueError: no layer.
+        NotFinite: relevance that is not finite.
     """
     if not relevance:
         raise ValueError("no relevance: nothing to rank")
     flat = torch.cat([values.detach().flatten() for values in relevance.values()])
     if not bool(torch.isfinite(flat).all()):
         bad = next(name for name, values in relevance.items() if not bool(torch.isfinite(values).all()))
-        raise ValueError(f"relevance of layer {bad} is not finite")
+        raise NotFinite(f"relevance of layer {bad} is not finite")
     sizes = {name: values.numel() for name, values in relevance.items()}
     return Ranking(sizes, torch.argsort(flat, stable=True))
 

@@ -267,6 +267,10 @@ class Chain(Repair):
 
     parts: Sequence[Repair]
 
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return "+".join(part.name for part in self.parts)
+
     def __call__(self, graph: Graph, small: Graph, masks: Masks) -> Graph:
         for part in self.parts:
             small = part(graph, small, masks)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..pruning import Graph
 
 FORMAT = "pxp-composite/1"
+PLAIN = {"schedule": "oneshot", "repair": "none"}
 
 
 def complete_trial(study: Study, number: int | None = None) -> FrozenTrial:
@@ -61,6 +62,7 @@ def composite_document(study: Study, number: int | None = None) -> dict[str, Any
         "model": fingerprint["model"],
         "units": fingerprint["units"],
         **composite,
+        "pruning": {key: fingerprint.get(key, plain) for key, plain in PLAIN.items()},
         "layers": resolve_layers(composite, layers),
         "result": {
             "auc": trial.value,

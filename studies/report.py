@@ -109,6 +109,11 @@ def result_lines(study: Study) -> list[ResultLine]:
         best = study.best_trial
         fixed = best.user_attrs.get("fixed")
         lines.append(line(f"best (trial {best.number}{f', {fixed}' if fixed else ''})", best))
+        plain = study.user_attrs.get("plain", {}).get(str(best.number))
+        if plain:
+            sparsity = sparsity_at(rates, plain["accuracy"], KEPT)
+            name = "the same, ranked once, no repair"
+            lines.append(ResultLine(name, plain["auc"], plain["holdout_auc"], sparsity))
     return lines
 
 

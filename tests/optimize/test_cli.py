@@ -202,8 +202,10 @@ def test_models_are_listed(project):
 
 @pytest.mark.parametrize(
     "name",
-    ["alexnet", "convnext_tiny", "densenet121", "mobilenet_v2", "mobilenet_v3_small", "resnet18", "vgg11"]
-    + ["squeezenet1_1", "shufflenet_v2_x0_5", "vit_b_32", "vit_tiny", "swin_t", "maxvit_t"],
+    [
+        *("alexnet", "convnext_tiny", "densenet121", "mobilenet_v2", "mobilenet_v3_small", "resnet18", "vgg11"),
+        *("squeezenet1_1", "shufflenet_v2_x0_5", "vit_b_32", "vit_tiny", "swin_t", "maxvit_t"),
+    ],
 )
 def test_listed_units_are_those_of_the_graph(name):
     with torch.device("meta"):

@@ -28,6 +28,7 @@ from pxp_optimize.optimize.search import (
     standing,
 )
 from pxp_optimize.optimize.space import FIXED, GROUPS, Space
+from pxp_optimize.pruning import NotFinite
 from pxp_optimize.studies.storage import open_storage
 
 MARK = {"model": "toy", "rates": [0, 0.5]}
@@ -241,7 +242,7 @@ def test_an_error_of_the_evaluation_puts_the_trial_back(tmp_path):
 def test_relevance_that_is_not_finite_fails_the_trial_only(tmp_path):
     def unstable(composite):
         if "gamma" in str(composite.to_dict()):
-            raise ValueError("relevance of layer fc is not finite")
+            raise NotFinite("relevance of layer fc is not finite")
         return toy(composite)
 
     lines = []
@@ -257,7 +258,7 @@ def test_relevance_that_is_not_finite_fails_the_trial_only(tmp_path):
 
 def test_a_search_in_which_all_fails_ends(tmp_path):
     def hopeless(composite):
-        raise ValueError("relevance of layer fc is not finite")
+        raise NotFinite("relevance of layer fc is not finite")
 
     study = study_in(tmp_path / "a.db")
     with pytest.raises(UserError, match="10 trials in a row failed, the last one since relevance"):
