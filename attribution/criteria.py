@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..pruning.curve import Batches
 from ..pruning.graph import Graph
-from .relevance import balance, per_unit, scores_of, unit_rows
+from .relevance import balance, of_units, per_unit, scores_of
 
 Scores = dict[str, Tensor]
 
@@ -28,7 +28,7 @@ def magnitude(graph: Graph, inputs: Batches, targets: Tensor, units: str | None,
             parts = [modules.get(part) for part, softmax in graph.heads.items() if softmax == name]
         else:
             parts = [modules.get(name)]
-        weights = [unit_rows(part, part.weight).view(size, -1) for part in parts if part is not None and size]  # type: ignore
+        weights = [of_units(part, part.weight).view(size, -1) for part in parts if part is not None and size]  # type: ignore
         like = next(graph.network.parameters())
         scores[name] = torch.cat(weights, 1).norm(dim=1) if weights else like.new_zeros(size)
     return scores
@@ -70,7 +70,7 @@ def integrated_gradients(
                 sums[name] = sums[name].add_(value) if name in sums else value
         for name, value in sums.items():
             values = per_unit(value / INTEGRATION_STEPS, graph.kinds[name], signed=False)
-            totals[name] += unit_rows(modules[name], values)
+            totals[name] += of_units(modules[name], values)
     return totals
 
 

@@ -124,8 +124,7 @@ def _recorded(graph: Graph, units: str | None, totals: dict[str, Tensor], score:
 
             def on_backward(gradient: Tensor) -> None:
                 values = per_unit(score(value, gradient.detach()), graph.kinds[name], signed)
-                real = real_rows(module)
-                totals[name] += values if real is None else values[real]
+                totals[name] += of_units(module, values)
 
             output.register_hook(on_backward)
 
@@ -143,9 +142,9 @@ def _recorded(graph: Graph, units: str | None, totals: dict[str, Tensor], score:
             handle.remove()
 
 
-def unit_rows(module: nn.Module, values: Tensor) -> Tensor:
-    """The values that belong to units: a compact grouped convolution has rows of zeros besides."""
-    rows = getattr(module, "unit_rows", None)
+def of_units(module: nn.Module, values: Tensor) -> Tensor:
+    """The values that belong to units: a compact grouped convolution may have rows of zeros besides."""
+    rows = real_rows(module)
     return values if rows is None else values[rows]
 
 

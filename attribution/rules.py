@@ -397,9 +397,10 @@ class ShareScattered(Rule):
         self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor
     ) -> tuple[Tensor | None, ...]:
         scaled = relevance / stabilize(output)
-        dim = module.dim % scaled.dim()  # type: ignore[operator]
+        summed: Any = module
+        dim = summed.dim % scaled.dim()
         passed = []
-        for value, where in zip(inputs, (module.first, module.second), strict=True):
+        for value, where in zip(inputs, (summed.first, summed.second), strict=True):
             part = scaled if where is None else scaled.index_select(dim, where)
             passed.append((value * part).sum_to_size(value.shape))
         return tuple(passed)

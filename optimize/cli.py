@@ -233,8 +233,6 @@ def run(options: Options) -> int:
 
     try:
         prepared = prepare(options, screen)
-        for line in prepared.description:
-            screen.line(line)
         _quiet_optuna(verbose=options.verbose)
         with storage_errors(options.storage):
             return _run_study(options, prepared, screen)
@@ -268,6 +266,8 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     }
     study = open_study(open_storage(options.storage), name, prepared.fingerprint, attrs)
     study.sampler = make_sampler(options.sampler, options.seed)
+    for line in prepared.description:  # not before it is sure that the run can go on: an error is one line
+        screen.line(line)
     done = count_complete(study)
     state = f"continues, {done} of {options.trials} trials finished" if done else f"{options.trials} trials"
     screen.line(f"study   {name} in {options.storage}: {state}")

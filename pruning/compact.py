@@ -324,8 +324,6 @@ def _grouped(module: nn.Conv2d, c: _Compactor, slot: int, state: State, kept: Te
         picked = flat_rows.clamp(min=0)
         gamma, beta = (values[picked].masked_fill(row_pad, 0) for values in (norm.gamma, norm.beta))
         c.norms[c.name] = Norm(gamma, beta, norm.std[picked], norm.eps)
-    if bool(row_pad.any()):
-        reduced.unit_rows = (~row_pad).nonzero().flatten()  # type: ignore[assignment]
     slot = c.emit(reduced, (slot,))
     if bool(row_pad.any()):
         slot = c.emit(ops.Realign(1, (~row_pad).nonzero().flatten()), (slot,), "_unpad")
@@ -361,7 +359,8 @@ def _by_group(indices: Tensor, width: int, groups: Tensor) -> Tensor:
 def _(module: nn.Linear, c: _Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
     slot, state = c.input(inputs[0])
     rows, result = _rows(module, c)
-    weight, bias = module.weight, module.bias
+    weight: Tensor = module.weight
+    bias: Tensor | None = module.bias
     if rows is not None:
         weight = _select(weight, 0, rows, module.out_features)
         bias = None if bias is None else _select(bias, 0, rows, module.out_features)
@@ -372,9 +371,10 @@ def _(module: nn.Linear, c: _Compactor, inputs: tuple[int, ...]) -> tuple[int, S
         if state.empty and c.name not in c.attention_outputs:
             columns = offsets  # its one channel of zeros: any weights will do
         weight = weight.index_select(1, columns)
-    if weight is not module.weight:
-        module = clone(module, weight=weight, bias=bias, out_features=weight.shape[0], in_features=weight.shape[1])
-    return c.emit(module, (slot,)), result
+    if weight is module.weight:
+        return c.emit(module, (slot,)), result
+    sizes = {"out_features": weight.shape[0], "in_features": weight.shape[1]}
+    return c.emit(clone(module, weight=weight, bias=bias, **sizes), (slot,)), result
 
 
 def _rows(module: nn.Linear, c: _Compactor) -> tuple[Tensor | None, State]:
@@ -427,11 +427,11 @@ def _(module: ops.Permute, c: _Compactor, inputs: tuple[int, ...]) -> tuple[int,
 @reduce_step.register
 def _(module: ops.Add, c: _Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
     (a, first), (b, second) = c.input(inputs[0]), c.input(inputs[1])
-    alike = first is not None and second is not None and (first.dim, first.size) == (second.dim, second.size)
-    if alike and not first.empty and torch.equal(first.live, second.live):
+    if first is None or second is None or (first.dim, first.size) != (second.dim, second.size):
+        return c.emit(module, (c.expand(a, first)[0], c.expand(b, second)[0])), None
+    if not first.empty and torch.equal(first.live, second.live):
         return c.emit(module, (a, b)), first
-    broadcasts = (inputs[0] in c.pooled) != (inputs[1] in c.pooled)
-    if not alike or broadcasts:
+    if (inputs[0] in c.pooled) != (inputs[1] in c.pooled):  # the sum broadcasts
         return c.emit(module, (c.expand(a, first)[0], c.expand(b, second)[0])), None
     if first.empty or second.empty:  # nothing is added: the branch that ends here goes with it
         return (a, first) if second.empty else (b, second)

@@ -239,7 +239,7 @@ class _Builder:
                 self.weighted.add(name)
             module = clone(module)
             if hasattr(module, "inplace"):
-                module.inplace = False  # a saved activation must not change under a rule's feet
+                setattr(module, "inplace", False)  # noqa: B010  # a saved activation must not change under a rule's feet
             self._emit(name, module, node.args[:1], node)
         else:
             raise TraceError(f"layer {name} is a {type(module).__name__}: no rule covers it")
@@ -595,7 +595,7 @@ def _is_shape(node: Any) -> bool:
     """Whether a node is the shape of a tensor (so that its parts are numbers)."""
     if not isinstance(node, fx.Node):
         return False
-    return (node.op == "call_method" and node.target == "size") or (
+    return (node.op == "call_method" and node.target == "size") or bool(
         node.op == "call_function" and node.target is getattr and node.args[1] == "shape"
     )
 
@@ -618,7 +618,8 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 def fold(layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm2d) -> tuple[nn.Module, Norm]:
     """A layer that computes what the layer and the BatchNorm after it compute, and the BatchNorm's statistics."""
-    std = (norm.running_var + norm.eps).sqrt()  # type: ignore[operator]
+    assert norm.running_var is not None
+    std = (norm.running_var + norm.eps).sqrt()
     gamma = torch.ones_like(std) if norm.weight is None else norm.weight.detach()
     beta = torch.zeros_like(std) if norm.bias is None else norm.bias.detach()
     scale = gamma / std

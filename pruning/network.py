@@ -350,5 +350,6 @@ def zero_preserving(module: nn.Module) -> bool | None:
     if isinstance(module, Activation):
         return module.zero_preserving
     if isinstance(module, Affine):
-        return not isinstance(module.shift, Tensor) and module.shift == 0
+        shift: Any = module.shift
+        return not isinstance(shift, Tensor) and shift == 0
     return ACTIVATION_MODULES.get(type(module))

@@ -290,6 +290,10 @@ def make_repair(name: str, graph: Graph, inputs: Batches) -> Repair | None:
         raise ValueError(f"repair {name!r}: choose from {', '.join(REPAIRS)}")
     if "batchnorm" in name and not graph.norms:
         raise ValueError(f"repair {name}: the model has no BatchNorm to re-estimate; try least-squares")
-    parts = {"none": [], "batchnorm": [BatchNormRepair(inputs)], "least-squares": [LeastSquaresRepair(inputs)]}
+    parts: dict[str, list[Repair]] = {
+        "none": [],
+        "batchnorm": [BatchNormRepair(inputs)],
+        "least-squares": [LeastSquaresRepair(inputs)],
+    }
     chain = [repair for part in name.split("+") for repair in parts[part]]
     return None if not chain else chain[0] if len(chain) == 1 else Chain(chain)

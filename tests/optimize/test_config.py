@@ -15,12 +15,14 @@ from pxp_optimize.optimize.config import (
     parse_classes,
     parse_deviation,
     parse_rates,
+    parse_schedule,
     parse_seconds,
     parse_units,
     read_config,
 )
 from pxp_optimize.optimize.errors import UserError
 from pxp_optimize.optimize.samplers import SAMPLERS
+from pxp_optimize.pruning import Schedule
 
 
 def test_default_rates_are_twenty_clean_numbers():
@@ -174,3 +176,19 @@ def test_config_mistakes_are_named(tmp_path: Path, text, message):
 def test_config_that_is_not_there(tmp_path: Path):
     with pytest.raises(UserError, match="cannot read"):
         read_config(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [("auto", "auto"), ("oneshot", "oneshot"), ("every:0.050", "every:0.05"), ("steps:10", "every:0.1")],
+)
+def test_schedules(text, parsed):
+    assert parse_schedule(text) == parsed
+    if parsed != "auto":
+        assert str(Schedule.parse(parsed)) == parsed
+
+
+@pytest.mark.parametrize("text", ["", "every", "every:0", "every:2", "steps:1", "steps:x", "auto:1", 5])
+def test_no_schedules(text):
+    with pytest.raises(ValueError, match="every:RATE"):
+        parse_schedule(text)

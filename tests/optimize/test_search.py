@@ -25,6 +25,7 @@ from pxp_optimize.optimize.search import (
     open_study,
     run_search,
     score_holdout,
+    score_plain,
     standing,
 )
 from pxp_optimize.optimize.space import FIXED, GROUPS, Space
@@ -334,3 +335,33 @@ def test_two_processes_can_run_one_study(tmp_path):
     assert 14 <= count_complete(study) <= 15
     assert {trial.user_attrs["owner"]["pid"] for trial in study.trials[8:]} == {w.pid for w in workers}
     assert os.getpid() not in {trial.user_attrs["owner"]["pid"] for trial in study.trials}
+
+
+def test_a_grid_is_tried_once_each_also_when_continued(tmp_path):
+    space = Space(["low", "high"], fixed_numbers=True)
+    grid = space.grid(0)
+    study = study_in(tmp_path / "a.db", sampler="grid")
+    run_search(study, space, toy, trials=9, queue=grid)
+    run_search(study_in(tmp_path / "a.db", sampler="grid"), space, toy, trials=16, queue=grid)
+    trials = study_in(tmp_path / "a.db").get_trials()
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 16
+    assert [trial.user_attrs.get("fixed") for trial in trials[:4]] == list(FIXED)
+    assert {tuple(sorted(trial.params.items())) for trial in trials} == {tuple(sorted(p.items())) for p in grid}
+
+
+def test_the_best_composite_is_scored_the_plain_way_once(tmp_path):
+    study = study_in(tmp_path / "a.db")
+    run_search(study, Space(["low"]), toy, trials=6)
+    calls = []
+
+    def plain(composite):
+        calls.append(composite)
+        return Toy([1.0, 0.2], 0.6, {}, ""), Toy([0.9, 0.1], 0.5, {}, "")
+
+    advanced = []
+    for _ in range(2):
+        score_plain(study, plain, advanced.append)
+    assert [call.to_dict() for call in calls] == [study.best_trial.user_attrs["composite"]]
+    assert advanced == [1, 1]
+    score = {"auc": 0.6, "holdout_auc": 0.5, "accuracy": [0.9, 0.1]}
+    assert study.user_attrs["plain"] == {str(study.best_trial.number): score}

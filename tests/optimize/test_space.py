@@ -5,6 +5,7 @@ from __future__ import annotations
 import optuna
 import pytest
 from pxp_optimize.attribution import Composite
+from pxp_optimize.attribution.composites import resolve
 from pxp_optimize.optimize.samplers import make_sampler
 from pxp_optimize.optimize.space import FIXED, GROUPS, RULES, Space
 
@@ -74,3 +75,81 @@ def test_any_proposal_can_be_enqueued_again():
         assert space.params_of(composite) == params
         study.enqueue_trial(space.params_of(composite))
         assert space.suggest(study.ask()).to_dict() == composite.to_dict()
+
+
+TRANSFORMER = {
+    f"layer{index}.{name}": {"group": group, "type": kind}
+    for index, group in enumerate(("low", "mid", "high"))
+    for name, kind in (("q", "q"), ("k", "k"), ("v", "v"), ("out", "out"), ("mlp0", "mlp"), ("mlp3", "mlp"))
+} | {"head": {"group": "classifier", "type": "linear"}}
+CONVOLUTIONAL = {
+    "conv1": {"group": "low", "type": "stem"},
+    "conv2": {"group": "mid", "type": "3x3"},
+    "down": {"group": "mid", "type": "downsample"},
+    "fc": {"group": "classifier", "type": "linear"},
+}
+
+
+def named(name: str, layers: dict, mixed: bool = False) -> Space:
+    return Space.named(name, layers, True, mixed=mixed)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "keys"),
+    [
+        ("auto", CONVOLUTIONAL, {"low", "mid", "classifier"}),
+        ("depth", CONVOLUTIONAL, {"low", "mid", "classifier"}),
+        ("type", CONVOLUTIONAL, {"low.stem", "mid.3x3", "mid.downsample", "classifier"}),
+        ("paper", CONVOLUTIONAL, {"low", "mid", "classifier"}),
+        ("depth", TRANSFORMER, {"low", "mid", "high", "classifier"}),
+        *[
+            (
+                name,
+                TRANSFORMER,
+                {f"{group}.{kind}" for group in ("low", "mid", "high") for kind in ("attention", "mlp")}
+                | {"classifier"},
+            )
+            for name in ("auto", "type")
+        ],
+    ],
+)
+def test_named_spaces_fit_the_layers(name, layers, keys):
+    space = named(name, layers)
+    assert set(space.groups) == keys
+    groups, types = ({layer: part[key] for layer, part in layers.items()} for key in ("group", "type"))
+    for composite in [*space.fixed_composites().values(), *(found for _, found in draws(space, 20))]:
+        assert set(resolve(composite, groups, types)) == set(layers)
+        assert (composite.softmax is not None) == (layers is TRANSFORMER)
+
+
+@pytest.mark.parametrize("layers", [CONVOLUTIONAL, TRANSFORMER])
+@pytest.mark.parametrize("name", ["depth", "type", "paper"])
+@pytest.mark.parametrize("mixed", [True, False])
+def test_any_proposal_of_a_named_space_can_be_enqueued_again(name, layers, mixed):
+    space = named(name, layers, mixed)
+    study = optuna.create_study(sampler=make_sampler("random", 1))
+    for params, composite in draws(space, 10):
+        assert space.params_of(composite) == params
+        study.enqueue_trial(params)
+        assert space.suggest(study.ask()).to_dict() == composite.to_dict()
+        assert ("balance" in params) == (mixed and name != "paper")
+
+
+def test_the_papers_grid_is_every_composite_once():
+    space = named("paper", CONVOLUTIONAL | {"deep": {"group": "high", "type": "3x3"}})
+    grid = space.grid(0)
+    assert len({tuple(point.items()) for point in grid}) == len(grid) == 256
+    assert grid != space.grid(1)
+    study = optuna.create_study(sampler=make_sampler("grid", 0))
+    for point in grid[:20]:
+        study.enqueue_trial(point)
+        composite = space.suggest(study.ask())
+        assert composite.to_dict()["ranking"] == {"aggregation": "abs", "normalization": "none"}
+        for key, spec in composite.to_dict()["groups"].items():
+            assert spec in FIXED.values()
+            assert spec["rule"] == point[f"{key}.rule"]
+
+
+def test_no_grid_of_numbers():
+    with pytest.raises(ValueError, match="--space paper"):
+        named("depth", CONVOLUTIONAL).grid(0)

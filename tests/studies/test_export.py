@@ -41,12 +41,13 @@ def test_the_best_trial_as_documented(study):
     study.set_user_attr("holdout", {"2": {"auc": 0.8, "accuracy": [0.9, 0.7]}})
     document = composite_document(study)
     composite = study.trials[2].user_attrs["composite"]
-    assert list(document) == ["format", "model", "units", "groups", "ranking", "layers", "result"]
+    assert list(document) == ["format", "model", "units", "groups", "ranking", "pruning", "layers", "result"]
     assert document["format"] == "pxp-composite/1"
     assert document["model"] == "resnet18"
     assert document["units"] == "filters"
     assert document["groups"] == composite["groups"]
     assert document["layers"] == {name: composite["groups"][group] for name, group in GROUP_OF.items()}
+    assert document["pruning"] == {"schedule": "oneshot", "repair": "none"}
     assert document["result"] == {
         "auc": 0.9,
         "holdout_auc": 0.8,

@@ -1,0 +1,116 @@
+"""A trial on a small network: what it measures, and that nothing is measured twice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from pxp_optimize.attribution import Composite, RuleSpec, collect_relevance
+from pxp_optimize.optimize.config import Options
+from pxp_optimize.optimize.prepare import prepare
+from pxp_optimize.optimize.task import Task
+from pxp_optimize.optimize.trial import Baseline, evaluate, plan_of
+from pxp_optimize.pruning import accuracy, auc, masked_model, pruned, rank
+
+RATES = (0.0, 0.2, 0.4, 0.6, 0.8)
+
+
+@pytest.fixture
+def make_task(project, monkeypatch):
+    """A task of the small project, with other options if given."""
+    monkeypatch.chdir(project.folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(project.folder / "cache"))
+    options = Options(
+        model="network:small",
+        weights="weights.pt",
+        data="images",
+        image_size=16,
+        mean=(0.5,),
+        std=(0.25,),
+        rates=RATES,
+        device="cpu",
+        schedule="oneshot",
+        repair="none",
+    )
+    return lambda **changes: prepare(replace(options, **changes)).task
+
+
+GAMMA = Composite.uniform(RuleSpec("gamma"))
+
+
+def test_once_is_the_papers_pipeline(make_task):
+    task: Task = make_task()
+    found = evaluate(task, GAMMA)
+    reference = task.reference
+    relevance = collect_relevance(task.graph, GAMMA, reference.inputs, reference.targets, "filters")
+    ranking = rank(relevance)
+    curve = [
+        accuracy(masked_model(task.graph, ranking.masks(rate)), task.search.inputs, task.search.targets)
+        for rate in RATES
+    ]
+    assert found.accuracy == curve
+    assert found.auc == auc(RATES, curve)
+    assert found.ranking_hash == ranking.digest(RATES)
+    assert set(found.seconds) == {"relevance", "evaluation"}
+
+
+@pytest.mark.parametrize("schedule", ["oneshot", "every:0.2"])
+@pytest.mark.parametrize("repair", ["none", "batchnorm", "least-squares"])
+def test_what_is_measured_is_what_pruned_gives(make_task, schedule, repair):
+    task: Task = make_task(schedule=schedule, repair=repair)
+    found = evaluate(task, GAMMA, task.holdout)
+    ranking = plan_of(task, GAMMA).ranking
+    for rate, measured in zip(RATES, found.accuracy, strict=True):
+        network = pruned(task.graph, ranking.masks(rate), task.repair).network
+        assert measured == accuracy(network, task.holdout.inputs, task.holdout.targets)
+
+
+def test_steps_and_repair_make_a_difference(make_task):
+    plain, stepped = evaluate(make_task(), GAMMA), evaluate(make_task(schedule="every:0.2", repair="batchnorm"), GAMMA)
+    assert plain.accuracy[0] == stepped.accuracy[0]
+    assert plain.ranking_hash != stepped.ranking_hash
+
+
+def test_the_plain_form_of_a_task(make_task):
+    task: Task = make_task(schedule="every:0.2", repair="batchnorm")
+    assert task.repair_name == "batchnorm"
+    assert evaluate(task.plain(), GAMMA).accuracy == evaluate(make_task(), GAMMA).accuracy
+
+
+def test_the_same_masks_are_measured_once(make_task, monkeypatch):
+    task: Task = make_task()
+    first = evaluate(task, GAMMA)
+    monkeypatch.setattr("pxp_optimize.optimize.trial.accuracy", lambda *a, **k: pytest.fail("measured again"))
+    again = evaluate(task, replace(GAMMA, normalization="none"))
+    assert again.accuracy == first.accuracy
+
+
+def test_the_unpruned_network_is_measured_once(make_task, monkeypatch):
+    from pxp_optimize.optimize import trial
+
+    seen = []
+    monkeypatch.setattr(trial, "accuracy", lambda network, *a, **k: seen.append(network) or accuracy(network, *a, **k))
+    task: Task = make_task()
+    evaluate(task, GAMMA)
+    evaluate(task, Baseline("random", 1))
+    evaluate(task, Baseline("random", 2))
+    assert seen.count(task.graph.network) == 1
+    assert len(seen) == 1 + 3 * (len(RATES) - 1)
+
+
+@pytest.mark.parametrize("schedule", ["oneshot", "every:0.2"])
+def test_baselines_take_the_same_way(make_task, schedule):
+    task: Task = make_task(schedule=schedule, repair="batchnorm")
+    for criterion in ("magnitude", "taylor", "random"):
+        found = evaluate(task, Baseline(criterion))
+        assert found.accuracy[0] == evaluate(task, GAMMA).accuracy[0]
+        assert 0 < found.auc < 1
+
+
+def test_masked_classes_do_not_compete(make_task):
+    task: Task = make_task(classes="red,0")
+    everything = replace(task, logits=None, curves={}, plans={}, unpruned={})
+    assert task.logits is not None
+    assert evaluate(task, GAMMA).accuracy[0] >= evaluate(everything, GAMMA).accuracy[0]
+    assert torch.isin(task.search.targets, task.logits).all()
