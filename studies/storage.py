@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +80,16 @@ def _set_pragmas(connection: sqlite3.Connection, _: Any) -> None:
     cursor = connection.cursor()
     # The timeout first: switching to WAL takes a lock as well.
     cursor.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
-    cursor.execute("PRAGMA journal_mode = WAL")  # readers and the writer do not block each other
+    # WAL: readers and the writer do not block each other. Once set it stays with the file; the switch itself
+    # fails at once, whatever the timeout, while another process has the file open to do the same.
+    for attempt in range(BUSY_SECONDS * 10):
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError:
+            if attempt == BUSY_SECONDS * 10 - 1:
+                raise
+            time.sleep(0.1)
     cursor.execute("PRAGMA synchronous = NORMAL")  # in WAL mode safe against a killed process
     cursor.close()
 
