@@ -7,6 +7,7 @@ interrupted has in the end the same trials as one that was not.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -148,7 +150,8 @@ def _run_trial(study: Study, space: Space, evaluate: Evaluate) -> tuple[Trial, R
     # Signed while it waits, so that a trial that runs always has an owner, whenever this process is killed.
     waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
     if waiting:
-        study._storage.set_trial_user_attr(waiting[0]._trial_id, "owner", _owner())
+        with contextlib.suppress(UpdateFinishedTrialError):  # another process was faster, and is done with it
+            study._storage.set_trial_user_attr(waiting[0]._trial_id, "owner", _owner())
     else:
         study.enqueue_trial({}, user_attrs={"owner": _owner()})
     trial = study.ask()

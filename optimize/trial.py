@@ -66,11 +66,11 @@ def evaluate(task: Task, method: Composite | Baseline, samples: Samples | None =
 def plan_of(task: Task, method: Composite | Baseline) -> Plan:
     """The order in which the method lets units go, from the reference samples; found once for a method."""
     key = repr(method)
-    if key not in task.plans:
-        task.plans[key] = Plan.make(
-            task.graph, lambda graph: scores(task, method, graph), task.schedule, task.repair, task.rates[-1]
-        )
-    return task.plans[key]
+    if key in task.plans:
+        return task.plans[key]
+    plan = Plan.make(task.graph, lambda graph: scores(task, method, graph), task.schedule, task.repair, task.rates[-1])
+    task.plans[key] = Plan(plan.ranking)  # without the networks, which would fill the memory
+    return plan
 
 
 def scores(task: Task, method: Composite | Baseline, graph: Graph) -> dict[str, Tensor]:
@@ -94,8 +94,7 @@ def curve_of(task: Task, plan: Plan, digest: str, samples: Samples) -> list[floa
     known = task.curves.setdefault(id(samples), {})
     if digest not in known:
         known[digest] = [
-            _accuracy(task, graph.network, samples)
-            for _, _, graph in plan.networks(task.graph, task.rates, task.repair)
+            _accuracy(task, graph.network, samples) for graph in plan.networks(task.graph, task.rates, task.repair)
         ]
     return list(known[digest])
 

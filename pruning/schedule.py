@@ -7,8 +7,8 @@ schedule as they are within one ranking.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -68,9 +68,13 @@ Scorer = Callable[[Graph], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Plan:
-    """Which units go in which order, found on the networks as pruned and repaired so far."""
+    """Which units go in which order, found on the networks as pruned and repaired so far.
+
+    made: networks that were built on the way, by the number of units removed, so that they are not built again.
+    """
 
     ranking: Ranking
+    made: Mapping[int, Graph] = field(default_factory=dict, repr=False)
 
     @classmethod
     def make(cls, graph: Graph, score: Scorer, schedule: Schedule, repair: Repair | None, last: float) -> Plan:
@@ -79,20 +83,22 @@ class Plan:
         score: unit scores, by layer, of a graph (the whole one, or a compact form of it).
 
         Raises:
-            ValueError: a score that is not finite.
+            NotFinite: a score that is not finite.
         """
         ranking = rank(score(graph))
+        made: dict[int, Graph] = {}
         for start in schedule.starts(last)[1:]:
-            ranking = _rerank(graph, ranking, start, score, repair)
-        return cls(ranking)
+            masks = ranking.masks(start)
+            removed = n_removed(ranking.n_units, start)
+            made[removed] = pruned(graph, masks, repair)
+            ranking = _rerank(ranking, masks, score(made[removed]))
+        return cls(ranking, made)
 
-    def networks(
-        self, graph: Graph, rates: Sequence[float], repair: Repair | None
-    ) -> Iterator[tuple[float, Masks, Graph]]:
-        """The network at each rate: its masks and its compact, repaired form. Unpruned at rate 0: the graph."""
+    def networks(self, graph: Graph, rates: Sequence[float], repair: Repair | None) -> Iterator[Graph]:
+        """The network at each rate in its compact, repaired form. Unpruned at rate 0: the graph itself."""
         for rate in rates:
-            masks = self.ranking.masks(rate)
-            yield rate, masks, pruned(graph, masks, repair)
+            known = self.made.get(n_removed(self.ranking.n_units, rate))
+            yield known or pruned(graph, self.ranking.masks(rate), repair)
 
 
 def pruned(graph: Graph, masks: Masks, repair: Repair | None) -> Graph:
@@ -103,11 +109,9 @@ def pruned(graph: Graph, masks: Masks, repair: Repair | None) -> Graph:
     return small if repair is None else repair(graph, small, masks)
 
 
-def _rerank(graph: Graph, ranking: Ranking, rate: float, score: Scorer, repair: Repair | None) -> Ranking:
-    """The ranking whose first part, up to the rate, stays, and whose rest is ranked anew on what is left."""
-    masks = ranking.masks(rate)
-    relevance = score(pruned(graph, masks, repair))
-    flat = torch.cat([masks[name] for name in ranking.sizes]).nonzero().flatten()
-    left = rank({name: relevance[name] for name in ranking.sizes})
-    removed = ranking.order[: n_removed(ranking.n_units, rate)]
-    return Ranking(ranking.sizes, torch.cat([removed, flat[left.order]]))
+def _rerank(ranking: Ranking, masks: Masks, scores: Mapping[str, Tensor]) -> Ranking:
+    """The ranking whose removed units (under the masks) stay where they are, and whose rest goes by the scores."""
+    kept = torch.cat([masks[name] for name in ranking.sizes]).nonzero().flatten()
+    left = rank({name: scores[name] for name in ranking.sizes})
+    removed = ranking.order[: ranking.n_units - len(kept)]
+    return Ranking(ranking.sizes, torch.cat([removed, kept[left.order]]))

@@ -14,6 +14,7 @@ from ..optimize.errors import UserError
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
+    from sqlalchemy.engine import Engine
 
 SQLITE = "sqlite:///"
 BUSY_SECONDS = 60
@@ -109,11 +110,30 @@ def open_storage(storage: str, *, must_exist: bool = False) -> RDBStorage:
         kwargs["pool_events"] = [(_set_pragmas, "connect")]
     with storage_errors(storage):
         try:
-            return RDBStorage(url, engine_kwargs=kwargs)
+            opened = RDBStorage(url, engine_kwargs=kwargs)
         except ImportError as error:
             raise UserError(f"{storage}: install the database's Python driver ({error})") from error
         except RuntimeError as error:  # Optuna's check of its tables' version
             raise UserError(f"{storage}: {' '.join(str(error).split())}") from error
+        if url.startswith("sqlite:"):
+            _lock_at_begin(opened.engine)
+        return opened
+
+
+def _lock_at_begin(engine: Engine) -> None:
+    """Every transaction takes the write lock when it begins.
+
+    Python's sqlite3 begins a transaction at the first write. Optuna reads a trial's state before it takes the
+    trial, so without this two processes may both find it waiting and both run it.
+    """
+    from sqlalchemy import event
+
+    def leave_transactions_to_us(connection: sqlite3.Connection, _: Any) -> None:
+        connection.isolation_level = None
+
+    event.listen(engine, "connect", leave_transactions_to_us)
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    engine.dispose()  # connections from before have not been told
 
 
 @contextlib.contextmanager
