@@ -247,7 +247,7 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     from ..studies.export import composite_document, write_json
     from ..studies.storage import open_storage
     from .samplers import GRID, UNCONDITIONAL, make_sampler
-    from .search import count_complete, open_study, run_search, score_holdout, score_plain, standing
+    from .search import count_complete, known_curves, open_study, run_search, score_holdout, score_plain, standing
     from .space import Space
     from .trial import evaluate
 
@@ -272,6 +272,7 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     state = f"continues, {done} of {options.trials} trials finished" if done else f"{options.trials} trials"
     screen.line(f"study   {name} in {options.storage}: {state}")
     task, plain = prepared.task, prepared.task.plain()
+    task.curves[id(task.search)] = known_curves(study)
     is_plain = (str(task.schedule), task.repair_name) == (str(plain.schedule), plain.repair_name)
     try:
         with screen.search(standing(study, options.trials)) as watch:

@@ -177,6 +177,12 @@ def count_complete(study: Study) -> int:
     return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
 
 
+def known_curves(study: Study) -> dict[str, list[float]]:
+    """The accuracy curve of every ranking that a study has measured, by the ranking's hash."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return {trial.user_attrs["ranking_hash"]: list(trial.user_attrs["accuracy"]) for trial in complete}
+
+
 def standing(study: Study, trials: int) -> Standing:
     """Where a study stands on its way to this many complete trials."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))

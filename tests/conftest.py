@@ -29,6 +29,15 @@ def small():
     for i, (before, after) in enumerate(zip(widths, widths[1:])):
         layers += [nn.Conv2d(before, after, 3, padding=1, stride=1 + i % 2), nn.BatchNorm2d(after), nn.ReLU()]
     return nn.Sequential(nn.Sequential(*layers), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 3))
+
+def transformer():
+    """Four encoder layers, so that every depth group has one; not trained."""
+    import torch
+    from torchvision.models import VisionTransformer
+    torch.manual_seed(0)
+    model = VisionTransformer(16, 8, num_layers=4, num_heads=2, hidden_dim=8, mlp_dim=12, num_classes=3)
+    nn.init.normal_(model.heads.head.weight)
+    return model
 '''
 
 

@@ -291,3 +291,29 @@ def test_help_is_complete_and_immediate(project):
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "set()"
     assert spent < 5  # a second on an idle machine; what it must not import is checked above
+
+
+@pytest.mark.parametrize("units", ["heads", "neurons", "heads+neurons"])
+def test_a_transformer_of_ones_own(project, units):
+    name = units.replace("+", "-")
+    arguments = [
+        *("--model", "network:transformer", "--data", "images", "--device", "cpu", "--units", units),
+        *("--image-size", "16", "--rates", "0,0.5,0.9", "--trials", "5", "--search-samples", "9"),
+        *("--holdout-samples", "9", "--storage", f"{name}.db", "--export", f"{name}.json"),
+    ]
+    result = project.run(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert "repair least-squares" in result.stderr
+    document = json.loads((project.folder / f"{name}.json").read_text())
+    assert document["units"] == units
+    assert document["pruning"] == {"schedule": "every:0.1", "repair": "least-squares"}
+    assert set(document["groups"]) == {
+        *(f"{group}.{kind}" for group in ("low", "mid", "high") for kind in ("attention", "mlp")),
+        "classifier",
+    }
+    assert len(document["layers"]) == 4 * 6 + 1
+    composite = load_composite(document)
+    assert composite.softmax in ("attnlrp", "zplus", "zplus_bias", "cp")
+    again = project.run(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert "5 of 5 trials finished" in again.stderr

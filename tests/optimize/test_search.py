@@ -24,6 +24,7 @@ from pxp_optimize.optimize.search import (
     MAX_FAILURES,
     MAX_INTERRUPTIONS,
     count_complete,
+    known_curves,
     open_study,
     run_search,
     score_holdout,
@@ -376,3 +377,11 @@ def test_the_best_composite_is_scored_the_plain_way_once(tmp_path):
     assert advanced == [1, 1]
     score = {"auc": 0.6, "holdout_auc": 0.5, "accuracy": [0.9, 0.1]}
     assert study.user_attrs["plain"] == {str(study.best_trial.number): score}
+
+
+def test_measured_curves_are_known_by_their_ranking(tmp_path):
+    study = study_in(tmp_path / "a.db")
+    run_search(study, Space(["low"]), toy, trials=6)
+    curves = known_curves(study_in(tmp_path / "a.db"))
+    assert curves == {trial.user_attrs["ranking_hash"]: trial.user_attrs["accuracy"] for trial in study.get_trials()}
+    assert len(curves) == 6
