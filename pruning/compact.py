@@ -60,7 +60,7 @@ def masked_model(model: nn.Module | Graph, masks: Mapping[str, Tensor]) -> nn.Mo
             shape = [-1] + [1] * (weight.dim() - 1)
             bias = None if module.bias is None else module.bias * kept  # type: ignore[operator]
             modules[name] = clone(module, weight=weight * kept.view(shape), bias=bias)
-    return Network(graph.network.steps, modules, graph.network.result).eval().requires_grad_(False)
+    return graph.network.replaced(modules)
 
 
 def check_masks(graph: Graph, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,8 +7,9 @@ how the model's author wrote its forward function.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,6 +24,22 @@ class Step:
     name: str
     inputs: tuple[int, ...]
     output: int
+
+
+@dataclass
+class Visit:
+    """A stop of `Network.walk` at a step. A visitor may exchange the module, or set the outputs itself.
+
+    arguments: of the module, for each chunk. outputs: for each chunk, computed when they are first asked for.
+    """
+
+    name: str
+    module: nn.Module
+    arguments: list[tuple[Any, ...]]
+
+    @cached_property
+    def outputs(self) -> list[Any]:
+        return [self.module(*arguments) for arguments in self.arguments]
 
 
 class Network(nn.Module):
@@ -65,6 +82,23 @@ class Network(nn.Module):
             for slot in expired:
                 values.pop(slot, None)
         return values[self.result]
+
+    def walk(self, chunks: Sequence[Tensor]) -> Iterator[Visit]:
+        """Runs chunks of a batch abreast, stopping at each step: what a later step reads is what the visit to
+        an earlier one left as its outputs."""
+        values: dict[int, Sequence[Any]] = {0: chunks}
+        for step, (module, slots, output), expired in zip(self.steps, self._program, self._expired, strict=True):
+            arguments = [tuple(values[slot][index] for slot in slots) for index in range(len(chunks))]
+            visit = Visit(step.name, module, arguments)
+            yield visit
+            values[output] = visit.outputs
+            for slot in expired:
+                values.pop(slot, None)
+
+    def replaced(self, modules: Mapping[str, nn.Module]) -> Network:
+        """The same network with other modules under some of the steps' names."""
+        network = Network(self.steps, {**self.modules_by_step(), **modules}, self.result)
+        return network.eval().requires_grad_(False)
 
     def modules_by_step(self) -> dict[str, nn.Module]:
         """The module of each step, by its name."""

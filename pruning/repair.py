@@ -9,9 +9,8 @@ give.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from .curve import Batches
 from .graph import Graph
 from .masks import Masks
-from .network import Network, clone
+from .network import clone
 
 
 class Repair:
@@ -49,39 +48,25 @@ class BatchNormRepair(Repair):
 
     @torch.no_grad()
     def __call__(self, graph: Graph, small: Graph, masks: Masks) -> Graph:
-        network = small.network
-        modules = dict(network.modules_by_step())
+        modules: dict[str, nn.Module] = {}
         norms = dict(small.norms)
-        values: dict[int, list[Any]] = {0: _chunks(self.inputs, self.chunk)}
-        for (module, slots, output), step, expired in zip(
-            network._program, network.steps, network._expired, strict=True
-        ):
-            results = [module(*arguments) for arguments in _abreast(values, slots)]
-            if step.name in norms and isinstance(module, (nn.Conv2d, nn.Linear)):
-                norm = norms[step.name]
-                mean, variance = _moments(results)
-                spread = norm.gamma.square().clamp(min=torch.finfo(mean.dtype).tiny)
-                scale = (variance / spread + norm.eps / norm.std.square()).rsqrt()
-                shape = [-1] + [1] * (results[0].dim() - 2)
-                shift = (norm.beta - mean * scale).view(shape)
-                results = [value.mul_(scale.view(shape)).add_(shift) for value in results]
-                modules[step.name] = _rescaled(module, scale, norm.beta - mean * scale)
-                norms[step.name] = replace(norm, std=norm.std / scale)
-            values[output] = results
-            for slot in expired:
-                values.pop(slot, None)
-        repaired = Network(network.steps, modules, network.result).eval().requires_grad_(False)
-        return replace(small, network=repaired, norms=norms)
+        for visit in small.network.walk(_chunks(self.inputs, self.chunk)):
+            if visit.name not in norms or not isinstance(visit.module, (nn.Conv2d, nn.Linear)):
+                continue
+            norm = norms[visit.name]
+            mean, variance = _moments(visit.outputs)
+            spread = norm.gamma.square().clamp(min=torch.finfo(mean.dtype).tiny)
+            scale = (variance / spread + norm.eps / norm.std.square()).rsqrt()
+            shift = norm.beta - mean * scale
+            shape = [-1] + [1] * (visit.outputs[0].dim() - 2)
+            visit.outputs = [value.mul_(scale.view(shape)).add_(shift.view(shape)) for value in visit.outputs]
+            modules[visit.name] = _rescaled(visit.module, scale, shift)
+            norms[visit.name] = replace(norm, std=norm.std / scale)
+        return replace(small, network=small.network.replaced(modules), norms=norms)
 
 
 def _chunks(inputs: Batches, size: int) -> list[Tensor]:
     return [inputs[start : start + size] for start in range(0, len(inputs), size)]
-
-
-def _abreast(values: Mapping[int, Sequence[Any]], slots: tuple[int, ...]) -> list[tuple[Any, ...]]:
-    """The arguments of a step for each chunk. A step without inputs (a constant) runs once for each."""
-    count = len(next(iter(values.values()))) if values else 1
-    return [tuple(values[slot][index] for slot in slots) for index in range(count)]
 
 
 def _moments(chunks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -124,24 +109,15 @@ class LeastSquaresRepair(Repair):
 
     @torch.no_grad()
     def __call__(self, graph: Graph, small: Graph, masks: Masks) -> Graph:
-        network = small.network
-        modules = dict(network.modules_by_step())
+        modules: dict[str, nn.Module] = {}
         originals = graph.network.modules_by_step()
         targets = _Targets(graph, self.inputs, self.chunk)
-        values: dict[int, list[Any]] = {0: _chunks(self.inputs, self.chunk)}
-        for (module, slots, output), step, expired in zip(
-            network._program, network.steps, network._expired, strict=True
-        ):
-            arguments = _abreast(values, slots)
-            if self._refits(module, originals.get(step.name)):
-                kept = masks.get(step.name)
-                wanted = targets.at(step.name, kept)
-                modules[step.name] = module = self._refit(module, [values[0] for values in arguments], wanted)
-            values[output] = [module(*item) for item in arguments]
-            for slot in expired:
-                values.pop(slot, None)
-        repaired = Network(network.steps, modules, network.result).eval().requires_grad_(False)
-        return replace(small, network=repaired)
+        for visit in small.network.walk(_chunks(self.inputs, self.chunk)):
+            if self._refits(visit.module, originals.get(visit.name)):
+                wanted = targets.at(visit.name, masks.get(visit.name))
+                visit.module = self._refit(visit.module, [values[0] for values in visit.arguments], wanted)
+                modules[visit.name] = visit.module
+        return replace(small, network=small.network.replaced(modules))
 
     def _refits(self, module: nn.Module, original: nn.Module | None) -> bool:
         """Whether a layer lost inputs, and can be refitted: linear or an ungrouped convolution."""
@@ -159,11 +135,11 @@ class LeastSquaresRepair(Repair):
 
         def pairs() -> Iterator[tuple[Tensor, Tensor]]:
             for value, goal in zip(inputs, wanted, strict=True):
-                yield _rows(module, value).double(), _goal_rows(module, goal).double()
+                yield _precise(_rows(module, value)), _precise(_goal_rows(module, goal))
 
         if next(pairs())[1].shape[1] != len(weight):  # a layer without units left keeps one channel of zeros
             return module
-        fitted, bias = ridge(pairs, weight.flatten(1).double(), self.max_rows)
+        fitted, bias = ridge(pairs, _precise(weight.flatten(1)), self.max_rows)
         return clone(module, weight=fitted.to(weight).view(weight.shape), bias=bias.to(weight))
 
 
@@ -172,22 +148,11 @@ class _Targets:
 
     def __init__(self, graph: Graph, inputs: Batches, chunk: int) -> None:
         self.graph = graph
-        self.walk = self._run(_chunks(inputs, chunk))
-
-    def _run(self, chunks: list[Tensor]) -> Any:
-        network = self.graph.network
-        values: dict[int, list[Any]] = {0: chunks}
-        for (module, slots, output), step, expired in zip(
-            network._program, network.steps, network._expired, strict=True
-        ):
-            values[output] = [module(*arguments) for arguments in _abreast(values, slots)]
-            yield step.name, values[output]
-            for slot in expired:
-                values.pop(slot, None)
+        self.walk = graph.network.walk(_chunks(inputs, chunk))
 
     def at(self, layer: str, kept: Tensor | None) -> list[Tensor]:
         """The layer's outputs, of the units that are kept. Layers are asked for in the network's order."""
-        outputs = next(values for name, values in self.walk if name == layer)
+        outputs = next(visit.outputs for visit in self.walk if visit.name == layer)
         if kept is None:
             return outputs
         dim = 1 if isinstance(self.graph.network.get_submodule(layer), nn.Conv2d) else -1
@@ -210,6 +175,11 @@ def _rows(module: nn.Module, value: Tensor) -> Tensor:
 
 def _goal_rows(module: nn.Module, value: Tensor) -> Tensor:
     return value.flatten(2).transpose(1, 2).flatten(0, 1) if isinstance(module, nn.Conv2d) else value.flatten(0, -2)
+
+
+def _precise(values: Tensor) -> Tensor:
+    """As float64, where the device has it (Apple's has not)."""
+    return values.float() if values.device.type == "mps" else values.double()
 
 
 def ridge(
@@ -240,7 +210,7 @@ def ridge(
     eigenvalues, vectors = torch.linalg.eigh(gram)
     eigenvalues = eigenvalues.clamp(min=0)
     rotated = vectors.T @ cross
-    scale = eigenvalues.mean().clamp(min=torch.finfo(torch.float64).tiny)
+    scale = eigenvalues.mean().clamp(min=torch.finfo(eigenvalues.dtype).tiny)
     projected, residual = torch.cat(sample) @ vectors, torch.cat(left)
     best = min(
         (float(_leave_one_out(projected, residual, eigenvalues, rotated, strength * scale, count)), strength)
