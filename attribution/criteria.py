@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..pruning.curve import Batches
-from ..pruning.graph import Graph
-from .relevance import balance, of_units, per_unit, scores_of
+from ..pruning.graph import Graph, trace
+from .relevance import balance, check_samples, of_units, per_unit, scores_of
 
 Scores = dict[str, Tensor]
 
@@ -56,8 +56,8 @@ INTEGRATION_STEPS = 20
 def integrated_gradients(
     graph: Graph, inputs: Batches, targets: Tensor, units: str | None, batch_size: int, seed: int
 ) -> Scores:
-    """Gradients at the unit's output, averaged over images on the way from black to the sample (Sundararajan
-    et al. 2017; 20 steps, as in the paper's code), absolute for each sample."""
+    """Gradients at the unit's output, averaged over images on the way from zero (the mean colour) to the
+    sample (Sundararajan et al. 2017; 20 steps, as in the paper's code), absolute for each sample."""
     modules = graph.network.modules_by_step()
     layers = {name: size for name, size in graph.units(units).items() if size and name in modules}
     like = next(graph.network.parameters())
@@ -117,7 +117,7 @@ CRITERIA: dict[str, Criterion] = {
 
 
 def collect_scores(
-    graph: Graph,
+    model: nn.Module | Graph,
     criterion: str,
     inputs: Batches,
     targets: Tensor,
@@ -131,5 +131,7 @@ def collect_scores(
         KeyError: unknown criterion.
         ValueError: no such units in the model.
     """
+    graph = trace(model)
+    check_samples(inputs, targets)
     scores = CRITERIA[criterion](graph, inputs, targets, units, batch_size, seed)
     return balance(scores, graph.kinds, 1.0)

@@ -29,6 +29,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--units", default="heads,neurons")
+    parser.add_argument("--softmax", default="attnlrp,cp,zplus,zplus_bias")
+    parser.add_argument("--rules", default="epsilon,gamma,zplus,alpha_beta")
     args = parser.parse_args()
     torch.manual_seed(0)
     model = build_model(args.model, 1000, args.size).eval().requires_grad_(False)
@@ -50,9 +53,9 @@ def main() -> None:
         f"{args.model} at {args.size}, batch {args.batch}, torch {torch.__version__}, {torch.get_num_threads()} threads"
     )
     plain = peak_memory(backward)
-    for units in ("heads", "neurons"):
-        for softmax in ("attnlrp", "cp", "zplus", "zplus_bias"):
-            for rule in ("epsilon", "gamma", "zplus", "alpha_beta"):
+    for units in args.units.split(","):
+        for softmax in args.softmax.split(","):
+            for rule in args.rules.split(","):
                 composite = Composite.uniform(RuleSpec(rule), softmax=softmax)
 
                 def relevance(composite: Composite = composite, units: str = units) -> Any:
@@ -66,12 +69,12 @@ def main() -> None:
                     memory = peak_memory(relevance)
                     line += f"   peak memory {memory:.0f} MiB, plain forward and backward {plain:.0f} MiB"
                 print(line, flush=True)
-    for units in ("heads", "neurons"):
+    for units in args.units.split(","):
         relevance_ = collect_relevance(
             graph, Composite.uniform(RuleSpec("epsilon")), inputs, targets, units, args.batch
         )
         small = compact_model(graph, prune_masks(relevance_, 0.5))
-        whole, less = ((_parameters(m), _macs(m, inputs[:1])) for m in (model, small))
+        whole, less = ((_parameters(m), _macs(m, inputs[:1])) for m in (graph.network, small))
         latency = alternate({"whole": lambda: _run(model, inputs), "small": _runner(small, inputs)}, args.rounds)
         print(
             f"half the {units}: parameters {less[0] / whole[0]:.1%}, MACs {less[1] / whole[1]:.1%}, "

@@ -119,6 +119,10 @@ def main(ctx: click.Context, /, **values: Any) -> None:
     Without options: a resnet18 on embedded handwritten digits.
     """
     if ctx.invoked_subcommand is not None:
+        given = [name for name in values if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE]
+        if given:
+            option = given[0].replace("_", "-")
+            raise UserError(f"--{option} stands before {ctx.invoked_subcommand}: options of a command follow its name")
         return
     options = Options(**values)
     try:
@@ -149,7 +153,7 @@ def export(study: str | None, output: str, trial: int | None, storage: str) -> N
     from ..studies.export import check_target, composite_document, write_json
     from ..studies.storage import open_storage, storage_errors
 
-    check_target(output)
+    check_target(output, storage)
     _quiet_optuna(verbose=False)
     with storage_errors(storage):
         document = composite_document(_find_study(open_storage(storage, must_exist=True), study), trial)
@@ -225,7 +229,7 @@ def run(options: Options) -> int:
     from .progress import Screen
 
     check_storage(options.storage)
-    check_target(options.export)
+    check_target(options.export, options.storage)
     screen = Screen(quiet=options.quiet)
     import torch
 
@@ -240,7 +244,9 @@ def run(options: Options) -> int:
         click.echo("Stopped before the first trial.", err=True)
         return INTERRUPTED
     except torch.cuda.OutOfMemoryError as error:
-        raise UserError("the device's memory is too small: give a smaller --batch-size") from error
+        raise UserError(
+            "the device's memory is too small: give a smaller --batch-size, or fewer --reference-samples"
+        ) from error
 
 
 def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:

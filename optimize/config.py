@@ -29,6 +29,9 @@ SPACES = ("auto", "depth", "type", "paper")
 UNITS = ("auto", "filters", "neurons", "heads")
 DEFAULT_RATES = "0:0.95:0.05"
 
+LISTS = ("mean", "std", "classes", "rates")
+"""Options that take a list in a TOML file."""
+
 Parser = Callable[[object], Any]
 
 
@@ -263,7 +266,7 @@ class Options:
     )
     search_samples: int | None = _option(
         None,
-        "Images in all that a trial is scored on, as many of each class.",
+        "Images in all that a trial is scored on, of each class in proportion.",
         parse=count_from(1),
         metavar="N",
         unset="at most 500",
@@ -292,7 +295,8 @@ class Options:
     repair: str = _option(
         "auto",
         "What is done to a pruned network, without labels or training, from the reference images: `none`, "
-        "`batchnorm` (its statistics re-estimated), `least-squares` (layers that read pruned units refitted). "
+        "`batchnorm` (its statistics re-estimated where it follows a layer), "
+        "`least-squares` (layers that read pruned units refitted). "
         "`auto` is batchnorm where the network has any, else least-squares.",
         choices=REPAIRS,
     )
@@ -315,7 +319,12 @@ class Options:
     sampler: str = _option(
         "tpe", "Optuna's sampler that proposes composites; grid goes with --space paper.", choices=(*SAMPLERS, GRID)
     )
-    seed: int = _option(0, "Seed of samples, training and search: it repeats a run.", parse=count_from(0), metavar="N")
+    seed: int = _option(
+        0,
+        "Seed of samples and search: it repeats a run. (Weights and split of the digits are always the same.)",
+        parse=count_from(0),
+        metavar="N",
+    )
     storage: str = _option(
         "sqlite:///pxp.db",
         "Database that keeps every trial: a file, or a URL as SQLAlchemy reads it.",
@@ -359,5 +368,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
             raise UserError(f"{path}: {key!r} is a table, but options stand at the top: trials = 50")
         if name in values:
             raise UserError(f"{path}: {key!r} is given twice")
+        if isinstance(value, list) and name not in LISTS:
+            raise UserError(f"{path}: {key!r} is a list, but takes one value")
         values[name] = value
     return values

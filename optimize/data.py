@@ -420,6 +420,11 @@ def _open_rgb(image: Path | NDArray[np.uint8]) -> Image.Image:
         if opened.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8 instead of scaling them
             grey = np.asarray(opened).astype(np.uint16) >> 8
             return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+        if opened.mode in ("I", "F"):  # 32 bits; of unknown scale unless whole numbers that fit into 16
+            values = np.asarray(opened)
+            if opened.mode == "F" or values.min() < 0 or values.max() > 65535:
+                raise ValueError(f"32-bit images (mode {opened.mode}) have no common scale; save it with 8 or 16 bits")
+            return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
         if "transparency" in opened.info:  # as Pillow advises; a palette's transparent entries keep their colour
             return opened.convert("RGBA").convert("RGB")
         return opened.convert("RGB")

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 import torchvision
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import GoogLeNet, Inception3, VisionTransformer
@@ -330,12 +329,13 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path} holds more than tensors, or is no checkpoint; save model.state_dict() instead"
         ) from error
-    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError) as error:
+    except Exception as error:  # torch's unpickler raises anything on what is no checkpoint
         raise UserError(f"can not read the weights {path} ({reason(error)}); save model.state_dict() again") from error
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
+    named = isinstance(content, dict) and all(isinstance(key, str) for key in content)
+    if not named or not any(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} holds no state dict; save model.state_dict()")
     return content
 
@@ -354,7 +354,8 @@ def _fit(spec: str, source: _Source, image_size: int | None) -> tuple[nn.Module,
     if ":" not in spec:
         last = _last_layer(module)
         own_rows = len(module.get_parameter(f"{last}.weight"))
-        rows = len(state.get(f"{last}.weight", range(own_rows)))
+        held = state.get(f"{last}.weight")
+        rows = own_rows if held is None or held.dim() == 0 else len(held)
         size = image_size or _embedded_size(module, state)
         if rows != own_rows or size is not None:
             module = build_model(spec, rows, size)

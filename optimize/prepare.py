@@ -108,7 +108,7 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
         search=samples["search"],
         holdout=samples["holdout"],
         schedule=Schedule.parse(schedule),
-        repair=make_repair(repair, graph, samples["reference"].inputs),
+        repair=make_repair(repair, graph, _evenly(samples["reference"].inputs, REPAIR_SAMPLES)),
     )
     _check_graph(model.module, task, options.model)
     mark = fingerprint(
@@ -128,6 +128,14 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
 
 
 AUTO_SCHEDULE = "every:0.1"
+REPAIR_SAMPLES = 512
+"""Repairs keep all their images' activations of a layer at a time: of no more images than this."""
+
+
+def _evenly(images: Images, most: int) -> Images:
+    """As many images, evenly spaced (they are sorted by class): all of them, if there are no more."""
+    step = max(1, -(-len(images) // most))
+    return Images(images.pixels[::step], images.mean, images.std)
 
 
 def how_pruned(graph: Graph, schedule: str, repair: str) -> tuple[str, str]:
@@ -152,6 +160,8 @@ def _check_graph(module: torch.nn.Module, task: Task, name: str) -> None:
     expected = module.to(batch.device)(batch)
     found = task.graph.network(batch)
     scale = expected.abs().max().clamp(min=1e-6)
+    if not bool(torch.isfinite(expected).all()):
+        raise UserError(f"model {name} gives logits that are not finite: look at its weights and at --mean and --std")
     if expected.shape != found.shape or bool((expected - found).abs().max() > 1e-2 * scale):
         raise UserError(f"model {name} is not supported: its traced graph gives other logits than the model")
 
@@ -188,7 +198,7 @@ def _traced(module: torch.nn.Module, units: str, name: str) -> tuple[Graph, str]
     try:
         graph.units(units)
     except ValueError as error:
-        raise UserError(f"--units {units}: {error}") from error
+        raise UserError(f"{error} (--units)") from error
     return graph, units
 
 
@@ -220,8 +230,8 @@ def _describe(
     size = task.reference.inputs.pixels.shape[-1]
     masked = "" if task.logits is None else f"; {n_outputs - n_classes} of {n_outputs} outputs ignored"
     return (
-        f"model   {model}; {sum(units.values())} {task.units} in {len(units)} layers, on {task.graph.device} "
-        "(--model, --weights)",
+        f"model   {options.model}, {model}; {sum(units.values())} {task.units} in {len(units)} layers, "
+        f"on {task.graph.device} (--model, --weights)",
         f"data    {dataset.name}, {n_classes} classes at {size} x {size}{masked} (--data DIR for your own)",
         f"pruning {task.schedule}, repair {task.repair_name} (--schedule, --repair)",
         f"samples {len(task.reference)} reference, {len(task.search)} search, {len(task.holdout)} holdout "

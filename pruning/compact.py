@@ -8,7 +8,7 @@ result is right for any network and small where it can be.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import Any
@@ -502,6 +502,3 @@ def _(module: ops.MergeHeads, c: _Compactor, inputs: tuple[int, ...]) -> tuple[i
         return c.emit(ops.NoFeatures(), (c.expand(*c.input(tokens))[0],)), Channels(-1, len(kept), live)
     # one "channel" a head: the linear layer that reads it knows how wide a head is
     return c.emit(module, (slot,)), Channels(-1, len(kept), live)
-
-
-Reducer = Callable[[nn.Module, _Compactor, tuple[int, ...]], tuple[int, State]]

@@ -44,6 +44,8 @@ def accuracy_curve(
         TraceError, ValueError: as `trace`, `rank` and `compact_model`.
     """
     graph = trace(model)
+    if len(inputs) == 0 or len(inputs) != len(targets):
+        raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets: need the same number, at least one")
     return masks_curve(graph, nested(rank(relevance), rates), inputs, targets, logits=logits, batch_size=batch_size)
 
 

@@ -81,14 +81,14 @@ class Graph:
         found = {name: self.sizes[name] for name, of in self.kinds.items() if of in wanted}
         missing = set(wanted) - {self.kinds[name] for name in found}
         if missing:
-            held = ", ".join(dict.fromkeys(self.kinds.values()))
+            held = ", ".join(dict.fromkeys(self.kinds.values())) or "none"
             raise ValueError(f"the model has no {' or '.join(sorted(missing))} to prune; it has: {held}")
         return found
 
     @property
     def default_units(self) -> str:
-        """Filters of convolutional networks; heads of transformers."""
-        return "heads" if self.heads else "filters"
+        """Heads of transformers, filters of convolutional networks, neurons of networks with neither."""
+        return next((kind for kind in ("heads", "filters") if kind in self.kinds.values()), "neurons")
 
     @property
     def device(self) -> torch.device:
@@ -176,6 +176,7 @@ class _Builder:
         self.weighted: set[str] = set()
         self.heads: dict[str, str] = {}
         self.norms: dict[str, Norm] = {}
+        self.reserved = {name for name, _ in root.named_modules() if name}
         self.result = -1
         self.count = 1
 
@@ -382,7 +383,7 @@ class _Builder:
         softmax = f"{name}.softmax"
         parts = []
         for letter, source, weight, bias in zip("qkv", (query, key, value), weights, biases, strict=True):
-            projected = self._step(f"{name}.{letter}_proj", _linear(weight, bias), (self.slots[source],))
+            projected = self._step(f"{name}.{letter}_proj", _linear(weight, bias), (self.slots[source],), own=True)
             parts.append(self._step(f"{name}.{letter}_heads", ops.SplitHeads(module.num_heads), (projected,)))
             self.heads[f"{name}.{letter}_proj"] = softmax
         logits = self._step(f"{name}.query_key", ops.QueryKey(module.head_dim**-0.5), tuple(parts[:2]))
@@ -390,7 +391,7 @@ class _Builder:
         mixed = self._step(f"{name}.attention_value", ops.AttentionValue(), (weighted, parts[2]))
         merged = self._step(f"{name}.merge_heads", ops.MergeHeads(), (mixed,))
         out = _linear(module.out_proj.weight, module.out_proj.bias)
-        self.slots[node] = self._step(f"{name}.out_proj", out, (merged,))
+        self.slots[node] = self._step(f"{name}.out_proj", out, (merged,), own=True)
         self.values[node] = False  # a tuple, of which only the first part is ever used
 
     def _call(self, node: fx.Node, function: Callable) -> None:
@@ -438,12 +439,14 @@ class _Builder:
         self.values[node] = True
 
     def _emit(self, name: str, module: nn.Module, inputs: Any, node: fx.Node) -> None:
-        self.slots[node] = self._step(name, module, tuple(self.slots[item] for item in inputs))
+        own = node.op == "call_module" and name == node.target
+        self.slots[node] = self._step(name, module, tuple(self.slots[item] for item in inputs), own=own)
         self.values[node] = True
 
-    def _step(self, name: str, module: nn.Module, inputs: tuple[int, ...]) -> int:
+    def _step(self, name: str, module: nn.Module, inputs: tuple[int, ...], *, own: bool = False) -> int:
+        # names of the model's own modules are theirs, whichever step comes first
         unique, number = name, 0
-        while unique in self.modules:
+        while unique in self.modules or (unique in self.reserved and not (own and unique == name)):
             number += 1
             unique = f"{name}_{number}"
         self.modules[unique] = module

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..optimize.errors import UserError
+from .storage import database_file
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -89,27 +90,32 @@ def resolve_layers(composite: Mapping[str, Any], layers: Mapping[str, Mapping[st
     return {name: spec.to_dict() for name, spec in specs.items()}
 
 
-def check_target(path: str | Path) -> None:
+def check_target(path: str | Path, storage: str | None = None) -> None:
     """Refuse a file that `write_json` could not or should not write, before any work is done.
 
     Raises:
-        UserError: a folder, in a folder that is missing or not writable, or a file that holds no JSON object
-            (a slip such as the database's name must not cost the database).
+        UserError: a folder or a device, in a folder that is missing or not writable, the storage's own database,
+            or a file that holds anything but an earlier composite (a slip must not cost what is there).
     """
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the name of a file to write")
     if not path.parent.is_dir():
         raise UserError(f"cannot write {path}: there is no folder {path.parent}")
+    database = None if storage is None else database_file(storage)
+    if database is not None and database.resolve() == path.resolve():
+        raise UserError(f"{path} is the database of the studies: give the name of another file to write")
+    if path.exists():
+        if not path.is_file():
+            raise UserError(f"{path} is not a regular file: give the name of another file to write")
+        try:
+            found = json.loads(path.read_text(encoding="utf-8") or "{}")
+        except (OSError, ValueError):
+            found = None
+        if not isinstance(found, dict) or (found and not str(found.get("format", "")).startswith("pxp-composite/")):
+            raise UserError(f"{path} is there and no composite, left as it is: give the name of another file to write")
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"cannot write {path}: the folder {path.parent} is not writable")
-    if path.exists():
-        try:
-            start = path.read_bytes()[:100].lstrip()
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-        if start and not start.startswith(b"{"):
-            raise UserError(f"{path} is there and no JSON, left as it is: give the name of another file to write")
 
 
 def write_json(path: str | Path, document: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from pxp_optimize.attribution import Composite, RuleSpec, collect_relevance
+from pxp_optimize.optimize.apply import prune
 from pxp_optimize.optimize.config import Options
 from pxp_optimize.optimize.prepare import prepare
 from pxp_optimize.optimize.task import Task
@@ -114,3 +115,26 @@ def test_masked_classes_do_not_compete(make_task):
     assert task.logits is not None
     assert evaluate(task, GAMMA).accuracy[0] >= evaluate(everything, GAMMA).accuracy[0]
     assert torch.isin(task.search.targets, task.logits).all()
+
+
+@pytest.mark.parametrize(("schedule", "repair"), [("oneshot", "none"), ("every:0.2", "batchnorm")])
+def test_the_smaller_network_is_the_one_that_was_measured(make_task, schedule, repair, project):
+    task: Task = make_task(schedule=schedule, repair=repair)
+    module = namespace_of(project)["small"]()
+    module.load_state_dict(torch.load(project.folder / "weights.pt", weights_only=True))
+    document = {
+        "format": "pxp-composite/1",
+        "units": "filters",
+        **GAMMA.to_dict(),
+        "pruning": {"schedule": schedule, "repair": repair},
+    }
+    measured = evaluate(task, GAMMA, task.holdout).accuracy
+    for rate, expected in zip(RATES, measured, strict=True):
+        small = prune(module.eval(), document, task.reference.inputs, task.reference.targets, rate)
+        assert accuracy(small, task.holdout.inputs, task.holdout.targets) == expected
+
+
+def namespace_of(project) -> dict:
+    namespace: dict = {}
+    exec((project.folder / "network.py").read_text(), namespace)
+    return namespace

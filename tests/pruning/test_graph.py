@@ -396,3 +396,32 @@ def test_other_attention_is_refused() -> None:
 def test_operations_become_modules(everything: nn.Module) -> None:
     kinds = {type(module) for module in trace(everything).network.modules_by_step().values()}
     assert {ops.Add, ops.Multiply, ops.Concat, ops.Mean, ops.Activation, nn.Flatten, nn.MaxPool2d} <= kinds
+
+
+class Namesakes(nn.Module):
+    """Layers named as the tracer would name the operations that come before them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 4, 3, padding=1)
+        self.act = nn.ReLU()
+        self.act_1 = nn.Conv2d(4, 4, 1)
+        self.cat = nn.Conv2d(8, 4, 1)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act_1(self.act(self.act(self.a(x))))
+        return self.fc(self.cat(torch.cat([x, x], 1)).mean((2, 3)))
+
+
+def test_layers_keep_their_names() -> None:
+    model = Namesakes().eval()
+    graph = trace(model)
+    assert list(graph.units()) == ["a", "act_1", "cat"]
+    x = torch.randn(2, 3, 4, 4)
+    assert torch.allclose(graph.network(x), model(x), atol=1e-6)
+
+
+def test_units_of_a_network_without_convolutions() -> None:
+    graph = trace(nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 2)))
+    assert graph.units() == {"1": 5}

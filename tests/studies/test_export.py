@@ -135,13 +135,31 @@ def test_targets_that_cannot_be_written(tmp_path: Path):
     with pytest.raises(UserError, match="there is no folder"):
         check_target(tmp_path / "none" / "a.json")
     precious = tmp_path / "precious.db"
-    for content, allowed in ((b"SQLite format 3", False), (b"", True), (b' \n{"a": 1}', True), (b"\xff{", False)):
+    for content, allowed in ((b"SQLite format 3", False), (b"", True), (b' \n{"a": 1}', False), (b"\xff{", False)):
         precious.write_bytes(content)
         if allowed:
             check_target(precious)
         else:
-            with pytest.raises(UserError, match="no JSON"):
+            with pytest.raises(UserError, match="no composite"):
                 check_target(precious)
     with pytest.raises(UserError, match="cannot write"):
         write_json(tmp_path, {"a": 1})
     assert [file.name for file in tmp_path.iterdir()] == ["precious.db"]
+
+
+@pytest.mark.parametrize("content", ["", '{"format": "pxp-composite/1"}', None])
+def test_an_earlier_composite_may_be_replaced(tmp_path, content):
+    path = tmp_path / "best.json"
+    if content is not None:
+        path.write_text(content)
+    check_target(path, str(tmp_path / "pxp.db"))
+
+
+def test_nothing_else_is_replaced(tmp_path):
+    (tmp_path / "package.json").write_text('{"my": "settings"}')
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for name in ("package.json", "pipe", "link", "pxp.db"):
+        with pytest.raises(UserError, match=r"another file|database of the studies"):
+            check_target(tmp_path / name, f"sqlite:///{tmp_path}/pxp.db")
+    assert (tmp_path / "package.json").read_text() == '{"my": "settings"}'

@@ -1,0 +1,52 @@
+"""From a composite's JSON to the smaller network: the one that a study measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..attribution import collect_relevance, load_composite
+from ..pruning import Batches, Graph, Plan, Schedule, make_repair, trace
+
+
+def prune(
+    model: nn.Module,
+    source: str | Path | Mapping[str, Any],
+    inputs: Batches,
+    targets: Tensor,
+    rate: float,
+    *,
+    batch_size: int = 64,
+) -> nn.Module:
+    """The model without its least relevant units, ranked, cut and repaired as the document says.
+
+    source: a `pxp-composite/1` file such as `best.json`, or its content; its `pruning` names the schedule and
+    the repair (absent: ranked once, nothing repaired). inputs: the reference samples, float images, shape
+    (n, channels, height, width). targets: logit indices, int64, shape (n,). rate: the part of the units to
+    remove, in [0, 1]. The model stays as it is.
+
+    Raises:
+        CompositeError: the document is malformed or does not fit the model.
+        TraceError: see `pruning.trace`.
+        ValueError: a rate out of range, or a repair that the model has no layers for.
+    """
+    if not isinstance(source, Mapping):
+        path = Path(source)
+        load_composite(path)  # first of all for its errors, which name the file
+        source = json.loads(path.read_text(encoding="utf-8"))
+    composite = load_composite(source)
+    how = source.get("pruning", {})
+    units = source.get("units")
+    graph = trace(model)
+    schedule = Schedule.parse(how.get("schedule", "oneshot"))
+    repair = make_repair(how.get("repair", "none"), graph, inputs)
+
+    def score(network: Graph) -> dict[str, Tensor]:
+        return collect_relevance(network, composite, inputs, targets, units, batch_size)
+
+    plan = Plan.make(graph, score, schedule, repair, rate)
+    return next(plan.networks(graph, [rate], repair)).network
