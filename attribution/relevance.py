@@ -13,12 +13,12 @@ from zennit.core import Composite as ZennitComposite
 from ..pruning.compact import real_rows
 from ..pruning.curve import Batches
 from ..pruning.graph import Graph, trace
-from .composites import Composite
+from .composites import Composite, load_composite
 
 
 def collect_relevance(
     model: nn.Module | Graph,
-    composite: Composite | ZennitComposite,
+    composite: Composite | Mapping[str, Any] | ZennitComposite,
     inputs: Batches,
     targets: Tensor,
     units: str | None = "filters",
@@ -32,7 +32,7 @@ def collect_relevance(
     neuron or a head taken absolute for each token and summed; then samples are summed, absolute or signed as
     the composite says, and layers are normalised as it says.
 
-    model: a classifier, which stays as it is, or its graph. composite: ours, or one of zennit's for the
+    model: a classifier, which stays as it is, or its graph. composite: ours, its JSON, or one of zennit's for the
     network of a graph. inputs: float images, shape (n, channels, height, width), on the model's device.
     targets: logit indices, int64, shape (n,). units: "filters", "neurons", "heads", several joined by "+", or
     None for what is usual for the model. reference: use zennit's own rules (slower, the same up to rounding).
@@ -46,6 +46,8 @@ def collect_relevance(
     """
     graph = trace(model)
     check_samples(inputs, targets)
+    if isinstance(composite, Mapping):
+        composite = load_composite(composite)
     if not isinstance(composite, Composite):
         with composite.context(graph.network):
             return scores_of(graph, units, inputs, targets, batch_size, relevance_score, input_gradient=True)

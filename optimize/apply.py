@@ -34,13 +34,9 @@ def prune(
         TraceError: see `pruning.trace`.
         ValueError: a rate out of range, or a repair that the model has no layers for.
     """
-    if not isinstance(source, Mapping):
-        path = Path(source)
-        load_composite(path)  # first of all for its errors, which name the file
-        source = json.loads(path.read_text(encoding="utf-8"))
     composite = load_composite(source)
-    how = source.get("pruning", {})
-    units = source.get("units")
+    document: Mapping[str, Any] = source if isinstance(source, Mapping) else json.loads(Path(source).read_bytes())
+    how, units = document.get("pruning", {}), document.get("units")
     graph = trace(model)
     schedule = Schedule.parse(how.get("schedule", "oneshot"))
     repair = make_repair(how.get("repair", "none"), graph, inputs)

@@ -23,7 +23,8 @@ BUSY_SECONDS = 60
 
 def storage_url(storage: str) -> str:
     """The URL of a storage given as a URL or as the path of an SQLite file."""
-    return storage if "://" in storage else SQLITE + storage
+    url = storage if "://" in storage else SQLITE + storage
+    return url.replace("sqlite+pysqlite:", "sqlite:", 1)  # the same driver, spelled out
 
 
 def database_file(storage: str) -> Path | None:

@@ -18,6 +18,7 @@ from pxp_optimize.attribution import (
     CompositeError,
     RuleSpec,
     collect_relevance,
+    load_composite,
     normalize,
     rules,
 )
@@ -447,3 +448,10 @@ def test_model_that_cannot_be_traced(images: Samples) -> None:
 
     with pytest.raises(TraceError):
         collect_relevance(Undecided(), Composite.uniform(SPECS["gamma"], GROUPS), *images)
+
+
+def test_takes_a_composite_as_json(residual: nn.Module, images: Samples) -> None:
+    document = {"groups": {group: {"rule": "zplus"} for group in trace(residual).groups.values()}}
+    got = collect_relevance(residual, document, *images)
+    expected = collect_relevance(residual, load_composite(document), *images)
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
