@@ -188,7 +188,7 @@ class Composite:
         """The rule of every layer that takes one, by name, in layer order.
 
         Raises:
-            CompositeError: a group or layer the model does not have, or a layer no rule is given for.
+            CompositeError: a layer type or layer the model does not have, or a layer no rule is given for.
         """
         return resolve(self, graph.groups, graph.types)
 
@@ -226,7 +226,7 @@ def resolve(composite: Composite, groups: Mapping[str, str], types: Mapping[str,
     """As `Composite.resolve`, from the group and the type of each layer alone."""
     known = {key for name, group in groups.items() for key in _keys(group, types[name])}
     for key in composite.groups:
-        if key not in known:
+        if key not in known and key not in GROUPS:  # a shallow model need not have every depth
             raise CompositeError(f"groups.{key}: the model has no such layers")
     for name in composite.layers:
         if name not in groups:

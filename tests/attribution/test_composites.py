@@ -277,6 +277,12 @@ def test_composite_that_does_not_fit_names_the_key(resnet: Graph) -> None:
         assert str(caught.value).startswith(message)
 
 
+def test_a_shallow_network_need_not_have_every_depth() -> None:
+    graph = trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2)))
+    assert set(graph.groups.values()) == {"low", "classifier"}
+    assert set(Composite.uniform(spec(1)).resolve(graph)) == set(graph.groups)
+
+
 def test_layers_alone_suffice(resnet: Graph) -> None:
     layers = {name: spec(i) for i, name in enumerate(resnet.groups)}
     assert Composite({}, layers).resolve(resnet) == layers
