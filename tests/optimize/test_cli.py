@@ -232,7 +232,7 @@ BAD = {
     "storage that cannot be written": (["--storage", "sqlite:////proc/a.db"], "/proc/a.db"),
     "export into no folder": (["--export", "none/best.json"], "no folder"),
     "export to a folder": (["--export", "images"], "is a folder"),
-    "export over the database": (["--export", "pxp.db"], "pxp.db is there and no JSON"),
+    "export over the database": (["--export", "pxp.db"], "pxp.db is the database of the studies"),
     "no config": (["--config", "none.toml"], "none.toml"),
     "other settings": (["--rates", "0,0.5", "--trials", "9"], "rates: stored"),
 }
