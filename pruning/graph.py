@@ -81,7 +81,9 @@ class Graph:
         found = {name: self.sizes[name] for name, of in self.kinds.items() if of in wanted}
         missing = set(wanted) - {self.kinds[name] for name in found}
         if missing:
-            held = ", ".join(dict.fromkeys(self.kinds.values())) or "none"
+            if not self.kinds:
+                raise ValueError("the model has nothing to prune: no hidden filter, neuron or attention head")
+            held = ", ".join(dict.fromkeys(self.kinds.values()))
             raise ValueError(f"the model has no {' or '.join(sorted(missing))} to prune; it has: {held}")
         return found
 

@@ -143,7 +143,7 @@ def flat():
 
 def test_networks_that_cannot_be_used_are_named(options, project):
     (project.folder / "odd.py").write_text(UNTRACEABLE)
-    for name, message in (("branch", "cannot be traced"), ("flat", "no filters")):
+    for name, message in (("branch", "cannot be traced"), ("flat", "nothing to prune")):
         with pytest.raises(UserError, match=message) as error:
             prepare(replace(options, model=f"odd:{name}", weights="default"))
         assert "\n" not in str(error.value)
