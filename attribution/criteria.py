@@ -12,9 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..pruning.curve import Batches
+from ..pruning.curve import Batches, check_samples
 from ..pruning.graph import Graph, trace
-from .relevance import balance, check_samples, of_units, per_unit, scores_of
+from .relevance import balance, of_units, per_unit, scores_of
 
 Scores = dict[str, Tensor]
 

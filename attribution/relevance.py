@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zennit.core import Composite as ZennitComposite
 
 from ..pruning.compact import real_rows
-from ..pruning.curve import Batches
+from ..pruning.curve import Batches, check_samples
 from ..pruning.graph import Graph, trace
 from .composites import Composite, load_composite
 
@@ -63,12 +63,6 @@ def collect_relevance(
             input_gradient=reference,
         )
     return balance(normalize(totals, composite.normalization), graph.kinds, composite.balance)
-
-
-def check_samples(inputs: Batches, targets: Tensor) -> None:
-    """Raises ValueError unless there are samples, and a target for each."""
-    if len(inputs) == 0 or len(inputs) != len(targets):
-        raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets: need the same number, at least one")
 
 
 Score = Callable[[Tensor, Tensor], Tensor]

@@ -8,16 +8,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..attribution import Composite
+from ..attribution import GROUPS, Composite
+from ..attribution.attention import SOFTMAX_RULES
+from ..attribution.composites import AGGREGATIONS, ATTENTION_TYPES, NORMALIZATIONS
 
 if TYPE_CHECKING:
     from optuna import Trial
 
-GROUPS = ("low", "mid", "high", "classifier")
-ATTENTION = ("q", "k", "v", "out")
-AGGREGATIONS = ("abs", "signed")
-NORMALIZATIONS = ("none", "l1", "l2", "max")
-SOFTMAX = ("attnlrp", "zplus", "zplus_bias", "cp")
+SOFTMAX = tuple(SOFTMAX_RULES)
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ class Space:
         `depth`: the depth groups. `type`: the types of layers within them, attention projections as one.
         `paper`: depth groups, rules with fixed numbers. `auto`: depth, for transformers type.
         """
-        transformer = any(layer["type"] in ATTENTION for layer in layers.values())
+        transformer = any(layer["type"] in ATTENTION_TYPES for layer in layers.values())
         if name == "auto":
             name = "type" if transformer else "depth"
         keys = [layer["group"] for layer in layers.values()]
@@ -177,7 +175,7 @@ class Space:
 def _type_key(group: str, kind: str) -> str:
     if group == "classifier":
         return group
-    return f"{group}.attention" if kind in ATTENTION else f"{group}.{kind}"
+    return f"{group}.attention" if kind in ATTENTION_TYPES else f"{group}.{kind}"
 
 
 def _suggest(trial: Trial, name: str, number: Range) -> float:

@@ -24,6 +24,12 @@ class Batches(Protocol):
     def __getitem__(self, item: slice, /) -> Tensor: ...
 
 
+def check_samples(inputs: Batches, targets: Tensor) -> None:
+    """Raises ValueError unless there are samples, and a target for each."""
+    if len(inputs) == 0 or len(inputs) != len(targets):
+        raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets: need the same number, at least one")
+
+
 def accuracy_curve(
     model: nn.Module | Graph,
     relevance: Mapping[str, Tensor],
@@ -44,8 +50,7 @@ def accuracy_curve(
         TraceError, ValueError: as `trace`, `rank` and `compact_model`.
     """
     graph = trace(model)
-    if len(inputs) == 0 or len(inputs) != len(targets):
-        raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets: need the same number, at least one")
+    check_samples(inputs, targets)
     return masks_curve(graph, nested(rank(relevance), rates), inputs, targets, logits=logits, batch_size=batch_size)
 
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from ..pruning import Graph
 
-FORMAT = "pxp-composite/1"
 PLAIN = {"schedule": "oneshot", "repair": "none"}
 
 
@@ -52,6 +51,8 @@ def composite_document(study: Study, number: int | None = None) -> dict[str, Any
     Raises:
         UserError: as `complete_trial`, or the study was not made by pxp-optimize.
     """
+    from ..attribution import FORMAT
+
     fingerprint, layers = (study.user_attrs.get(key) for key in ("fingerprint", "layers"))
     if fingerprint is None or layers is None:
         raise UserError(f"study {study.study_name!r} was not made by pxp-optimize")
