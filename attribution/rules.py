@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from zennit.core import Hook, RemovableHandle, RemovableHandleList
 from zennit.rules import ClampMod
 
+from ..pruning.convolution import Convolution
+
 STABILIZER = 1e-6
 
 
@@ -164,6 +166,9 @@ class LinearRule(Rule):
         self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor
     ) -> tuple[Tensor | None, ...]:
         (x,) = inputs
+        if isinstance(module, Convolution) and (flat := module.flat(x.shape[2:])) is not None:
+            (passed,) = self.propagate(flat, (x.flatten(1),), output.flatten(1), relevance.flatten(1))
+            return (passed.view(x.shape),)  # type: ignore[union-attr]
         magnitude = x if self.nonnegative else x.abs()
         terms = self.terms(output, lambda: self.parts(module, magnitude, output), relevance)
         if self.nonnegative:

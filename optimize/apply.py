@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..attribution import collect_relevance, load_composite
 from ..pruning import Batches, Graph, Plan, Schedule, make_repair, trace
+from ..pruning.convolution import plain
 
 
 def prune(
@@ -45,4 +46,4 @@ def prune(
         return collect_relevance(network, composite, inputs, targets, units, batch_size)
 
     plan = Plan.make(graph, score, schedule, repair, rate)
-    return next(plan.networks(graph, [rate], repair)).network
+    return plain(next(plan.networks(graph, [rate], repair)).network)

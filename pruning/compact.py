@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from . import network as ops
+from .convolution import plain
 from .graph import Graph, Norm, trace
 from .network import Network, Step, clone
 
@@ -32,7 +33,7 @@ def compact_model(model: nn.Module | Graph, masks: Mapping[str, Tensor]) -> nn.M
         TraceError: see `trace`.
         ValueError: a mask names no prunable layer, or has another length than the layer has units.
     """
-    return compact(trace(model), masks).network
+    return plain(compact(trace(model), masks).network)
 
 
 def masked_model(model: nn.Module | Graph, masks: Mapping[str, Tensor]) -> nn.Module:
@@ -60,7 +61,7 @@ def masked_model(model: nn.Module | Graph, masks: Mapping[str, Tensor]) -> nn.Mo
             shape = [-1] + [1] * (weight.dim() - 1)
             bias = None if module.bias is None else module.bias * kept  # type: ignore[operator]
             modules[name] = clone(module, weight=weight * kept.view(shape), bias=bias)
-    return graph.network.replaced(modules)
+    return plain(graph.network.replaced(modules))
 
 
 def check_masks(graph: Graph, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

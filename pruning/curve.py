@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .compact import compact
+from .convolution import Convolution
 from .graph import Graph, trace
 from .masks import Masks, nested, rank
 from .network import Network, clone
@@ -119,7 +120,11 @@ def _channels_last(network: nn.Module) -> Network | None:
     if not isinstance(network, Network) or any(isinstance(module, nn.LayerNorm) for module in network.modules()):
         return None
     modules = network.modules_by_step()
-    convolutions = {name: module for name, module in modules.items() if isinstance(module, nn.Conv2d)}
+    convolutions = {
+        name: module
+        for name, module in modules.items()
+        if isinstance(module, nn.Conv2d) and not (isinstance(module, Convolution) and module.has_been_flat)
+    }
     if not convolutions:
         return None
     for name, module in convolutions.items():

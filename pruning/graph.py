@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from . import network as ops
+from .convolution import convolution
 from .network import Network, Step, clone
 
 UNIT_KINDS = ("filters", "neurons", "heads")
@@ -240,7 +241,7 @@ class _Builder:
                 raise TraceError(f"layer {name} is called more than once: shared weights cannot be pruned")
             if has_weights:
                 self.weighted.add(name)
-            module = clone(module)
+            module = convolution(clone(module))
             if hasattr(module, "inplace"):
                 setattr(module, "inplace", False)  # noqa: B010  # a saved activation must not change under a rule's feet
             self._emit(name, module, node.args[:1], node)
