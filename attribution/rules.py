@@ -3,7 +3,7 @@
 A linear layer sums contributions `c_ij = x_i w_ij`. Every rule here needs, besides the layer's output
 `z_j = sum_i c_ij + b_j` (which the forward pass has left behind), only the sums of their positive and negative
 parts. As `c+ = (c + |c|) / 2`, one more forward pass with the absolute values of input, weight and bias gives
-both: `z+ = (z + |z|) / 2`, `z- = (z - |z|) / 2`, where `|z|_j = sum_i |c_ij| + |b_j|`. In the same way the
+both: `z+ = (z + t) / 2`, `z- = (z - t) / 2`, where `t_j = sum_i |c_ij| + |b_j|`. In the same way the
 relevance that goes back is a sum of terms `signed * x_i sum_j w_ij g_j + absolute * |x_i| sum_j |w_ij| g_j`, so
 a rule is three lines: what it divides by, and the weights of its terms.
 
@@ -32,7 +32,8 @@ STABILIZER = 1e-6
 
 def stabilize(denominator: Tensor, epsilon: float = STABILIZER) -> Tensor:
     """The denominator moved away from zero by epsilon, zero itself upwards: zennit's, in fewer passes."""
-    return torch.where(denominator < 0, denominator - epsilon, denominator + epsilon)
+    away = denominator.new_full((), epsilon)  # of the same type: a plain number would be a float32
+    return torch.where(denominator < 0, -away, away).add_(denominator)
 
 
 class Rule(Hook):
@@ -100,7 +101,7 @@ class Term:
     absolute: float
 
 
-Parts = Callable[[], tuple[Tensor, Tensor]]
+Sums = Callable[[], tuple[Tensor, Tensor]]
 
 
 class LinearRule(Rule):
@@ -109,7 +110,7 @@ class LinearRule(Rule):
     Args:
         nonnegative: the input is known to be non-negative, so `|x|` is `x` and a term is one backward pass.
         rectified: the output goes into ReLU, so that where it is negative its relevance is zero.
-        whole_bias: see `parts`.
+        whole_bias: see `sums`.
 
     Falls back on zennit's rule for layers that are neither a plain convolution nor linear, and for padding
     other than zeros.
@@ -141,26 +142,26 @@ class LinearRule(Rule):
         """Zennit's rule with the same parameters."""
 
     @abstractmethod
-    def terms(self, output: Tensor, parts: Parts, relevance: Tensor) -> list[Term]:
+    def terms(self, output: Tensor, sums: Sums, relevance: Tensor) -> list[Term]:
         """The terms of the input's relevance.
 
-        output: z, shape (batch, units, ...). parts: gives z+ and z-, of that shape. relevance: of the output.
+        output: z, shape (batch, units, ...). sums: gives z and t, of that shape. relevance: of the output.
         """
 
-    def parts(self, module: nn.Module, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
-        """z+ and z-, the sums of positive and of negative contributions, each with the bias's part of its sign.
+    def sums(self, module: nn.Module, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+        """z and t, the sums of contributions and of their absolute values: half of `z + t` is z+, the sum of
+        positive contributions with the bias where it is positive, and half of `z - t` is z-.
 
-        x: the absolute values of the layer's input. With `whole_bias` both hold the whole bias instead, as in
-        the paper's code on attention projections: zennit is told to leave a parameter named "bias" out of the
-        second of its two passes, theirs is named "proj_bias", and so b+ and b- are both added. The denominators
-        then sum to more than the output and z+ can be negative; relevance is not conserved.
+        x: the absolute values of the layer's input. With `whole_bias` z+ and z- both hold the whole bias
+        instead, as in the paper's code on attention projections: zennit is told to leave a parameter named
+        "bias" out of the second of its two passes, theirs is named "proj_bias", and so b+ and b- are both added.
+        The denominators then sum to more than the output and z+ can be negative; relevance is not conserved.
         """
         bias: Tensor | None = module.bias  # type: ignore[assignment]
         if bias is not None and self.whole_bias:
             output = output + bias if isinstance(module, nn.Linear) else output + bias.view(-1, 1, 1)
             bias = None
-        total = self._forward(module, x, None if bias is None else bias.abs())
-        return (output + total) / 2, (output - total) / 2
+        return output, self._forward(module, x, None if bias is None else bias.abs())
 
     def propagate(
         self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor
@@ -170,12 +171,12 @@ class LinearRule(Rule):
             (passed,) = self.propagate(flat, (x.flatten(1),), output.flatten(1), relevance.flatten(1))
             return (passed.view(x.shape),)  # type: ignore[union-attr]
         magnitude = x if self.nonnegative else x.abs()
-        terms = self.terms(output, lambda: self.parts(module, magnitude, output), relevance)
+        terms = self.terms(output, lambda: self.sums(module, magnitude, output), relevance)
         if self.nonnegative:
             return (x * sum(self._back(module, x, term.gradient, term.signed, term.absolute) for term in terms),)
         signed = _combine([(term.signed, term.gradient) for term in terms])
         absolute = _combine([(term.absolute, term.gradient) for term in terms])
-        result = x * self._back(module, x, signed, 1.0, 0.0)
+        result = self._back(module, x, signed, 1.0, 0.0).mul_(x)
         if absolute is not None:
             result.addcmul_(magnitude, self._back(module, x, absolute, 0.0, 1.0))
         return (result,)
@@ -198,8 +199,10 @@ class LinearRule(Rule):
             return weight
         key = (signed, absolute, weight.data_ptr(), weight._version)
         if key not in self.weights:
-            # in this order weights of one sign vanish exactly where signed = -absolute or +absolute
-            self.weights[key] = weight.abs().add_(weight, alpha=signed / absolute).mul_(absolute)
+            if absolute == 0:
+                self.weights[key] = weight * signed
+            else:  # in this order weights of one sign vanish exactly where signed = -absolute or +absolute
+                self.weights[key] = weight.abs().add_(weight, alpha=signed / absolute).mul_(absolute)
         return self.weights[key]
 
     def _forward(self, module: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -233,6 +236,8 @@ def _combine(parts: list[tuple[float, Tensor]]) -> Any:
     parts = [(factor, gradient) for factor, gradient in parts if factor]
     if not parts:
         return None
+    if len(parts) == 1 and parts[0][0] == 1:
+        return parts[0][1]
     total = parts[0][1] * parts[0][0]
     for factor, gradient in parts[1:]:
         total = total.add_(gradient, alpha=factor)
@@ -260,7 +265,7 @@ class Epsilon(LinearRule):
     def reference(self) -> Hook:
         return zennit.rules.Epsilon(epsilon=self.epsilon)
 
-    def terms(self, output: Tensor, parts: Parts, relevance: Tensor) -> list[Term]:
+    def terms(self, output: Tensor, sums: Sums, relevance: Tensor) -> list[Term]:
         return [Term(relevance / stabilize(output, self.epsilon), 1.0, 0.0)]
 
 
@@ -273,9 +278,9 @@ class ZPlus(LinearRule):
             rule.param_modifiers = [ClampMod(min=0.0), ClampMod(max=0.0)]
         return rule
 
-    def terms(self, output: Tensor, parts: Parts, relevance: Tensor) -> list[Term]:
-        positive, _ = parts()
-        return [Term(self._divided(relevance, positive, output), 0.5, 0.5)]
+    def terms(self, output: Tensor, sums: Sums, relevance: Tensor) -> list[Term]:
+        z, t = sums()
+        return [Term(self._divided(relevance, (z + t).mul_(0.5), output), 0.5, 0.5)]
 
 
 class AlphaBeta(LinearRule):
@@ -300,11 +305,12 @@ class AlphaBeta(LinearRule):
             ]
         return rule
 
-    def terms(self, output: Tensor, parts: Parts, relevance: Tensor) -> list[Term]:
-        above, below = parts()
-        positive = Term(self._divided(relevance, above, output), self.alpha / 2, self.alpha / 2)
+    def terms(self, output: Tensor, sums: Sums, relevance: Tensor) -> list[Term]:
+        z, t = sums()
+        positive = Term(self._divided(relevance, (z + t).mul_(0.5), output), self.alpha / 2, self.alpha / 2)
         if self.beta == 0:
             return [positive]
+        below = (z - t).mul_(0.5)
         return [positive, Term(self._divided(relevance, below, output), -self.beta / 2, self.beta / 2)]
 
 
@@ -325,14 +331,16 @@ class Gamma(LinearRule):
     def reference(self) -> Hook:
         return zennit.rules.Gamma(gamma=self.gamma)
 
-    def terms(self, output: Tensor, parts: Parts, relevance: Tensor) -> list[Term]:
+    def terms(self, output: Tensor, sums: Sums, relevance: Tensor) -> list[Term]:
         half = self.gamma / 2
-        above, below = (output + part * self.gamma for part in parts())
-        positive = Term((output > 0) * relevance / stabilize(above), 1 + half, half)
+        _, t = sums()
+        # the output's sign tells which part is favoured: z + gamma z+, or z + gamma z-
+        sign = output.clamp(min=0).sign_() if self.rectified else output.sign()
+        share = relevance / stabilize(torch.addcmul(output * (1 + half), sign, t, value=half))
+        share.mul_(sign)
         if self.rectified:
-            return [positive]
-        negative = Term((output < 0) * relevance / stabilize(below), 1 + half, -half)
-        return [positive, negative]
+            return [Term(share, 1 + half, half)]
+        return [Term(share * sign, 1 + half, 0.0), Term(share, 0.0, half)]
 
 
 def _reference_alpha_beta(alpha: float) -> Hook:
