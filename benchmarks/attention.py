@@ -19,8 +19,7 @@ from pxp_optimize.attribution import Composite, RuleSpec, collect_relevance
 from pxp_optimize.optimize.models import build_model
 from pxp_optimize.pruning import compact_model, prune_masks, trace
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
-from trial import alternate, peak_memory
+from trial import alternate, macs, peak_memory
 
 
 def main() -> None:
@@ -74,7 +73,7 @@ def main() -> None:
             graph, Composite.uniform(RuleSpec("epsilon")), inputs, targets, units, args.batch
         )
         small = compact_model(graph, prune_masks(relevance_, 0.5))
-        whole, less = ((_parameters(m), _macs(m, inputs[:1])) for m in (graph.network, small))
+        whole, less = ((_parameters(m), macs(m, inputs[:1])) for m in (graph.network, small))
         latency = alternate({"whole": lambda: _run(model, inputs), "small": _runner(small, inputs)}, args.rounds)
         print(
             f"half the {units}: parameters {less[0] / whole[0]:.1%}, MACs {less[1] / whole[1]:.1%}, "
@@ -93,12 +92,6 @@ def _run(model: nn.Module, inputs: torch.Tensor) -> None:
 
 def _parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _macs(model: nn.Module, image: torch.Tensor) -> float:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(image)
-    return counter.get_total_flops() / 2
 
 
 if __name__ == "__main__":

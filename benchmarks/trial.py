@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
+import gc
 import itertools
 import json
-import multiprocessing
-import resource
+import math
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,8 +28,20 @@ import torchvision
 import zennit.rules
 import zennit.torchvision
 from pxp_optimize.attribution import Composite, RuleSpec, collect_relevance
-from pxp_optimize.pruning import DEFAULT_RATES, Graph, Masks, accuracy, accuracy_curve, nested, rank, trace
+from pxp_optimize.pruning import (
+    DEFAULT_RATES,
+    Graph,
+    Masks,
+    accuracy,
+    accuracy_curve,
+    compact_model,
+    nested,
+    rank,
+    trace,
+)
+from pxp_optimize.pruning.convolution import plain
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from zennit.composites import NameLayerMapComposite, layer_map_base
 from zennit.core import Hook
 
@@ -105,20 +119,36 @@ def alternate(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, flo
 
 
 def peak_memory(run: Callable[[], Any]) -> float:
-    """Peak resident memory (MiB) that a run adds, in a process of its own."""
-
-    def child(queue: Any) -> None:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Peak memory (MiB) that a run adds to what the process holds: the device's own count on CUDA, else Linux's
+    count of resident pages, its peak set back before; NaN on other systems."""
+    run()  # what is cached from then on is no part of it
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
         run()
-        queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed pages that malloc keeps would hide new ones
+        Path("/proc/self/clear_refs").write_text("5")
+    except (AttributeError, OSError):
+        return math.nan
+    before = _resident("VmRSS")
+    run()
+    return (_resident("VmHWM") - before) / 1024
 
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    process = context.Process(target=child, args=(queue,))
-    process.start()
-    value = queue.get()
-    process.join()
-    return value
+
+def _resident(key: str) -> int:
+    """A line of the process's memory status, in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1])
+
+
+def macs(model: nn.Module, image: Tensor) -> float:
+    """Multiply-adds of one image; those with padding count, as they are done or left out on both sides."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(image)
+    return counter.get_total_flops() / 2
 
 
 def main() -> None:
@@ -131,7 +161,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--part", choices=("all", "relevance", "curve", "trial", "growth"), default="all")
-    parser.add_argument("--memory", action="store_true", help="also peak memory (forks; CPU only)")
+    parser.add_argument("--memory", action="store_true", help="also peak memory")
     parser.add_argument("--json", help="write the figures here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -184,6 +214,11 @@ def main() -> None:
         more = {"memory ours": peak_memory(compact_side), "masks": peak_memory(dense_side)} if options.memory else {}
         seconds = alternate({"ours": compact_side, "masks": dense_side}, options.rounds)
         report(f"curve, {len(rates)} rates", "ours", "masks", seconds, differ, **more)
+        # what the compact networks would give if nothing but multiply-adds took time, at the dense model's speed
+        dense = macs(plain(graph.network), search[:1])
+        limit = len(masks) * dense / sum(macs(compact_model(graph, mask), search[:1]) for mask in masks)
+        print(f"{'':24} by multiply-adds alone the ratio would be {limit:.2f}")
+        figures[-1]["limit"] = limit
     if options.part in ("all", "trial"):
         spec, rule = RULES["gamma"]
         composite = Composite.uniform(spec)
