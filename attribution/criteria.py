@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..pruning.curve import Batches, check_samples
 from ..pruning.graph import Graph, trace
+from ..pruning.precision import computed_in
 from .relevance import balance, of_units, per_unit, scores_of
 
 Scores = dict[str, Tensor]
@@ -116,6 +117,7 @@ CRITERIA: dict[str, Criterion] = {
 }
 
 
+@computed_in("fp32")
 def collect_scores(
     model: nn.Module | Graph,
     criterion: str,

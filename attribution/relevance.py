@@ -13,9 +13,11 @@ from zennit.core import Composite as ZennitComposite
 from ..pruning.compact import real_rows
 from ..pruning.curve import Batches, check_samples
 from ..pruning.graph import Graph, trace
+from ..pruning.precision import computed_in
 from .composites import Composite, load_composite
 
 
+@computed_in("fp32")
 def collect_relevance(
     model: nn.Module | Graph,
     composite: Composite | Mapping[str, Any] | ZennitComposite,

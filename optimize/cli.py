@@ -278,7 +278,7 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     state = f"continues, {done} of {options.trials} trials finished" if done else f"{options.trials} trials"
     screen.line(f"study   {name} in {options.storage}: {state}")
     task, plain = prepared.task, prepared.task.plain()
-    task.curves[id(task.search)] = known_curves(study)
+    task.curves[task.measured(task.search)] = known_curves(study)
     is_plain = (str(task.schedule), task.repair_name) == (str(plain.schedule), plain.repair_name)
     try:
         with screen.search(standing(study, options.trials)) as watch:

@@ -25,6 +25,7 @@ else:
     import tomli as tomllib
 
 REPAIRS = ("auto", "none", "batchnorm", "least-squares", "batchnorm+least-squares")
+PRECISIONS = ("fp32", "tf32", "bf16")
 SPACES = ("auto", "depth", "type", "paper")
 UNITS = ("auto", "filters", "neurons", "heads")
 DEFAULT_RATES = "0:0.95:0.05"
@@ -336,6 +337,12 @@ class Options:
         "auto", "Where to compute: auto, cpu, cuda, cuda:N or mps. `auto` takes the fastest.", metavar="NAME"
     )
     batch_size: int = _option(64, "Images per batch: fewer need less memory.", parse=count_from(1), metavar="N")
+    precision: str = _option(
+        "fp32",
+        "What accuracies are measured in: `fp32`, or faster and coarser `tf32` (CUDA only) or `bf16`. "
+        "Relevance and repair are always fp32.",
+        choices=PRECISIONS,
+    )
     skip_broken: bool = _option(False, "Leave out images that cannot be read instead of stopping.")
     quiet: bool = _option(False, "Show nothing but the results.")
     verbose: bool = _option(False, "Show Optuna's log as well, and a traceback with an error.")

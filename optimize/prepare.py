@@ -63,6 +63,7 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
         UserError: the model, its weights, the data or the device are not to be had, or do not fit each other.
     """
     device = choose_device(options.device)
+    check_precision(options.precision, device)
     cache = cache_folder()
     dataset = open_dataset(options.data, seed=options.seed, cache=cache, progress=progress)
     classes = pick_classes(dataset, options.classes, options.seed)
@@ -108,6 +109,7 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
         search=samples["search"],
         holdout=samples["holdout"],
         schedule=Schedule.parse(schedule),
+        precision=options.precision,
         repair=make_repair(repair, graph, _evenly(samples["reference"].inputs, REPAIR_SAMPLES)),
     )
     _check_graph(model.module, task, options.model)
@@ -122,6 +124,7 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
         rates=options.rates,
         schedule=schedule,
         repair=repair,
+        precision=options.precision,
     )
     lines = _describe(options, dataset, task, model.description, len(classes), model.num_classes)
     return Prepared(task, mark, layers_of(graph), lines)
@@ -188,6 +191,24 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse a precision that a device does not have.
+
+    Raises:
+        UserError: TF32 elsewhere than on CUDA, or on CUDA a device too old for it or for bfloat16.
+    """
+    cuda = device.type == "cuda"
+    if precision == "tf32" and not (cuda and torch.cuda.get_device_capability(device) >= (8, 0)):
+        raise UserError(
+            f"--precision tf32: {device} has no TF32 (CUDA devices of compute capability 8.0 or newer have); "
+            "give fp32 or bf16"
+        )
+    if precision == "bf16" and cuda:
+        with torch.cuda.device(device):
+            if not torch.cuda.is_bf16_supported():
+                raise UserError(f"--precision bf16: {device} has no bfloat16; give fp32")
+
+
 def _traced(module: torch.nn.Module, units: str, name: str) -> tuple[Graph, str]:
     """The network's graph, and the kind of units that is meant."""
     try:
@@ -228,10 +249,11 @@ def _describe(
 ) -> tuple[str, ...]:
     units = task.graph.units(task.units)
     size = task.reference.inputs.pixels.shape[-1]
+    coarser = "" if task.precision == "fp32" else f", accuracies in {task.precision}"
     masked = "" if task.logits is None else f"; {n_outputs - n_classes} of {n_outputs} outputs ignored"
     return (
         f"model   {options.model}, {model}; {sum(units.values())} {task.units} in {len(units)} layers, "
-        f"on {task.graph.device} (--model, --weights)",
+        f"on {task.graph.device}{coarser} (--model, --weights)",
         f"data    {dataset.name}, {n_classes} classes at {size} x {size}{masked} (--data DIR for your own)",
         f"pruning {task.schedule}, repair {task.repair_name} (--schedule, --repair)",
         f"samples {len(task.reference)} reference, {len(task.search)} search, {len(task.holdout)} holdout "

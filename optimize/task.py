@@ -49,7 +49,8 @@ class Task:
 
     units: the kind of units (see `Graph.units`). rates: pruning rates, ascending. batch_size: samples a pass.
     schedule: when relevance is recomputed. repair: what is done to a pruned network before it is used.
-    logits: the logits that compete for the top-1 prediction (domain restriction), or None for all.
+    logits: the logits that compete for the top-1 prediction (domain restriction), or None for all. precision:
+    what accuracies are measured in (see `pruning.computed_in`).
     """
 
     graph: Graph
@@ -62,15 +63,20 @@ class Task:
     batch_size: int
     schedule: Schedule = field(default_factory=Schedule)
     repair: Repair | None = None
-    # What trials share, so that nothing is measured twice: orders of units by method, curves by samples and
-    # ranking, unpruned accuracies by samples.
-    curves: dict[int, dict[str, list[float]]] = field(default_factory=dict, compare=False, repr=False)
+    precision: str = "fp32"
+    # What trials share, so that nothing is measured twice: orders of units by method, curves by samples (with
+    # the precision, see `measured`) and ranking, unpruned accuracies by samples.
+    curves: dict[tuple[int, str], dict[str, list[float]]] = field(default_factory=dict, compare=False, repr=False)
     plans: dict[str, Plan] = field(default_factory=dict, compare=False, repr=False)
-    unpruned: dict[int, float] = field(default_factory=dict, compare=False, repr=False)
+    unpruned: dict[tuple[int, str], float] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def repair_name(self) -> str:
         return "none" if self.repair is None else self.repair.name
+
+    def measured(self, samples: Samples) -> tuple[int, str]:
+        """The key of what was measured on these samples, in the task's precision."""
+        return id(samples), self.precision
 
     def plain(self) -> Task:
         """The same task, pruned as the paper does: ranked once, nothing repaired."""

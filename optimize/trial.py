@@ -91,7 +91,7 @@ def scores(task: Task, method: Composite | Baseline, graph: Graph) -> dict[str, 
 
 def curve_of(task: Task, plan: Plan, digest: str, samples: Samples) -> list[float]:
     """The accuracy curve of a plan; one that was measured before is not measured again."""
-    known = task.curves.setdefault(id(samples), {})
+    known = task.curves.setdefault(task.measured(samples), {})
     if digest not in known:
         known[digest] = [
             _accuracy(task, graph.network, samples) for graph in plan.networks(task.graph, task.rates, task.repair)
@@ -100,9 +100,17 @@ def curve_of(task: Task, plan: Plan, digest: str, samples: Samples) -> list[floa
 
 
 def _accuracy(task: Task, network: nn.Module, samples: Samples) -> float:
-    if network is task.graph.network and id(samples) in task.unpruned:  # the same in every trial
-        return task.unpruned[id(samples)]
-    value = accuracy(network, samples.inputs, samples.targets, logits=task.logits, batch_size=task.batch_size)
+    key = task.measured(samples)
+    if network is task.graph.network and key in task.unpruned:  # the same in every trial
+        return task.unpruned[key]
+    value = accuracy(
+        network,
+        samples.inputs,
+        samples.targets,
+        logits=task.logits,
+        batch_size=task.batch_size,
+        precision=task.precision,
+    )
     if network is task.graph.network:
-        task.unpruned[id(samples)] = value
+        task.unpruned[key] = value
     return value

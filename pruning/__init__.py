@@ -5,11 +5,13 @@ from .curve import DEFAULT_RATES, Batches, accuracy, accuracy_curve, auc, correc
 from .graph import Graph, TraceError, trace
 from .masks import Masks, NotFinite, Ranking, nested, prune_masks, rank
 from .network import Network
+from .precision import PRECISIONS, computed_in
 from .repair import REPAIRS, Repair, make_repair
 from .schedule import Plan, Schedule, pruned
 
 __all__ = [
     "DEFAULT_RATES",
+    "PRECISIONS",
     "REPAIRS",
     "Batches",
     "Graph",
@@ -26,6 +28,7 @@ __all__ = [
     "auc",
     "compact",
     "compact_model",
+    "computed_in",
     "correct",
     "make_repair",
     "masked_model",

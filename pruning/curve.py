@@ -14,6 +14,7 @@ from .convolution import Convolution
 from .graph import Graph, trace
 from .masks import Masks, nested, rank
 from .network import Network, clone
+from .precision import computed_in
 
 DEFAULT_RATES = tuple(round(0.05 * step, 2) for step in range(20))
 
@@ -78,9 +79,10 @@ def accuracy(
     *,
     logits: Tensor | None = None,
     batch_size: int = 128,
+    precision: str = "fp32",
 ) -> float:
-    """Top-1 accuracy in [0, 1]. Arguments as in `accuracy_curve`."""
-    right = correct(network, inputs, targets, logits=logits, batch_size=batch_size)
+    """Top-1 accuracy in [0, 1]. Arguments as in `accuracy_curve`; precision: of the network, see `computed_in`."""
+    right = correct(network, inputs, targets, logits=logits, batch_size=batch_size, precision=precision)
     return right.sum().item() / len(targets)
 
 
@@ -92,6 +94,7 @@ def correct(
     *,
     logits: Tensor | None = None,
     batch_size: int = 128,
+    precision: str = "fp32",
 ) -> Tensor:
     """Whether each sample's prediction is right: bool, shape (n,), on the targets' device."""
     fast = _channels_last(network)
@@ -101,7 +104,8 @@ def correct(
         batch = inputs[start : start + batch_size]
         if fast is not None:
             batch = batch.contiguous(memory_format=torch.channels_last)
-        output = network(batch)
+        with computed_in(precision, targets.device):
+            output = network(batch)
         expected = targets[start : start + batch_size]
         if logits is not None:
             output = output.index_select(1, logits)

@@ -350,6 +350,9 @@ class ScatterAdd(nn.Module):
         if a.shape[:dim] != b.shape[:dim] or a.shape[dim + 1 :] != b.shape[dim + 1 :]:
             shape = [max(sizes) for sizes in zip(a.shape, b.shape, strict=True)]
             a, b = (x.expand(*shape[:dim], x.shape[dim], *shape[dim + 1 :]) for x in (a, b))
+        if a.dtype != b.dtype:  # under autocast
+            dtype = torch.promote_types(a.dtype, b.dtype)
+            a, b = a.to(dtype), b.to(dtype)
         if self.first is None:
             return a.index_add(dim, self.second, b)  # type: ignore[arg-type]
         if self.second is None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from .compact import compact
 from .graph import Graph
 from .masks import Masks, Ranking, n_removed, rank
+from .precision import computed_in
 from .repair import Repair
 
 
@@ -101,6 +102,7 @@ class Plan:
             yield known or pruned(graph, self.ranking.masks(rate), repair)
 
 
+@computed_in("fp32")
 def pruned(graph: Graph, masks: Masks, repair: Repair | None) -> Graph:
     """The compact form of a graph under masks, repaired. Without anything removed: the graph itself."""
     if all(bool(mask.all()) for mask in masks.values()):

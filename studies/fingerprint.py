@@ -8,6 +8,9 @@ from typing import Any
 DEFINITIONS = 1
 """Raised whenever a definition changes what a trial's value is: relevance, ranking, curve, AUC."""
 
+ADDED = {"precision": "fp32"}
+"""Keys that came later, with what holds for a study without them."""
+
 Fingerprint = dict[str, Any]
 
 
@@ -23,6 +26,7 @@ def fingerprint(
     rates: Sequence[float],
     schedule: str = "oneshot",
     repair: str = "none",
+    precision: str = "fp32",
 ) -> Fingerprint:
     """The fingerprint as plain JSON values.
 
@@ -36,6 +40,7 @@ def fingerprint(
         units: kind of the units.
         rates: pruning rates.
         schedule, repair: how a ranking is used.
+        precision: of the networks whose accuracy is measured.
     """
     return {
         "definitions": DEFINITIONS,
@@ -49,6 +54,7 @@ def fingerprint(
         "rates": list(rates),
         "schedule": schedule,
         "repair": repair,
+        "precision": precision,
     }
 
 
@@ -56,7 +62,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two fingerprints, one readable phrase each; empty if they are the same."""
     found = []
     for key in dict.fromkeys([*old, *new]):
-        before, now = old.get(key), new.get(key)
+        before, now = (mark.get(key, ADDED.get(key)) for mark in (old, new))
         if before == now:
             continue
         if isinstance(before, Mapping) and isinstance(now, Mapping):

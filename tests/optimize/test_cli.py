@@ -234,6 +234,8 @@ BAD = {
     "export to a folder": (["--export", "images"], "is a folder"),
     "export over the database": (["--export", "pxp.db"], "pxp.db is the database of the studies"),
     "no config": (["--config", "none.toml"], "none.toml"),
+    "precision of other devices": (["--precision", "tf32"], "cpu has no TF32"),
+    "other precision": (["--precision", "bf16", "--trials", "9"], "precision: stored fp32, now bf16"),
     "other settings": (["--rates", "0,0.5", "--trials", "9"], "rates: stored"),
 }
 
@@ -269,6 +271,29 @@ def test_bad_input_of_the_other_commands(project, first_run, arguments, named):
     assert len(result.stderr.splitlines()) == 1
     assert named in result.stderr
     assert not (project.folder / "none.db").exists()
+
+
+def test_a_study_from_before_there_were_precisions_goes_on(project):
+    arguments = [*project.options, "--storage", "older.db", "--export", "older.json"]
+    assert project.run(*arguments, "--trials", "4").returncode == 0
+    study = load(project, "older.db")
+    mark = study.user_attrs["fingerprint"]
+    assert mark.pop("precision") == "fp32"
+    study.set_user_attr("fingerprint", mark)
+    again = project.run(*arguments, "--trials", "5")
+    assert again.returncode == 0, again.stderr
+    assert len(load(project, "older.db").trials) == 5
+
+
+def test_a_run_in_bf16(project):
+    arguments = [*project.options, "--storage", "coarse.db", "--export", "coarse.json", "--precision", "bf16"]
+    result = project.run(*arguments, "--trials", "4")
+    assert result.returncode == 0, result.stderr
+    assert "accuracies in bf16" in result.stderr
+    assert load(project, "coarse.db").user_attrs["fingerprint"]["precision"] == "bf16"
+    again = project.run(*project.options, "--storage", "coarse.db", "--export", "coarse.json", "--trials", "5")
+    assert again.returncode == 2
+    assert "precision: stored bf16, now fp32" in again.stderr
 
 
 def test_a_traceback_is_shown_on_demand(project):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pxp_optimize.optimize.config import Options
 from pxp_optimize.optimize.errors import UserError
-from pxp_optimize.optimize.prepare import Prepared, choose_device, prepare
+from pxp_optimize.optimize.prepare import Prepared, check_precision, choose_device, prepare
 from pxp_optimize.studies.fingerprint import difference
 
 
@@ -87,6 +87,7 @@ def test_the_same_options_give_the_same_fingerprint(options):
         ({"reference_samples": 3}, {"samples reference count", "samples reference hash"}),
         ({"rates": (0.0, 0.25)}, {"rates"}),
         ({"mean": (0.4,)}, {"image mean"}),
+        ({"precision": "bf16"}, {"precision"}),
         ({"batch_size": 4, "trials": 3, "sampler": "random"}, set()),
     ],
 )
@@ -113,6 +114,7 @@ def test_other_weights_change_the_fingerprint(options, project):
         ({"classes": "red,pink"}, "pink"),
         ({"reference_samples": 99}, "--reference-samples"),
         ({"device": "tpu"}, "unknown device 'tpu'"),
+        ({"precision": "tf32"}, "cpu has no TF32 .* give fp32 or bf16"),
     ],
 )
 def test_bad_input_is_one_line(options, change, message):
@@ -178,6 +180,16 @@ def test_devices(monkeypatch):
     assert choose_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(UserError, match="no device cuda:2: the last one is cuda:1"):
         choose_device("cuda:2")
+
+
+def test_precisions_that_a_device_has(monkeypatch):
+    for precision in ("fp32", "bf16"):
+        check_precision(precision, torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(UserError, match="cuda:0 has no TF32"):
+        check_precision("tf32", torch.device("cuda:0"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    check_precision("tf32", torch.device("cuda:0"))
 
 
 @pytest.mark.cuda

@@ -100,6 +100,28 @@ def test_the_unpruned_network_is_measured_once(make_task, monkeypatch):
     assert len(seen) == 1 + 3 * (len(RATES) - 1)
 
 
+def test_accuracies_are_measured_in_the_tasks_precision(make_task, monkeypatch):
+    """Every one of them, and what was measured in another precision is not taken for it."""
+    from pxp_optimize.optimize import trial
+
+    seen = []
+    measured = accuracy
+    monkeypatch.setattr(
+        trial,
+        "accuracy",
+        lambda *arguments, precision, **named: (
+            seen.append(precision) or measured(*arguments, precision=precision, **named)
+        ),
+    )
+    task: Task = make_task(precision="bf16")
+    coarse = evaluate(task, GAMMA)
+    assert seen == ["bf16"] * len(RATES)
+    exact = evaluate(replace(task, precision="fp32"), GAMMA)
+    assert seen == ["bf16"] * len(RATES) + ["fp32"] * len(RATES)
+    assert exact.ranking_hash == coarse.ranking_hash == evaluate(make_task(), GAMMA).ranking_hash
+    assert exact.accuracy == evaluate(make_task(), GAMMA).accuracy
+
+
 @pytest.mark.parametrize("schedule", ["oneshot", "every:0.2"])
 def test_baselines_take_the_same_way(make_task, schedule):
     task: Task = make_task(schedule=schedule, repair="batchnorm")

@@ -43,6 +43,7 @@ def test_it_survives_json():
         ),
         ({"image": {**BASE["image"], "size": 64}}, "image size: stored 32, now 64"),
         ({"repair": "batchnorm"}, "repair: stored none, now batchnorm"),
+        ({"precision": "bf16"}, "precision: stored fp32, now bf16"),
     ],
 )
 def test_each_difference_is_named(change, named):
@@ -52,6 +53,14 @@ def test_each_difference_is_named(change, named):
 def test_lists_of_the_same_ends_still_tell_apart():
     named = difference({"rates": [0, 0.1, 0.2, 0.9]}, {"rates": [0, 0.1, 0.3, 0.9]})
     assert named == ["rates number 3: stored 0.2, now 0.3"]
+
+
+def test_a_study_from_before_there_were_precisions_is_fp32():
+    now = fingerprint(**BASE)
+    before = {key: value for key, value in now.items() if key != "precision"}
+    assert len(before) == len(now) - 1
+    assert difference(before, now) == []
+    assert difference(before, fingerprint(**BASE, precision="tf32")) == ["precision: stored fp32, now tf32"]
 
 
 def test_a_part_that_is_new_or_gone():
