@@ -231,8 +231,7 @@ def run(options: Options) -> int:
     check_storage(options.storage)
     check_target(options.export, options.storage)
     screen = Screen(quiet=options.quiet)
-    import torch
-
+    from .memory import is_out_of_memory
     from .prepare import prepare
 
     try:
@@ -243,7 +242,9 @@ def run(options: Options) -> int:
     except KeyboardInterrupt:
         click.echo("Stopped before the first trial.", err=True)
         return INTERRUPTED
-    except torch.cuda.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise UserError(
             "the device's memory is too small: give a smaller --batch-size, or fewer --reference-samples"
         ) from error
@@ -252,6 +253,7 @@ def run(options: Options) -> int:
 def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     from ..studies.export import composite_document, write_json
     from ..studies.storage import open_storage
+    from .memory import keep_batch_size
     from .samplers import GRID, UNCONDITIONAL, make_sampler
     from .search import count_complete, known_curves, open_study, run_search, score_holdout, score_plain, standing
     from .space import Space
@@ -278,6 +280,9 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     state = f"continues, {done} of {options.trials} trials finished" if done else f"{options.trials} trials"
     screen.line(f"study   {name} in {options.storage}: {state}")
     task, plain = prepared.task, prepared.task.plain()
+    if options.batch_size == "auto":
+        keep_batch_size(study, task.batching, task.graph.device.type)
+    task.batching.tell = screen.line
     task.curves[task.measured(task.search)] = known_curves(study)
     is_plain = (str(task.schedule), task.repair_name) == (str(plain.schedule), plain.repair_name)
     try:

@@ -158,6 +158,11 @@ def count_from(minimum: int) -> Parser:
     return parse
 
 
+def parse_batch_size(value: object) -> int | str:
+    """A whole number from 1 on, or "auto"."""
+    return "auto" if value == "auto" else count_from(1)(value)
+
+
 def parse_seconds(value: object) -> float:
     """A time in seconds, above 0."""
     (seconds,) = _numbers([value], value)
@@ -336,7 +341,13 @@ class Options:
     device: str = _option(
         "auto", "Where to compute: auto, cpu, cuda, cuda:N or mps. `auto` takes the fastest.", metavar="NAME"
     )
-    batch_size: int = _option(64, "Images per batch: fewer need less memory.", parse=count_from(1), metavar="N")
+    batch_size: int | str = _option(
+        "auto",
+        "Images per batch: fewer need less memory. `auto` is the largest power of two that fits into half of the "
+        "free memory, at most 64 on the CPU, 256 on CUDA.",
+        parse=parse_batch_size,
+        metavar="N",
+    )
     precision: str = _option(
         "fp32",
         "What accuracies are measured in: `fp32`, or faster and coarser `tf32` (CUDA only) or `bf16`. "

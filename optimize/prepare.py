@@ -30,6 +30,7 @@ from .data import (
     pick_classes,
 )
 from .errors import UserError
+from .memory import Batching, choose_batch_size
 from .models import load_model
 from .task import Images, Samples, Task
 
@@ -99,18 +100,22 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
     competing = sorted(of_class[label] for label in classes)
     restricted = len(competing) < model.num_classes
     schedule, repair = how_pruned(graph, options.schedule, options.repair)
+    reference = samples["reference"]
+    batch_size = options.batch_size
+    if isinstance(batch_size, str):
+        batch_size = choose_batch_size(graph, units, reference.inputs, reference.targets)
     task = Task(
         graph=graph,
         units=units,
         rates=options.rates,
         logits=torch.tensor(competing, device=device) if restricted else None,
-        batch_size=options.batch_size,
-        reference=samples["reference"],
+        batching=Batching(batch_size),
+        reference=reference,
         search=samples["search"],
         holdout=samples["holdout"],
         schedule=Schedule.parse(schedule),
         precision=options.precision,
-        repair=make_repair(repair, graph, _evenly(samples["reference"].inputs, REPAIR_SAMPLES)),
+        repair=make_repair(repair, graph, _evenly(reference.inputs, REPAIR_SAMPLES)),
     )
     _check_graph(model.module, task, options.model)
     mark = fingerprint(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..pruning import Graph, Plan, Repair, Schedule
+from .memory import Batching
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Samples:
 class Task:
     """Prepared once per study, shared by all its trials.
 
-    units: the kind of units (see `Graph.units`). rates: pruning rates, ascending. batch_size: samples a pass.
+    units: the kind of units (see `Graph.units`). rates: pruning rates, ascending. batching: samples a pass.
     schedule: when relevance is recomputed. repair: what is done to a pruned network before it is used.
     logits: the logits that compete for the top-1 prediction (domain restriction), or None for all. precision:
     what accuracies are measured in (see `pruning.computed_in`).
@@ -60,7 +61,7 @@ class Task:
     holdout: Samples
     rates: tuple[float, ...]
     logits: Tensor | None
-    batch_size: int
+    batching: Batching
     schedule: Schedule = field(default_factory=Schedule)
     repair: Repair | None = None
     precision: str = "fp32"
@@ -69,6 +70,10 @@ class Task:
     curves: dict[tuple[int, str], dict[str, list[float]]] = field(default_factory=dict, compare=False, repr=False)
     plans: dict[str, Plan] = field(default_factory=dict, compare=False, repr=False)
     unpruned: dict[tuple[int, str], float] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def batch_size(self) -> int:
+        return self.batching.size
 
     @property
     def repair_name(self) -> str:

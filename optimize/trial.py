@@ -75,18 +75,12 @@ def plan_of(task: Task, method: Composite | Baseline) -> Plan:
 
 def scores(task: Task, method: Composite | Baseline, graph: Graph) -> dict[str, Tensor]:
     """Unit scores, shape (units,) by layer, on a graph of the task: the whole one or a compact form."""
-    reference = task.reference
+    inputs, targets = task.reference.inputs, task.reference.targets
     if isinstance(method, Baseline):
-        return collect_scores(
-            graph,
-            method.criterion,
-            reference.inputs,
-            reference.targets,
-            task.units,
-            batch_size=task.batch_size,
-            seed=method.seed,
+        return task.batching.run(
+            lambda size: collect_scores(graph, method.criterion, inputs, targets, task.units, size, method.seed)
         )
-    return collect_relevance(graph, method, reference.inputs, reference.targets, task.units, batch_size=task.batch_size)
+    return task.batching.run(lambda size: collect_relevance(graph, method, inputs, targets, task.units, size))
 
 
 def curve_of(task: Task, plan: Plan, digest: str, samples: Samples) -> list[float]:
@@ -103,13 +97,15 @@ def _accuracy(task: Task, network: nn.Module, samples: Samples) -> float:
     key = task.measured(samples)
     if network is task.graph.network and key in task.unpruned:  # the same in every trial
         return task.unpruned[key]
-    value = accuracy(
-        network,
-        samples.inputs,
-        samples.targets,
-        logits=task.logits,
-        batch_size=task.batch_size,
-        precision=task.precision,
+    value = task.batching.run(
+        lambda size: accuracy(
+            network,
+            samples.inputs,
+            samples.targets,
+            logits=task.logits,
+            batch_size=size,
+            precision=task.precision,
+        )
     )
     if network is task.graph.network:
         task.unpruned[key] = value

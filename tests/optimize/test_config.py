@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pxp_optimize.optimize.config import (
     Options,
     count_from,
+    parse_batch_size,
     parse_channels,
     parse_classes,
     parse_deviation,
@@ -124,6 +125,14 @@ def test_whole_numbers_are_whole():
     for bad in ("7.5", 7.5, "x", True, 0, "-1"):
         with pytest.raises(ValueError, match=r"^.+$"):
             parse(bad)
+
+
+def test_batches_have_a_size_or_auto():
+    assert parse_batch_size("auto") == "auto"
+    assert parse_batch_size("7") == parse_batch_size(7) == 7
+    for bad in ("", "Auto", 0, "-1", 2.5, True, None):
+        with pytest.raises(ValueError, match=r"^.+$"):
+            parse_batch_size(bad)
 
 
 def test_seconds_are_above_zero():
