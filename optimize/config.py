@@ -348,6 +348,13 @@ class Options:
         parse=parse_batch_size,
         metavar="N",
     )
+    sample_memory: int | None = _option(
+        None,
+        "MiB that decoded images may take on the device; those beyond lie in a temporary file in the cache folder.",
+        parse=count_from(0),
+        metavar="MIB",
+        unset="a quarter of the free memory",
+    )
     precision: str = _option(
         "fp32",
         "What accuracies are measured in: `fp32`, or faster and coarser `tf32` (CUDA only) or `bf16`. "

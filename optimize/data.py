@@ -377,17 +377,19 @@ def decode(
     *,
     skip_broken: bool = False,
     progress: Progress = no_progress,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Indices]:
     """Decode these images of `split`, in parallel, as torchvision's own transform would, not normalised.
 
     Returns uint8 pixels of shape (n, 3, transform.size, transform.size) and the indices they belong to: all
-    of `indices`, in order, less the broken ones with `skip_broken`.
+    of `indices`, in order, less the broken ones with `skip_broken`. out: a tensor for them, if not a new one.
 
     Raises:
         UserError: an image can not be read, and it is not skipped, or none is left.
     """
     chosen = split.take(indices)
-    pixels = torch.empty((len(indices), 3, transform.size, transform.size), dtype=torch.uint8)
+    shape = (len(indices), 3, transform.size, transform.size)
+    pixels = torch.empty(shape, dtype=torch.uint8) if out is None else out
 
     def read(row: int) -> Exception | None:
         try:
@@ -410,7 +412,10 @@ def decode(
             advance(1)
     if not kept.any():
         raise UserError("none of the images can be read; look at the folder given with --data")
-    return (pixels, indices) if kept.all() else (pixels[torch.from_numpy(kept)], indices[kept])
+    for row, source in enumerate(np.flatnonzero(kept)):
+        if source != row:  # close up, without a second tensor
+            pixels[row] = pixels[source]
+    return pixels[: kept.sum()], indices[kept]
 
 
 def _open_rgb(image: Path | NDArray[np.uint8]) -> Image.Image:

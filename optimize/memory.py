@@ -49,6 +49,15 @@ def _pages(name: str) -> int:
         return 8 << 30
 
 
+def sample_budget(device: torch.device) -> int:
+    """What `--sample-memory` stands for by itself: bytes that decoded images may take.
+
+    They pass through the machine's own memory on their way to a device.
+    """
+    devices = {torch.device("cpu")} | ({device} if device.type == "cuda" else set())
+    return min(map(free_memory, devices)) // 4
+
+
 def sample_bytes(graph: Graph, units: str, inputs: Batches, targets: Tensor) -> int:
     """Bytes that a relevance pass needs for each sample, measured on the first one.
 

@@ -30,8 +30,9 @@ from .data import (
     pick_classes,
 )
 from .errors import UserError
-from .memory import Batching, choose_batch_size
+from .memory import Batching, choose_batch_size, sample_budget
 from .models import load_model
+from .pixels import Store
 from .task import Images, Samples, Task
 
 SPLITS = {"reference": "train", "search": "val", "holdout": "val"}
@@ -92,9 +93,11 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
     graph.to(device)
     samples: dict[str, Samples] = {}
     hashes: dict[str, dict[str, int | str]] = {}
+    budget = sample_budget(device) if options.sample_memory is None else options.sample_memory << 20
+    store = Store(budget, cache)
     for name, indices in drawn.items():
         split: Split = getattr(dataset, SPLITS[name])
-        drawn_samples = _samples(split, indices, of_class, model.transform, options.skip_broken, progress)
+        drawn_samples = _samples(split, indices, of_class, model.transform, store, options.skip_broken, progress)
         hashes[name] = _sample_mark(drawn_samples)
         samples[name] = Samples(drawn_samples.inputs.to(device), drawn_samples.targets.to(device))
     competing = sorted(of_class[label] for label in classes)
@@ -143,7 +146,7 @@ REPAIR_SAMPLES = 512
 def _evenly(images: Images, most: int) -> Images:
     """As many images, evenly spaced (they are sorted by class): all of them, if there are no more."""
     step = max(1, -(-len(images) // most))
-    return Images(images.pixels[::step], images.mean, images.std)
+    return Images(images.pixels[::step], images.mean, images.std, images.in_file)
 
 
 def how_pruned(graph: Graph, schedule: str, repair: str) -> tuple[str, str]:
@@ -233,12 +236,14 @@ def _samples(
     indices: Indices,
     of_class: tuple[int, ...],
     transform: Transform,
+    store: Store,
     skip_broken: bool,
     progress: Progress,
 ) -> Samples:
-    pixels, kept = decode(split, indices, transform, skip_broken=skip_broken, progress=progress)
+    out, in_file = store.room((len(indices), 3, transform.size, transform.size))
+    pixels, kept = decode(split, indices, transform, skip_broken=skip_broken, progress=progress, out=out)
     targets = torch.tensor([of_class[label] for label in split.labels[kept]])
-    return Samples(Images(pixels, _channels(transform.mean), _channels(transform.std)), targets)
+    return Samples(Images(pixels, _channels(transform.mean), _channels(transform.std), in_file), targets)
 
 
 def _channels(values: tuple[float, float, float]) -> Tensor:
@@ -256,11 +261,13 @@ def _describe(
     size = task.reference.inputs.pixels.shape[-1]
     coarser = "" if task.precision == "fp32" else f", accuracies in {task.precision}"
     masked = "" if task.logits is None else f"; {n_outputs - n_classes} of {n_outputs} outputs ignored"
+    stored = [name for name in SPLITS if getattr(task, name).inputs.in_file]
+    where = f"; {', '.join(stored)} on disk (--sample-memory)" if stored else ""
     return (
         f"model   {options.model}, {model}; {sum(units.values())} {task.units} in {len(units)} layers, "
         f"on {task.graph.device}{coarser} (--model, --weights)",
         f"data    {dataset.name}, {n_classes} classes at {size} x {size}{masked} (--data DIR for your own)",
         f"pruning {task.schedule}, repair {task.repair_name} (--schedule, --repair)",
         f"samples {len(task.reference)} reference, {len(task.search)} search, {len(task.holdout)} holdout "
-        "(--reference-samples, --search-samples, --holdout-samples)",
+        f"(--reference-samples, --search-samples, --holdout-samples){where}",
     )

@@ -9,28 +9,36 @@ from torch import Tensor
 
 from ..pruning import Graph, Plan, Repair, Schedule
 from .memory import Batching
+from .pixels import Ahead
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images as bytes on a device, normalised only when a batch of them is asked for.
+    """Images as bytes, normalised only when a batch of them is asked for.
 
     pixels: uint8, shape (n, 3, height, width). mean, std: float32, shape (3, 1, 1), in units of [0, 1].
+    in_file: the pixels lie in a file (see `Store`): they stay there, and batches are copied to the device.
     """
 
     pixels: Tensor
     mean: Tensor
     std: Tensor
+    in_file: bool = False
+    ahead: Ahead | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def __getitem__(self, item: slice) -> Tensor:
-        """The float32 batch of these rows, shape (rows, 3, height, width), on the pixels' device."""
-        return (self.pixels[item].to(self.mean.dtype) / 255 - self.mean) / self.std
+        """The float32 batch of these rows, shape (rows, 3, height, width), on the device."""
+        pixels = self.pixels[item].to(self.mean.device) if self.ahead is None else self.ahead[item]
+        return (pixels.to(self.mean.dtype) / 255 - self.mean) / self.std
 
     def to(self, device: torch.device) -> Images:
-        return Images(self.pixels.to(device), self.mean.to(device), self.std.to(device))
+        mean, std = self.mean.to(device), self.std.to(device)
+        if not self.in_file:
+            return Images(self.pixels.to(device), mean, std)
+        return Images(self.pixels, mean, std, True, Ahead(self.pixels, device) if device.type == "cuda" else None)
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,17 @@ def test_options_come_from_a_file_and_the_command_line_wins(project, first_run):
     assert study.user_attrs["fingerprint"]["classes"] == ["blue", "red"]
 
 
+def test_samples_beyond_the_memory_for_them_give_the_same_study(project, first_run):
+    arguments = ["--sample-memory", "0", "--storage", "stored.db", "--export", "stored.json", "--trials", "6"]
+    result = project.run(*project.options, *arguments)
+    assert result.returncode == 0, result.stderr
+    assert "on disk" in result.stderr
+    stored, kept = load(project, "stored.db"), load(project)
+    assert values(stored) == values(kept)[:6]
+    assert stored.user_attrs["fingerprint"] == kept.user_attrs["fingerprint"]
+    assert not [path for path in (project.folder / "cache").rglob("*") if path.is_file()]
+
+
 def test_studies_are_listed(project, first_run):
     result = project.run("studies")
     assert result.returncode == 0, result.stderr

@@ -342,6 +342,15 @@ def test_broken_images_are_skipped_on_request(tmp_path: Path) -> None:
         decode(split, np.array([0, 2]), Transform(size=8, resize=8), skip_broken=True)
 
 
+def test_decodes_into_a_tensor_that_is_given(tmp_path: Path) -> None:
+    split, _ = broken_files(tmp_path)
+    transform = Transform(size=8, resize=8)
+    room = torch.full((5, 3, 8, 8), 9, dtype=torch.uint8)
+    pixels, _ = decode(split, np.arange(5), transform, skip_broken=True, out=room)
+    assert pixels.data_ptr() == room.data_ptr()
+    assert torch.equal(pixels, decode(split, np.array([1, 4]), transform)[0])
+
+
 def test_decoding_reports_its_progress(tmp_path: Path) -> None:
     from contextlib import contextmanager
 
