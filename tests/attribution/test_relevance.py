@@ -23,7 +23,7 @@ from pxp_optimize.attribution import (
     rules,
 )
 from pxp_optimize.attribution.relevance import balance, per_unit
-from pxp_optimize.pruning import Graph, TraceError, compact, masked_model, trace
+from pxp_optimize.pruning import Graph, TraceError, compact, masked_model, prune_masks, trace
 from torch import Tensor, nn
 from zennit.composites import LayerMapComposite, NameMapComposite
 
@@ -412,6 +412,22 @@ def test_transformer_without_synchronisation(
     got = collect_relevance(model, composite, inputs, targets, units="heads+neurons", batch_size=3)
     assert len(got) == 12
     assert all(values.device.type == "meta" for values in got.values())
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_pruned_networks_without_synchronisation(
+    name: str, residual: nn.Module, vision_transformer: Callable[..., nn.Module]
+) -> None:
+    """What a schedule's later steps see."""
+    for model, units in ((residual, "filters+neurons"), (vision_transformer(layers=4), "heads+neurons")):
+        graph = trace(model)
+        generator = torch.Generator().manual_seed(0)
+        scores = {layer: torch.rand(size, generator=generator) for layer, size in graph.units(units).items()}
+        small = compact(graph, prune_masks(scores, 0.5)).to("meta")
+        inputs, targets = torch.empty(4, 3, 16, 16, device="meta"), torch.empty(4, dtype=torch.long, device="meta")
+        got = collect_relevance(small, fitting(small, DEFAULTS[name]), inputs, targets, units=units, batch_size=3)
+        assert {layer: len(values) for layer, values in got.items()} == small.units(units)
+        assert all(values.device.type == "meta" for values in got.values())
 
 
 @pytest.mark.cuda

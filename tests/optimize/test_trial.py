@@ -156,6 +156,54 @@ def test_the_smaller_network_is_the_one_that_was_measured(make_task, schedule, r
         assert accuracy(small, task.holdout.inputs, task.holdout.targets) == expected
 
 
+@pytest.mark.parametrize("repair", ["none", "batchnorm", "least-squares"])
+def test_a_trial_keeps_no_networks_but_those_of_its_steps(make_task, repair, monkeypatch):
+    import gc
+    import weakref
+
+    from pxp_optimize.optimize import trial
+    from pxp_optimize.pruning import Network
+
+    task: Task = make_task(schedule="every:0.2", repair=repair)
+    networks: weakref.WeakSet = weakref.WeakSet()
+    made = Network.__init__
+
+    def init(self, *arguments):
+        made(self, *arguments)
+        networks.add(self)
+
+    monkeypatch.setattr(Network, "__init__", init)
+    alive = []
+
+    def counting(*arguments, **named):
+        gc.collect()
+        alive.append(len(networks))
+        return accuracy(*arguments, **named)
+
+    monkeypatch.setattr(trial, "accuracy", counting)
+    evaluate(task, GAMMA)
+    steps = len(task.schedule.starts(RATES[-1])) - 1
+    assert len(alive) == len(RATES)
+    assert max(alive) <= steps + 1  # one that is measured now, and was not built on the way
+    gc.collect()
+    assert len(networks) == 0
+    assert not task.plans[repr(GAMMA)].made
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("repair", ["none", "batchnorm", "least-squares"])
+def test_a_trial_on_cuda_is_that_of_the_cpu(make_task, repair):
+    task, other = (make_task(schedule="every:0.2", repair=repair, device=device) for device in ("cpu", "cuda"))
+    expected, found = evaluate(task, GAMMA), evaluate(other, GAMMA)
+    assert found.accuracy == pytest.approx(expected.accuracy, abs=2 / len(task.search))
+    masks = plan_of(task, GAMMA).ranking.masks(0.4)
+    cpu = pruned(task.graph, masks, task.repair).network
+    cuda = pruned(other.graph, {name: kept.cuda() for name, kept in masks.items()}, other.repair).network
+    images = task.search.inputs[0:30]
+    assert torch.allclose(cuda(images.cuda()).cpu(), cpu(images), rtol=1e-3, atol=1e-3)
+
+
 def namespace_of(project) -> dict:
     namespace: dict = {}
     exec((project.folder / "network.py").read_text(), namespace)
