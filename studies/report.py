@@ -77,7 +77,7 @@ def _best_value(study: Study, complete: Sequence[FrozenTrial]) -> float | None:
 
 def studies_table(lines: Iterable[StudyLine]) -> Table:
     """The list of studies as a table."""
-    table = _table("study", "model", "data", "units", "trials", "best AUC", "last update", numbers=(4, 5))
+    table = new_table("study", "model", "data", "units", "trials", "best AUC", "last update", numbers=(4, 5))
     for line in lines:
         updated = line.updated.strftime("%Y-%m-%d %H:%M") if line.updated else "-"
         count = f"{line.complete} of {line.total}"
@@ -131,7 +131,9 @@ def fixed_trials(study: Study) -> dict[str, FrozenTrial]:
 
 def result_table(lines: Iterable[ResultLine]) -> Table:
     """The final table of a run."""
-    table = _table("composite", "AUC, search", "AUC, holdout", f"sparsity at {KEPT:.0%} of accuracy", numbers=(1, 2, 3))
+    table = new_table(
+        "composite", "AUC, search", "AUC, holdout", f"sparsity at {KEPT:.0%} of accuracy", numbers=(1, 2, 3)
+    )
     for line in lines:
         sparsity = "-" if line.sparsity is None else f"{line.sparsity:.0%}"
         style = "bold" if line.name.startswith("best") else None
@@ -139,7 +141,8 @@ def result_table(lines: Iterable[ResultLine]) -> Table:
     return table
 
 
-def _table(*headings: str, numbers: Sequence[int]) -> Table:
+def new_table(*headings: str, numbers: Sequence[int]) -> Table:
+    """An empty table. numbers: columns that hold numbers, and are aligned to the right."""
     from rich import box
     from rich.table import Table
 
