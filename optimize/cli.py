@@ -335,8 +335,18 @@ def _memory_errors() -> Iterator[None]:
 def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     from ..studies.export import composite_document, write_json
     from ..studies.storage import open_storage
+    from .rescore import fresh_measure, rescore
     from .samplers import GRID, UNCONDITIONAL, make_sampler
-    from .search import count_complete, known_curves, open_study, run_search, score_holdout, score_plain, standing
+    from .search import (
+        best_trials,
+        count_complete,
+        known_curves,
+        open_study,
+        run_search,
+        score_holdout,
+        score_plain,
+        standing,
+    )
     from .space import Space
     from .trial import evaluate
 
@@ -375,7 +385,11 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
                 watch=watch,
             )
         if count_complete(study):
-            with screen("score on holdout samples", len(space.fixed_composites()) + 2 - is_plain) as advance:
+            if options.rescore > 1:
+                with screen("score the best again", options.rescore) as advance:
+                    rescore(study, options.rescore, *fresh_measure(prepared), advance)
+            count = len(space.fixed_composites()) + len(best_trials(study)) + 1 - is_plain
+            with screen("score on holdout samples", count) as advance:
                 score_holdout(study, lambda composite: evaluate(task, composite, task.holdout), advance)
                 if not is_plain:
                     score_plain(
@@ -404,16 +418,19 @@ def default_study_name(fingerprint: Mapping[str, Any]) -> str:
 
 def _report(study: Study, options: Options) -> None:
     """The results, on stdout."""
-    from ..studies.report import result_lines, result_table
+    from ..studies.best import best_trial
+    from ..studies.report import rescored_text, result_lines, result_table
     from ..studies.storage import database_file, storage_url
 
-    best = study.best_trial
+    best = best_trial(study)
     holdout = study.user_attrs["holdout"][str(best.number)]
     click.echo(
         f"unpruned accuracy: {best.user_attrs['accuracy'][0]:.1%} on search samples, "
         f"{holdout['accuracy'][0]:.1%} on holdout samples"
     )
     _print_table(result_table(result_lines(study)))
+    if rescored := rescored_text(study):
+        click.echo(rescored)
     click.echo(f"database:  {database_file(options.storage) or options.storage}, study {study.study_name}")
     click.echo(f"best JSON: {options.export}")
     click.echo(f"dashboard: optuna-dashboard {storage_url(options.storage)}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..optimize.errors import UserError
+from .best import RESCORED, best_trial
 from .storage import database_file
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ PLAIN = {"schedule": "oneshot", "repair": "none"}
 
 
 def complete_trial(study: Study, number: int | None = None) -> FrozenTrial:
-    """The best complete trial of a study, or the one with this number.
+    """The best complete trial of a study (`best_trial`), or the one with this number.
 
     Raises:
         UserError: no complete trial yet, no trial of this number, or one that did not complete.
@@ -40,7 +41,7 @@ def complete_trial(study: Study, number: int | None = None) -> FrozenTrial:
         return trials[0]
     if not complete:
         raise UserError(f"study {study.study_name!r} has no finished trial yet")
-    return study.best_trial
+    return best_trial(study)
 
 
 def composite_document(study: Study, number: int | None = None) -> dict[str, Any]:
@@ -58,7 +59,8 @@ def composite_document(study: Study, number: int | None = None) -> dict[str, Any
         raise UserError(f"study {study.study_name!r} was not made by pxp-optimize")
     trial = complete_trial(study, number)
     composite: dict[str, Any] = trial.user_attrs["composite"]
-    holdout = study.user_attrs.get("holdout", {}).get(str(trial.number))
+    holdout, rescored = (study.user_attrs.get(key, {}).get(str(trial.number)) for key in ("holdout", RESCORED))
+    search_best = study.best_trial
     return {
         "format": FORMAT,
         "model": fingerprint["model"],
@@ -69,6 +71,8 @@ def composite_document(study: Study, number: int | None = None) -> dict[str, Any
         "result": {
             "auc": trial.value,
             **({"holdout_auc": holdout["auc"]} if holdout else {}),
+            **({"rescored_auc": rescored["auc"], "rescored_on": rescored["on"]} if rescored else {}),
+            **({"search_best": {"trial": search_best.number, "auc": search_best.value}} if rescored else {}),
             "study": study.study_name,
             "trial": trial.number,
             "rates": fingerprint["rates"],

@@ -14,6 +14,7 @@ from pxp_optimize.optimize.draws import left_over, other_reference, with_referen
 from pxp_optimize.optimize.prepare import prepare
 from pxp_optimize.optimize.space import FIXED
 from pxp_optimize.optimize.trial import Baseline, evaluate
+from pxp_optimize.studies.best import best_trial
 from pxp_optimize.studies.storage import open_storage
 
 STUDY = "network:small-images-filters"
@@ -52,7 +53,7 @@ def test_a_comparison_says_the_same_in_table_csv_and_json(studies):
     after = studies.files()
     assert {name for name in after if after[name] != before.get(name)} == {"c.json", "c.csv"}
     document = json.loads((studies.folder / "c.json").read_text())
-    best = f"best (trial {load(studies).best_trial.number})"
+    best = f"best (trial {best_trial(load(studies)).number})"
     names = [best, "paper's best of 6", *FIXED, *CRITERIA]
     assert [entry["name"] for entry in document["methods"]] == names
     assert (document["paper_study"], document["draws"], document["holdout_samples"]) == ("paper", 2, 30)
