@@ -287,7 +287,7 @@ def test_help_is_complete_and_immediate(project):
     assert result.returncode == 0
     for option in fields(Options):
         assert f"--{option.name.replace('_', '-')}" in result.stdout
-    for command in ("compare", "export", "prune", "studies", "models"):
+    for command in ("compare", "export", "studies", "models"):
         assert command in result.stdout
     code = "import sys, pxp_optimize.optimize.cli; print({'torch', 'optuna', 'rich'} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
