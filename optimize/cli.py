@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, asdict, fields
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .config import Options, Parser, read_config
+from .config import Options, Parser, count_from, read_config
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -162,6 +163,80 @@ def export(study: str | None, output: str, trial: int | None, storage: str) -> N
     click.echo(f"{output}: trial {result['trial']} of {result['study']}, AUC {result['auc']:.4f}")
 
 
+@main.command(short_help="Compare a study's best composite with others, on holdout samples.")
+@click.option("--study", metavar="NAME", help="Name of the study.  [default: the only one in the database]")
+@_storage_option
+@click.option(
+    "--paper-study",
+    metavar="NAME",
+    help="Study of --space paper on the same task, whose best takes part.  [default: the one in the database, if any]",
+)
+@click.option(
+    "--seeds",
+    type=Parsed(count_from(1), "N"),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Draws of the reference images, each with a seed of its own for random baselines.",
+)
+@click.option("--output", metavar="FILE", help="Write all figures here as JSON.")
+@click.option("--csv", metavar="FILE", help="Write all figures here as CSV.")
+@click.option("--device", metavar="NAME", help="Where to compute.  [default: as the study]")
+@click.option("-q", "--quiet", is_flag=True, help="Show nothing but the results.")
+def compare(
+    study: str | None,
+    storage: str,
+    paper_study: str | None,
+    seeds: int,
+    output: str | None,
+    csv: str | None,
+    device: str | None,
+    quiet: bool,
+) -> None:
+    """Compare a study's best composite with the fixed ones, the paper's best and other criteria.
+
+    All are measured on the study's holdout samples, with its schedule and repair, but with other reference images
+    than the search had. Intervals count both the images and the draws. The study is only read.
+    """
+    from ..studies.comparison import FORMAT, comparison_csv, comparison_document, comparison_tables, explanation
+    from ..studies.comparison import is_csv as is_comparison_csv
+    from ..studies.export import check_target, is_json, write_json, write_whole
+    from ..studies.storage import open_storage, storage_errors
+    from . import compare as comparing
+    from .prepare import prepare
+    from .progress import Screen
+
+    if output is not None:
+        check_target(output, storage, lambda path: is_json(path, FORMAT), "comparison")
+    if csv is not None:
+        check_target(csv, storage, is_comparison_csv, "comparison")
+    _quiet_optuna(verbose=False)
+    screen = Screen(quiet=quiet)
+    with storage_errors(storage), _memory_errors():
+        opened = open_storage(storage, must_exist=True)
+        found = _find_study(opened, study)
+        options = comparing.stored_options(found, **({} if device is None else {"device": device}))
+        paper = comparing.paper_study(opened, found, paper_study)
+        prepared = prepare(options, screen)
+        comparing.check_unchanged(found, prepared.fingerprint)
+        best, methods = comparing.methods_of(found, options, prepared, paper)
+        for line in prepared.description:
+            screen.line(line)
+        if paper is not None:
+            screen.line(f"paper   study {paper.study_name} (--paper-study)")
+        lines, problems = comparing.compare_study(prepared, methods, best, seeds, screen)
+    rates = prepared.task.rates
+    for table in comparison_tables(lines, rates):
+        _print_table(table)
+        click.echo()
+    for text in (*explanation(lines, seeds, len(prepared.task.holdout)), *problems):
+        click.echo(text)
+    if output is not None:
+        write_json(output, comparison_document(lines, rates, comparing.about(found, prepared, best, paper, seeds)))
+    if csv is not None:
+        write_whole(csv, comparison_csv(lines, rates).encode())
+
+
 @main.command()
 @_storage_option
 def studies(storage: str) -> None:
@@ -231,17 +306,26 @@ def run(options: Options) -> int:
     check_storage(options.storage)
     check_target(options.export, options.storage)
     screen = Screen(quiet=options.quiet)
-    from .memory import is_out_of_memory
     from .prepare import prepare
 
     try:
-        prepared = prepare(options, screen)
-        _quiet_optuna(verbose=options.verbose)
-        with storage_errors(options.storage):
-            return _run_study(options, prepared, screen)
+        with _memory_errors():
+            prepared = prepare(options, screen)
+            _quiet_optuna(verbose=options.verbose)
+            with storage_errors(options.storage):
+                return _run_study(options, prepared, screen)
     except KeyboardInterrupt:
         click.echo("Stopped before the first trial.", err=True)
         return INTERRUPTED
+
+
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Turns a device that is out of memory into one line."""
+    from .memory import is_out_of_memory
+
+    try:
+        yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -254,8 +338,18 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     from ..studies.export import composite_document, write_json
     from ..studies.storage import open_storage
     from .memory import keep_batch_size
+    from .rescore import fresh_measure, rescore
     from .samplers import GRID, UNCONDITIONAL, make_sampler
-    from .search import count_complete, known_curves, open_study, run_search, score_holdout, score_plain, standing
+    from .search import (
+        best_trials,
+        count_complete,
+        known_curves,
+        open_study,
+        run_search,
+        score_holdout,
+        score_plain,
+        standing,
+    )
     from .space import Space
     from .trial import evaluate
 
@@ -297,7 +391,11 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
                 watch=watch,
             )
         if count_complete(study):
-            with screen("score on holdout samples", len(space.fixed_composites()) + 2 - is_plain) as advance:
+            if options.rescore > 1:
+                with screen("score the best again", options.rescore) as advance:
+                    rescore(study, options.rescore, *fresh_measure(prepared), advance)
+            count = len(space.fixed_composites()) + len(best_trials(study)) + 1 - is_plain
+            with screen("score on holdout samples", count) as advance:
                 score_holdout(study, lambda composite: evaluate(task, composite, task.holdout), advance)
                 if not is_plain:
                     score_plain(
@@ -326,16 +424,19 @@ def default_study_name(fingerprint: Mapping[str, Any]) -> str:
 
 def _report(study: Study, options: Options) -> None:
     """The results, on stdout."""
-    from ..studies.report import result_lines, result_table
+    from ..studies.best import best_trial
+    from ..studies.report import rescored_text, result_lines, result_table
     from ..studies.storage import database_file, storage_url
 
-    best = study.best_trial
+    best = best_trial(study)
     holdout = study.user_attrs["holdout"][str(best.number)]
     click.echo(
         f"unpruned accuracy: {best.user_attrs['accuracy'][0]:.1%} on search samples, "
         f"{holdout['accuracy'][0]:.1%} on holdout samples"
     )
     _print_table(result_table(result_lines(study)))
+    if rescored := rescored_text(study):
+        click.echo(rescored)
     click.echo(f"database:  {database_file(options.storage) or options.storage}, study {study.study_name}")
     click.echo(f"best JSON: {options.export}")
     click.echo(f"dashboard: optuna-dashboard {storage_url(options.storage)}")

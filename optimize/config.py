@@ -315,6 +315,13 @@ class Options:
     trials: int = _option(
         100, "Finished trials to reach, those of earlier runs included.", parse=count_from(1), metavar="N"
     )
+    rescore: int = _option(
+        3,
+        "Trials with the highest AUC that are measured again, on validation images left over or else with other "
+        "reference images, before one is called best; 1 for none.",
+        parse=count_from(1),
+        metavar="N",
+    )
     timeout: float | None = _option(
         None,
         "Start no trial after this many seconds of search.",

@@ -346,8 +346,8 @@ def draw_splits(
             f"{search} search and {holdout} holdout samples are asked for, but {dataset.name} has {total} "
             "validation images of these classes; lower --search-samples or --holdout-samples"
         )
-    of_search = _share(search, sizes - 1)
-    of_holdout = _share(holdout, sizes - of_search)
+    of_search = share(search, sizes - 1)
+    of_holdout = share(holdout, sizes - of_search)
     order = np.random.default_rng(seed)
     return {
         "reference": np.concatenate([r[:reference_per_class] for r in train]),
@@ -357,7 +357,7 @@ def draw_splits(
     }
 
 
-def _share(total: int, capacity: Indices) -> Indices:
+def share(total: int, capacity: Indices) -> Indices:
     """Share `total` out in proportion to `capacity`, at least one each, by largest remainders."""
     spare = capacity - 1
     exact = (total - len(capacity)) * spare / max(spare.sum(), 1)

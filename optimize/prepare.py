@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from platformdirs import user_cache_path
 from torch import Tensor
 
-from ..pruning import Graph, Schedule, TraceError, make_repair, trace
+from ..pruning import Graph, Repair, Schedule, TraceError, make_repair, trace
 from ..studies.export import layers_of
 from ..studies.fingerprint import Fingerprint, fingerprint
 from .config import Options
@@ -44,13 +45,31 @@ class Prepared:
     """A task with what a study keeps about it.
 
     fingerprint: what must be the same to continue a study. layers: group and type of each ruled layer.
-    description: lines that say which model, weights and data these are, and how to use others.
+    description: lines that say which model, weights and data these are, and how to use others. source: where the
+    samples come from, for other ones than the task's (`draws`).
     """
 
     task: Task
     fingerprint: Fingerprint
     layers: dict[str, Any]
     description: tuple[str, ...]
+    source: Source = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The data that a task's samples were drawn from.
+
+    classes: indices of those in use. drawn: by samples' name, the rows of the split (`SPLITS`) that they are. read:
+    decodes rows of a split ("train", "val"), and puts the samples on the task's device.
+    """
+
+    dataset: Dataset
+    classes: tuple[int, ...]
+    drawn: Mapping[str, Indices]
+    per_class: int
+    seed: int
+    read: Callable[[str, Indices], Samples]
 
 
 def cache_folder() -> Path:
@@ -91,15 +110,16 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
     of_class = class_logits(dataset, model.num_classes)
     graph, units = _traced(model.module, options.units, options.model)
     graph.to(device)
-    samples: dict[str, Samples] = {}
-    hashes: dict[str, dict[str, int | str]] = {}
+    transform = model.transform
     budget = sample_budget(device) if options.sample_memory is None else options.sample_memory << 20
     store = Store(budget, cache)
-    for name, indices in drawn.items():
-        split: Split = getattr(dataset, SPLITS[name])
-        drawn_samples = _samples(split, indices, of_class, model.transform, store, options.skip_broken, progress)
-        hashes[name] = _sample_mark(drawn_samples)
-        samples[name] = Samples(drawn_samples.inputs.to(device), drawn_samples.targets.to(device))
+
+    def read(split: str, indices: Indices) -> Samples:
+        rows: Split = getattr(dataset, split)
+        found = _samples(rows, indices, of_class, transform, store, options.skip_broken, progress)
+        return Samples(found.inputs.to(device), found.targets.to(device))
+
+    samples = {name: read(SPLITS[name], indices) for name, indices in drawn.items()}
     competing = sorted(of_class[label] for label in classes)
     restricted = len(competing) < model.num_classes
     schedule, repair = how_pruned(graph, options.schedule, options.repair)
@@ -118,16 +138,16 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
         holdout=samples["holdout"],
         schedule=Schedule.parse(schedule),
         precision=options.precision,
-        repair=make_repair(repair, graph, _evenly(reference.inputs, REPAIR_SAMPLES)),
+        repair=repair_from(repair, graph, reference),
     )
     _check_graph(model.module, task, options.model)
     mark = fingerprint(
         model=options.model,
         weights=model.weights_hash,
         data=Path(dataset.name).name,  # wherever the folder lies: what is in it counts
-        image={"size": model.transform.size, "mean": model.transform.mean, "std": model.transform.std},
+        image={"size": transform.size, "mean": transform.mean, "std": transform.std},
         classes=[dataset.classes[label] for label in classes],
-        samples=hashes,
+        samples={name: _sample_mark(drawn_samples) for name, drawn_samples in samples.items()},
         units=units,
         rates=options.rates,
         schedule=schedule,
@@ -135,12 +155,18 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
         precision=options.precision,
     )
     lines = _describe(options, dataset, task, model.description, len(classes), model.num_classes)
-    return Prepared(task, mark, layers_of(graph), lines)
+    source = Source(dataset, classes, drawn, options.reference_samples, options.seed, read)
+    return Prepared(task, mark, layers_of(graph), lines, source)
 
 
 AUTO_SCHEDULE = "every:0.1"
 REPAIR_SAMPLES = 512
 """Repairs keep all their images' activations of a layer at a time: of no more images than this."""
+
+
+def repair_from(name: str, graph: Graph, reference: Samples) -> Repair | None:
+    """The repair of this name, from the reference samples."""
+    return make_repair(name, graph, _evenly(reference.inputs, REPAIR_SAMPLES))
 
 
 def _evenly(images: Images, most: int) -> Images:

@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ..attribution import Composite
 from ..pruning import NotFinite
+from ..studies.best import best_trial
 from ..studies.fingerprint import Fingerprint, difference
 from ..studies.report import fixed_trials
 from .errors import UserError
@@ -196,7 +197,7 @@ def standing(study: Study, trials: int) -> Standing:
 
 
 def score_holdout(study: Study, evaluate: Evaluate, advance: Callable[[int], None]) -> None:
-    """Score the fixed composites and the best one on samples that the search has not seen.
+    """Score the fixed composites and the best one (and the search's own best) on samples that nothing has seen.
 
     The scores become the study's attribute `holdout`, by trial number; what is there is not computed again.
 
@@ -205,12 +206,18 @@ def score_holdout(study: Study, evaluate: Evaluate, advance: Callable[[int], Non
         advance: told after each composite.
     """
     scores: dict[str, Any] = dict(study.user_attrs.get("holdout", {}))
-    for trial in [*fixed_trials(study).values(), study.best_trial]:
+    for trial in [*fixed_trials(study).values(), *best_trials(study)]:
         if trial.state == TrialState.COMPLETE and str(trial.number) not in scores:
             result = evaluate(Composite.from_dict(trial.user_attrs["composite"]))
             scores[str(trial.number)] = {"auc": result.auc, "accuracy": list(result.accuracy)}
             study.set_user_attr("holdout", scores)
         advance(1)
+
+
+def best_trials(study: Study) -> list[FrozenTrial]:
+    """The best trial, and the search's own best where re-scoring said otherwise."""
+    found = {trial.number: trial for trial in (best_trial(study), study.best_trial)}
+    return list(found.values())
 
 
 def score_plain(
@@ -224,7 +231,7 @@ def score_plain(
         evaluate: what a composite is worth so, on the search and on the holdout samples.
         advance: told when it is done.
     """
-    best = study.best_trial
+    best = best_trial(study)
     scores: dict[str, Any] = dict(study.user_attrs.get("plain", {}))
     if str(best.number) not in scores:
         search, holdout = evaluate(Composite.from_dict(best.user_attrs["composite"]))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..optimize.errors import UserError
+from .best import RESCORED, best_trial
 from .storage import database_file
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ PLAIN = {"schedule": "oneshot", "repair": "none"}
 
 
 def complete_trial(study: Study, number: int | None = None) -> FrozenTrial:
-    """The best complete trial of a study, or the one with this number.
+    """The best complete trial of a study (`best_trial`), or the one with this number.
 
     Raises:
         UserError: no complete trial yet, no trial of this number, or one that did not complete.
@@ -40,7 +41,7 @@ def complete_trial(study: Study, number: int | None = None) -> FrozenTrial:
         return trials[0]
     if not complete:
         raise UserError(f"study {study.study_name!r} has no finished trial yet")
-    return study.best_trial
+    return best_trial(study)
 
 
 def composite_document(study: Study, number: int | None = None) -> dict[str, Any]:
@@ -58,7 +59,8 @@ def composite_document(study: Study, number: int | None = None) -> dict[str, Any
         raise UserError(f"study {study.study_name!r} was not made by pxp-optimize")
     trial = complete_trial(study, number)
     composite: dict[str, Any] = trial.user_attrs["composite"]
-    holdout = study.user_attrs.get("holdout", {}).get(str(trial.number))
+    holdout, rescored = (study.user_attrs.get(key, {}).get(str(trial.number)) for key in ("holdout", RESCORED))
+    search_best = study.best_trial
     return {
         "format": FORMAT,
         "model": fingerprint["model"],
@@ -69,6 +71,8 @@ def composite_document(study: Study, number: int | None = None) -> dict[str, Any
         "result": {
             "auc": trial.value,
             **({"holdout_auc": holdout["auc"]} if holdout else {}),
+            **({"rescored_auc": rescored["auc"], "rescored_on": rescored["on"]} if rescored else {}),
+            **({"search_best": {"trial": search_best.number, "auc": search_best.value}} if rescored else {}),
             "study": study.study_name,
             "trial": trial.number,
             "rates": fingerprint["rates"],
@@ -91,12 +95,33 @@ def resolve_layers(composite: Mapping[str, Any], layers: Mapping[str, Mapping[st
     return {name: spec.to_dict() for name, spec in specs.items()}
 
 
-def check_target(path: str | Path, storage: str | None = None) -> None:
+def is_composite(path: Path) -> bool:
+    """Whether a file is empty, or holds a composite."""
+    return is_json(path, "pxp-composite/")
+
+
+def is_json(path: Path, format: str) -> bool:
+    """Whether a file is empty, or holds a document whose `format` begins so."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8") or "{}")
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and (not found or str(found.get("format", "")).startswith(format))
+
+
+def check_target(
+    path: str | Path,
+    storage: str | None = None,
+    replaceable: Callable[[Path], bool] = is_composite,
+    what: str = "composite",
+) -> None:
     """Refuse a file that `write_json` could not or should not write, before any work is done.
+
+    replaceable: whether a file that is there may be replaced, being an earlier `what`.
 
     Raises:
         UserError: a folder or a device, in a folder that is missing or not writable, the storage's own database,
-            or a file that holds anything but an earlier composite (a slip must not cost what is there).
+            or a file that holds anything else (a slip must not cost what is there).
     """
     path = Path(path)
     if path.is_dir():
@@ -109,12 +134,8 @@ def check_target(path: str | Path, storage: str | None = None) -> None:
     if path.exists():
         if not path.is_file():
             raise UserError(f"{path} is not a regular file: give the name of another file to write")
-        try:
-            found = json.loads(path.read_text(encoding="utf-8") or "{}")
-        except (OSError, ValueError):
-            found = None
-        if not isinstance(found, dict) or (found and not str(found.get("format", "")).startswith("pxp-composite/")):
-            raise UserError(f"{path} is there and no composite, left as it is: give the name of another file to write")
+        if not replaceable(path):
+            raise UserError(f"{path} is there and no {what}, left as it is: give the name of another file to write")
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"cannot write {path}: the folder {path.parent} is not writable")
 
@@ -127,12 +148,21 @@ def write_json(path: str | Path, document: Mapping[str, Any]) -> None:
     Raises:
         UserError: the file cannot be written; an existing one is then left as it was.
     """
-    path = Path(path)
     text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    write_whole(path, text.encode())
+
+
+def write_whole(path: str | Path, content: bytes) -> None:
+    """Write a file. A reader sees the old one or the whole new one, also if this is killed.
+
+    Raises:
+        UserError: the file cannot be written; an existing one is then left as it was.
+    """
+    path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with partial.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

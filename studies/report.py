@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from .best import RESCORED, best_trial
+
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.study import Study
@@ -77,7 +79,7 @@ def _best_value(study: Study, complete: Sequence[FrozenTrial]) -> float | None:
 
 def studies_table(lines: Iterable[StudyLine]) -> Table:
     """The list of studies as a table."""
-    table = _table("study", "model", "data", "units", "trials", "best AUC", "last update", numbers=(4, 5))
+    table = new_table("study", "model", "data", "units", "trials", "best AUC", "last update", numbers=(4, 5))
     for line in lines:
         updated = line.updated.strftime("%Y-%m-%d %H:%M") if line.updated else "-"
         count = f"{line.complete} of {line.total}"
@@ -106,7 +108,9 @@ def result_lines(study: Study) -> list[ResultLine]:
 
     lines = [line(name, trial) for name, trial in fixed_trials(study).items()]
     if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        best = study.best_trial
+        best, search_best = best_trial(study), study.best_trial
+        if best.number != search_best.number:
+            lines.append(line(f"the search's best (trial {search_best.number})", search_best))
         fixed = best.user_attrs.get("fixed")
         lines.append(line(f"best (trial {best.number}{f', {fixed}' if fixed else ''})", best))
         plain = study.user_attrs.get("plain", {}).get(str(best.number))
@@ -115,6 +119,17 @@ def result_lines(study: Study) -> list[ResultLine]:
             name = "the same, ranked once, no repair"
             lines.append(ResultLine(name, plain["auc"], plain["holdout_auc"], sparsity))
     return lines
+
+
+def rescored_text(study: Study) -> str | None:
+    """What re-scoring said of the best trials, best first; None where it did not count."""
+    scores = study.user_attrs.get(RESCORED, {})
+    best = best_trial(study)
+    if str(best.number) not in scores:
+        return None
+    ordered = sorted(scores, key=lambda number: (int(number) != best.number, -scores[number]["auc"]))
+    found = ", ".join(f"trial {number} {scores[number]['auc']:.4f}" for number in ordered)
+    return f"re-scored on {scores[str(best.number)]['on']}: {found}"
 
 
 def fixed_trials(study: Study) -> dict[str, FrozenTrial]:
@@ -131,7 +146,9 @@ def fixed_trials(study: Study) -> dict[str, FrozenTrial]:
 
 def result_table(lines: Iterable[ResultLine]) -> Table:
     """The final table of a run."""
-    table = _table("composite", "AUC, search", "AUC, holdout", f"sparsity at {KEPT:.0%} of accuracy", numbers=(1, 2, 3))
+    table = new_table(
+        "composite", "AUC, search", "AUC, holdout", f"sparsity at {KEPT:.0%} of accuracy", numbers=(1, 2, 3)
+    )
     for line in lines:
         sparsity = "-" if line.sparsity is None else f"{line.sparsity:.0%}"
         style = "bold" if line.name.startswith("best") else None
@@ -139,7 +156,8 @@ def result_table(lines: Iterable[ResultLine]) -> Table:
     return table
 
 
-def _table(*headings: str, numbers: Sequence[int]) -> Table:
+def new_table(*headings: str, numbers: Sequence[int]) -> Table:
+    """An empty table. numbers: columns that hold numbers, and are aligned to the right."""
     from rich import box
     from rich.table import Table
 

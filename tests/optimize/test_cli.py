@@ -19,6 +19,7 @@ from pxp_optimize.optimize.cli import units_of
 from pxp_optimize.optimize.config import Options
 from pxp_optimize.optimize.models import build_model
 from pxp_optimize.pruning import TraceError, auc, trace
+from pxp_optimize.studies.best import best_trial
 from pxp_optimize.studies.storage import open_storage
 
 NAME = "network:small-images-filters"
@@ -50,7 +51,7 @@ def uninterrupted(project) -> str:
 
 def test_a_run_says_what_it_uses_and_what_came_out(project, first_run):
     study = load(project)
-    best = study.best_trial
+    best = best_trial(study)
     assert "weights.pt" in first_run.stderr
     assert "images, 3 classes at 16 x 16" in first_run.stderr
     assert "trial 6 of 6: " in first_run.stderr
@@ -87,10 +88,11 @@ def test_the_database_holds_everything_about_the_study(project, first_run):
 def test_the_best_composite_is_left_as_json(project, first_run):
     study = load(project)
     document = json.loads((project.folder / "best.json").read_text())
-    assert document["result"]["trial"] == study.best_trial.number
-    assert document["result"]["auc"] == study.best_value
-    assert document["result"]["holdout_auc"] == study.user_attrs["holdout"][str(study.best_trial.number)]["auc"]
-    stored = Composite.from_dict(study.best_trial.user_attrs["composite"])
+    best = best_trial(study)
+    assert document["result"]["trial"] == best.number
+    assert document["result"]["auc"] == best.value
+    assert document["result"]["holdout_auc"] == study.user_attrs["holdout"][str(best.number)]["auc"]
+    stored = Composite.from_dict(best.user_attrs["composite"])
     loaded = load_composite(project.folder / "best.json")
     assert (loaded.groups, loaded.aggregation, loaded.normalization) == (
         stored.groups,
@@ -194,7 +196,7 @@ def test_export_gives_any_trial_without_the_model(project, first_run):
     best = project.run("export", "--study", NAME, "-o", "again.json")
     one = project.run("export", "--study", NAME, "--trial", "1", "-o", "one.json")
     hidden.rename(project.folder / "network.py")
-    for result, name, number in ((best, "again.json", study.best_trial.number), (one, "one.json", 1)):
+    for result, name, number in ((best, "again.json", best_trial(study).number), (one, "one.json", 1)):
         assert result.returncode == 0, result.stderr
         document = json.loads((project.folder / name).read_text())
         assert document["result"]["trial"] == number
@@ -321,7 +323,7 @@ def test_help_is_complete_and_immediate(project):
     assert result.returncode == 0
     for option in fields(Options):
         assert f"--{option.name.replace('_', '-')}" in result.stdout
-    for command in ("export", "studies", "models"):
+    for command in ("compare", "export", "studies", "models"):
         assert command in result.stdout
     code = "import sys, pxp_optimize.optimize.cli; print({'torch', 'optuna', 'rich'} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,0 +1,59 @@
+"""The best few trials of a search, measured again on samples that they were not chosen by.
+
+Those are validation images that neither search nor holdout has, where there are as many as the search has; else the
+search's images, ranked by other reference images.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+from optuna.study import Study
+
+from ..attribution import Composite
+from ..pruning import NotFinite
+from ..studies.best import RESCORED, candidates
+from .draws import left_over, with_reference
+from .prepare import SPLITS, Prepared
+from .trial import evaluate
+
+DRAWS = 2
+"""Draws of other reference images, where no validation images are left."""
+
+Measure = Callable[[Composite], float]
+
+
+def fresh_measure(prepared: Prepared) -> tuple[str, Measure]:
+    """Which samples the best are measured on, in words, and the AUC of a composite on them.
+
+    NotFinite (relevance that is not finite with these samples) is for the caller to handle.
+    """
+    rows = left_over(prepared.source)
+    if rows is not None:
+        fresh = prepared.source.read(SPLITS["search"], rows)
+        return f"{len(fresh)} other validation images", lambda c: evaluate(prepared.task, c, fresh).auc
+    tasks = [with_reference(prepared, draw) for draw in range(1, DRAWS + 1)]
+    return f"{DRAWS} other draws of the reference images", lambda c: statistics.mean(evaluate(t, c).auc for t in tasks)
+
+
+def rescore(study: Study, count: int, on: str, measure: Measure, advance: Callable[[int], None]) -> None:
+    """Score the `count` best trials anew; what is there is not computed again.
+
+    The search's best comes last: the scores count only once it has one (`best_trial`), so a run that is cut off
+    among them leaves a study whose best is the search's.
+
+    Args:
+        on: what the scores are measured on, in words.
+        advance: told after each trial.
+    """
+    scores = dict(study.user_attrs.get(RESCORED, {}))
+    for trial in reversed(candidates(study, count)):
+        if str(trial.number) not in scores:
+            try:
+                value = measure(Composite.from_dict(trial.user_attrs["composite"]))
+            except NotFinite:
+                value = 0.0  # of no use with other images
+            scores[str(trial.number)] = {"auc": value, "on": on}
+            study.set_user_attr(RESCORED, scores)
+        advance(1)

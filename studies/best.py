@@ -1,0 +1,44 @@
+"""Which trial of a study is its best.
+
+The highest of many AUCs is in part luck, of a trial with just these images. So the few highest are measured again on
+samples that they were not chosen by (`optimize.rescore`), and what counts among them is that score.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
+
+RESCORED = "rescored"
+"""The study attribute that holds the new scores: by trial number, `{"auc": ..., "on": which samples}`."""
+
+
+def best_trial(study: Study) -> FrozenTrial:
+    """The re-scored trial with the highest new score; the search's own best where that was not re-scored (the study
+    is from before, it went on since, or its run was told not to).
+
+    Raises:
+        ValueError: no trial is complete.
+    """
+    best = study.best_trial
+    scores = study.user_attrs.get(RESCORED, {})
+    if str(best.number) not in scores:
+        return best
+    trials = {str(trial.number): trial for trial in study.get_trials(deepcopy=False)}
+    # of equal scores the one that the search found better, then the earlier one
+    number = max(scores, key=lambda number: (scores[number]["auc"], trials[number].value, -int(number)))
+    return trials[number]
+
+
+def candidates(study: Study, count: int) -> list[FrozenTrial]:
+    """The complete trials with the highest AUCs, best first, one of those that rank the units alike."""
+    from optuna.trial import TrialState
+
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    by_ranking: dict[str, FrozenTrial] = {}
+    for trial in sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number)):
+        by_ranking.setdefault(trial.user_attrs.get("ranking_hash", str(trial.number)), trial)
+    return list(by_ranking.values())[:count]
