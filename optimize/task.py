@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,6 +44,18 @@ class Samples:
         return len(self.targets)
 
 
+class Curve(NamedTuple):
+    """What was measured of one ranking on some samples.
+
+    accuracy: at each rate, over the samples that were seen. chunks: AUC of each chunk that was seen
+    (`racing.chunks`); empty where a study kept none. samples: how many were seen.
+    """
+
+    accuracy: list[float]
+    chunks: list[float]
+    samples: int
+
+
 @dataclass(frozen=True)
 class Task:
     """Prepared once per study, shared by all its trials.
@@ -63,10 +76,10 @@ class Task:
     schedule: Schedule = field(default_factory=Schedule)
     repair: Repair | None = None
     # What trials share, so that nothing is measured twice: orders of units by method, curves by samples and
-    # ranking, unpruned accuracies by samples.
-    curves: dict[int, dict[str, list[float]]] = field(default_factory=dict, compare=False, repr=False)
+    # ranking, which samples the unpruned network gets right.
+    curves: dict[int, dict[str, Curve]] = field(default_factory=dict, compare=False, repr=False)
     plans: dict[str, Plan] = field(default_factory=dict, compare=False, repr=False)
-    unpruned: dict[int, float] = field(default_factory=dict, compare=False, repr=False)
+    unpruned: dict[int, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def repair_name(self) -> str:
