@@ -321,7 +321,7 @@ class Options:
         "tpe", "Optuna's sampler that proposes composites; grid goes with --space paper.", choices=(*SAMPLERS, GRID)
     )
     pruner: str = _option(
-        "wilcoxon",
+        "none",
         "Optuna's pruner that stops a trial once it is worse on the search samples it has seen (in up to "
         "20 chunks): wilcoxon stops what is surely worse than the best one; none measures all samples.",
         choices=(*PRUNERS, NONE),
