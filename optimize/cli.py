@@ -338,11 +338,15 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     from ..studies.export import composite_document, write_json
     from ..studies.storage import open_storage
     from .memory import keep_batch_size
+    from .pruners import Race, check_reports, make_pruner
+    from .racing import chunks
     from .rescore import fresh_measure, rescore
     from .samplers import GRID, UNCONDITIONAL, make_sampler
     from .search import (
         best_trials,
+        check_study,
         count_complete,
+        count_finished,
         known_curves,
         open_study,
         run_search,
@@ -360,17 +364,23 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     except ValueError as error:
         raise UserError(f"--sampler {GRID}: {error}") from None
     name = options.study or default_study_name(prepared.fingerprint)
+    storage = open_storage(options.storage)
+    reports = check_reports(check_study(storage, name, prepared.fingerprint), options.pruner)
+    sizes = [len(rows) for rows in chunks(prepared.task.search.targets)]
     attrs = {
         "rates": list(prepared.task.rates),
+        "chunks": sizes,
+        "reports": reports,
         "config": asdict(options),
         "layers": prepared.layers,
         "device": str(prepared.task.graph.device),
     }
-    study = open_study(open_storage(options.storage), name, prepared.fingerprint, attrs)
+    study = open_study(storage, name, prepared.fingerprint, attrs)
     study.sampler = make_sampler(options.sampler, options.seed)
+    study.pruner = make_pruner(options.pruner, len(sizes))
     for line in prepared.description:  # not before it is sure that the run can go on: an error is one line
         screen.line(line)
-    done = count_complete(study)
+    done = count_finished(study)
     state = f"continues, {done} of {options.trials} trials finished" if done else f"{options.trials} trials"
     screen.line(f"study   {name} in {options.storage}: {state}")
     task, plain = prepared.task, prepared.task.plain()
@@ -384,11 +394,12 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
             run_search(
                 study,
                 space,
-                lambda composite: evaluate(task, composite),
+                lambda composite, stop=None: evaluate(task, composite, stop=stop),
                 trials=options.trials,
                 timeout=options.timeout,
                 queue=grid,
                 watch=watch,
+                race=Race(sizes, reports, options.pruner, grid=options.sampler == GRID),
             )
         if count_complete(study):
             if options.rescore > 1:
@@ -405,7 +416,7 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
                     )
     except KeyboardInterrupt:
         click.echo(
-            f"Stopped after {count_complete(study)} of {options.trials} trials. "
+            f"Stopped after {count_finished(study)} of {options.trials} trials. "
             "Run the same command again to continue.",
             err=True,
         )

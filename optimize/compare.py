@@ -23,6 +23,7 @@ from .data import Progress
 from .draws import with_reference
 from .errors import UserError
 from .prepare import Prepared
+from .search import count_complete, count_finished
 from .space import Space
 from .task import Task
 from .trial import Baseline, plan_of
@@ -73,7 +74,7 @@ def paper_study(storage: BaseStorage, study: Study, name: str | None = None) -> 
             other = optuna.load_study(study_name=other_name, storage=storage)
         except KeyError:
             raise UserError(f"no study {other_name!r} in the database (--paper-study)") from None
-        complete = sum(trial.value is not None for trial in other.get_trials(deepcopy=False))
+        complete = count_complete(other)
         mark, config = (other.user_attrs.get(key, {}) for key in ("fingerprint", "config"))
         problem = None
         if config.get("space") != "paper" or not complete:
@@ -98,7 +99,7 @@ def methods_of(
     methods: dict[str, Method] = {name: Composite.from_dict(best.user_attrs["composite"])}
     if paper is not None:
         winner = complete_trial(paper)
-        trials = sum(trial.value is not None for trial in paper.get_trials(deepcopy=False))
+        trials = count_finished(paper)
         methods[f"paper's best of {trials}"] = Composite.from_dict(winner.user_attrs["composite"])
     space = Space.named(options.space, prepared.layers, True, mixed="+" in prepared.task.units)
     methods |= space.fixed_composites()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+from .pruners import NONE, PRUNERS
 from .samplers import GRID, SAMPLERS
 
 if sys.version_info >= (3, 11):
@@ -331,6 +332,12 @@ class Options:
     )
     sampler: str = _option(
         "tpe", "Optuna's sampler that proposes composites; grid goes with --space paper.", choices=(*SAMPLERS, GRID)
+    )
+    pruner: str = _option(
+        "none",
+        "Optuna's pruner that stops a trial once it is worse on the search samples it has seen (in up to "
+        "20 chunks): wilcoxon stops what is surely worse than the best one; none measures all samples.",
+        choices=(*PRUNERS, NONE),
     )
     seed: int = _option(
         0,

@@ -29,7 +29,8 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a study stands. best, fixed: the best AUC of all and of the fixed composites, with its name."""
+    """Where a study stands. best, fixed: the best AUC of all and of the fixed composites, with its name.
+    stopped: how many of those done were stopped early."""
 
     done: int
     total: int
@@ -37,6 +38,7 @@ class Standing:
     best_name: str = ""
     fixed: float | None = None
     fixed_name: str = ""
+    stopped: int = 0
 
     def __str__(self) -> str:
         if self.best is None:
@@ -44,6 +46,8 @@ class Standing:
         text = f"best AUC {self.best:.4f} ({self.best_name})"
         if self.fixed is not None and self.best_name != self.fixed_name:
             text += f", best fixed {self.fixed:.4f} ({self.fixed_name})"
+        if self.stopped:
+            text += f", {self.stopped} stopped early"
         return text
 
 

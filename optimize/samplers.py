@@ -34,12 +34,15 @@ def _cmaes(seed: int) -> BaseSampler:
     """CMA-ES over the numbers; TPE, one parameter at a time, over the rules and other categories.
 
     CMA-ES knows neither categories nor parameters that only some trials have. So it needs a space whose
-    numbers are there in every trial (`Space(conditional=False)`), and leaves the categories to TPE.
+    numbers are there in every trial (`Space(conditional=False)`), and leaves the categories to TPE. A trial
+    that was stopped counts by the AUC over the samples it has seen.
     """
     from optuna.samplers import CmaEsSampler, TPESampler
 
     independent = TPESampler(seed=seed, multivariate=False)
-    return CmaEsSampler(seed=seed, independent_sampler=independent, warn_independent_sampling=False)
+    return CmaEsSampler(
+        seed=seed, independent_sampler=independent, warn_independent_sampling=False, consider_pruned_trials=True
+    )
 
 
 def _gp(seed: int) -> BaseSampler:
@@ -76,7 +79,8 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
     def fresh(*parts: object) -> BaseSampler:
         digest = hashlib.sha256(repr((seed, *parts)).encode()).digest()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)  # TPE's groups, in use for years
+            # TPE's groups and CMA-ES's stopped trials, in use for years
+            warnings.simplefilter("ignore", ExperimentalWarning)
             return build(int.from_bytes(digest[:4], "little"))
 
     class Repeatable(BaseSampler):

@@ -27,8 +27,11 @@ from ..studies.best import best_trial
 from ..studies.fingerprint import Fingerprint, difference
 from ..studies.report import fixed_trials
 from .errors import UserError
+from .likeness import nearest
 from .progress import Standing
+from .pruners import Race, Stopper
 from .space import Space
+from .task import Curve
 
 MAX_INTERRUPTIONS = 3
 """How often a trial may take its process down before it is taken for the cause, and failed."""
@@ -50,7 +53,22 @@ class Result(Protocol):
     def ranking_hash(self) -> str: ...
 
 
-Evaluate = Callable[[Composite], Result]
+@runtime_checkable
+class Raced(Result, Protocol):
+    """What an evaluation in chunks has besides. chunks: AUC of each one seen. steps: see `likeness.pack`."""
+
+    @property
+    def chunks(self) -> list[float]: ...
+    @property
+    def samples(self) -> int: ...
+    @property
+    def stopped(self) -> bool: ...
+    @property
+    def steps(self) -> str: ...
+
+
+Evaluate = Callable[..., Result]
+"""Called with a composite; in a race also with what says when to stop (`pruners.Stop`)."""
 Watch = Callable[[Standing, str], None]
 
 
@@ -104,18 +122,20 @@ def run_search(
     timeout: float | None = None,
     queue: Sequence[Mapping[str, Any]] = (),
     watch: Watch | None = None,
+    race: Race | None = None,
 ) -> None:
-    """Run trials, the fixed composites first, until the study has `trials` complete ones.
+    """Run trials, the fixed composites first, until the study has `trials` finished ones.
 
     Args:
         study: with its sampler set. Several processes may run the same one.
         space: what to propose.
         evaluate: what a composite is worth. NotFinite (relevance that is not finite) fails the trial, and
             the search goes on.
-        trials: complete trials to reach, those that are there included.
+        trials: finished trials to reach, those that are there included: complete ones, and stopped ones.
         timeout: start no trial after this many seconds.
         queue: parameters to try, after the fixed composites and before the sampler proposes any.
         watch: told after each trial.
+        race: whether trials are stopped, by the study's pruner; None for never.
 
     Raises:
         UserError: too many trials failed one after another.
@@ -127,11 +147,11 @@ def run_search(
     _enqueue_fixed(study, space)
     _enqueue(study, queue)
     failures = 0
-    while count_complete(study) < trials:
+    while count_finished(study) < trials:
         if timeout is not None and time.monotonic() - started >= timeout:
             break
         try:
-            trial, outcome = _run_trial(study, space, evaluate)
+            trial, outcome = _run_trial(study, space, evaluate, race)
         except BaseException as error:
             # Ctrl-C is no sign that the trial is at fault; anything else may be.
             _requeue_own(study, blame=not isinstance(error, KeyboardInterrupt))
@@ -142,11 +162,23 @@ def run_search(
             raise UserError(f"{failures} trials in a row failed, the last one since {outcome}")
         if watch is not None:
             name = trial.user_attrs.get("fixed", f"no. {trial.number}")
-            text = f"AUC {outcome.auc:.4f}" if isinstance(outcome, Result) else f"failed, {outcome}"
-            watch(standing(study, trials), f"{name}, {text}")
+            watch(standing(study, trials), f"{name}, {_told(trial, outcome)}")
 
 
-def _run_trial(study: Study, space: Space, evaluate: Evaluate) -> tuple[Trial, Result | NotFinite]:
+def _told(trial: Trial, outcome: Result | NotFinite) -> str:
+    """What became of a trial, in a few words."""
+    if isinstance(outcome, NotFinite):
+        return f"failed, {outcome}"
+    text = f"AUC {outcome.auc:.4f}"
+    if isinstance(outcome, Raced) and outcome.stopped:
+        text = f"stopped at {text} after {outcome.samples} samples"
+    like = trial.user_attrs.get("like")
+    if like:
+        text += f", like no. {like['trial']} (rank correlation {like['correlation']:.4f})"
+    return text
+
+
+def _run_trial(study: Study, space: Space, evaluate: Evaluate, race: Race | None) -> tuple[Trial, Result | NotFinite]:
     """One trial, from the queue where there is one; a failed one gives the error that failed it."""
     # Signed while it waits, so that a trial that runs always has an owner, whenever this process is killed.
     waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
@@ -160,8 +192,9 @@ def _run_trial(study: Study, space: Space, evaluate: Evaluate) -> tuple[Trial, R
         trial.set_user_attr("owner", _owner())
     composite = space.suggest(trial)
     trial.set_user_attr("composite", composite.to_dict())
+    stop = None if race is None else race.stopper(study, trial)
     try:
-        result = evaluate(composite)
+        result = evaluate(composite) if stop is None else evaluate(composite, stop)
     except NotFinite as error:
         trial.set_user_attr("error", str(error))
         study.tell(trial, state=TrialState.FAIL)
@@ -169,8 +202,33 @@ def _run_trial(study: Study, space: Space, evaluate: Evaluate) -> tuple[Trial, R
     trial.set_user_attr("accuracy", list(result.accuracy))
     trial.set_user_attr("seconds", dict(result.seconds))
     trial.set_user_attr("ranking_hash", result.ranking_hash)
+    if isinstance(result, Raced):
+        _record_race(study, trial, result, race, stop)
+        if result.stopped:
+            study.tell(trial, state=TrialState.PRUNED)
+            return trial, result
     study.tell(trial, result.auc)
     return trial, result
+
+
+STEPS = "pxp:steps"
+
+
+def _record_race(study: Study, trial: Trial, result: Raced, race: Race | None, stopper: Stopper | None) -> None:
+    """What is kept of a trial besides its curve: its chunks, and which earlier one it is like."""
+    trial.set_user_attr("chunks", list(result.chunks))
+    trial.set_user_attr("samples", result.samples)
+    if race is not None:
+        race.close(study, trial, result.chunks, stopper, result.auc if result.stopped else None)
+    finished = study.get_trials(deepcopy=False, states=FINISHED)
+    others = {other.number: other.system_attrs[STEPS] for other in finished if STEPS in other.system_attrs}
+    like = nearest(result.steps, others)
+    if like is not None:
+        trial.set_user_attr("like", {"trial": like[0], "correlation": round(like[1], 6)})
+    study._storage.set_trial_system_attr(trial._trial_id, STEPS, result.steps)
+
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 def count_complete(study: Study) -> int:
@@ -178,22 +236,35 @@ def count_complete(study: Study) -> int:
     return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
 
 
-def known_curves(study: Study) -> dict[str, list[float]]:
-    """The accuracy curve of every ranking that a study has measured, by the ranking's hash."""
+def count_finished(study: Study) -> int:
+    """How many trials of a study are complete, or were stopped since they were worse."""
+    return len(study.get_trials(deepcopy=False, states=FINISHED))
+
+
+def known_curves(study: Study) -> dict[str, Curve]:
+    """The curve of every ranking that a study has measured on all samples, by the ranking's hash."""
+    count = sum(study.user_attrs.get("chunks", ()))  # 0 where a study kept none
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return {trial.user_attrs["ranking_hash"]: list(trial.user_attrs["accuracy"]) for trial in complete}
+    return {
+        trial.user_attrs["ranking_hash"]: Curve(
+            list(trial.user_attrs["accuracy"]),
+            list(trial.user_attrs.get("chunks", ())),
+            trial.user_attrs.get("samples", count),
+        )
+        for trial in complete
+    }
 
 
 def standing(study: Study, trials: int) -> Standing:
-    """Where a study stands on its way to this many complete trials."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    """Where a study stands on its way to this many finished trials."""
+    done, complete = count_finished(study), count_complete(study)
     if not complete:
-        return Standing(0, trials)
+        return Standing(done, trials, stopped=done)
     best = study.best_trial
     fixed = [(name, trial.value) for name, trial in fixed_trials(study).items() if trial.value is not None]
     fixed_name, fixed_value = max(fixed, key=lambda item: item[1], default=("", None))
     best_name = best.user_attrs.get("fixed", f"no. {best.number}")
-    return Standing(len(complete), trials, best.value, best_name, fixed_value, fixed_name)
+    return Standing(done, trials, best.value, best_name, fixed_value, fixed_name, done - complete)
 
 
 def score_holdout(study: Study, evaluate: Evaluate, advance: Callable[[int], None]) -> None:

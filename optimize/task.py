@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +35,10 @@ class Images:
         pixels = self.pixels[item].to(self.mean.device) if self.ahead is None else self.ahead[item]
         return (pixels.to(self.mean.dtype) / 255 - self.mean) / self.std
 
+    def take(self, rows: Tensor) -> Images:
+        """The images of these rows (indices), in their order."""
+        return Images(self.pixels[rows.to(self.pixels.device)], self.mean, self.std)
+
     def to(self, device: torch.device) -> Images:
         mean, std = self.mean.to(device), self.std.to(device)
         if not self.in_file:
@@ -50,6 +55,18 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+
+class Curve(NamedTuple):
+    """What was measured of one ranking on some samples.
+
+    accuracy: at each rate, over the samples that were seen. chunks: AUC of each chunk that was seen
+    (`racing.chunks`); empty where a study kept none. samples: how many were seen.
+    """
+
+    accuracy: list[float]
+    chunks: list[float]
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -74,10 +91,10 @@ class Task:
     repair: Repair | None = None
     precision: str = "fp32"
     # What trials share, so that nothing is measured twice: orders of units by method, curves by samples (with
-    # the precision, see `measured`) and ranking, unpruned accuracies by samples.
-    curves: dict[tuple[int, str], dict[str, list[float]]] = field(default_factory=dict, compare=False, repr=False)
+    # the precision, see `measured`) and ranking, which samples the unpruned network gets right.
+    curves: dict[tuple[int, str], dict[str, Curve]] = field(default_factory=dict, compare=False, repr=False)
     plans: dict[str, Plan] = field(default_factory=dict, compare=False, repr=False)
-    unpruned: dict[tuple[int, str], float] = field(default_factory=dict, compare=False, repr=False)
+    unpruned: dict[tuple[int, str], Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def batch_size(self) -> int:

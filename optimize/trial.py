@@ -9,11 +9,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..attribution import Composite, collect_relevance, collect_scores
-from ..pruning import Graph, Plan, accuracy, auc
-from .task import Samples, Task
+from ..pruning import Graph, Plan, auc
+from .likeness import pack
+from .pruners import Stop
+from .racing import measure
+from .task import Curve, Samples, Task
 
 
 @dataclass(frozen=True)
@@ -30,19 +33,27 @@ class Evaluation:
 
     accuracy: top-1, one for each of the task's rates. auc: area under it, in [0, 1]. seconds: wall time of
     "relevance" (all steps, with their repairs) and of "evaluation". ranking_hash: two trials of a task share
-    it exactly when they prune the same units at every rate.
+    it exactly when they prune the same units at every rate. chunks: AUC of each chunk of samples that was seen
+    (`racing.chunks`). samples: how many were seen; accuracy and auc are over these. stopped: whether that is
+    not all. steps: when each unit goes (`likeness.pack`).
     """
 
     accuracy: list[float]
     auc: float
     seconds: dict[str, float]
     ranking_hash: str
+    chunks: list[float]
+    samples: int
+    stopped: bool
+    steps: str
 
 
-def evaluate(task: Task, method: Composite | Baseline, samples: Samples | None = None) -> Evaluation:
+def evaluate(
+    task: Task, method: Composite | Baseline, samples: Samples | None = None, stop: Stop | None = None
+) -> Evaluation:
     """The accuracy curve of a composite (or of a baseline) on the search samples.
 
-    samples: measure on these instead, for example the holdout.
+    samples: measure on these instead, for example the holdout. stop: asked after each chunk of samples.
 
     Raises:
         CompositeError: the composite does not fit the model.
@@ -53,13 +64,17 @@ def evaluate(task: Task, method: Composite | Baseline, samples: Samples | None =
     plan = plan_of(task, method)
     digest = plan.ranking.digest(task.rates)
     ranked = time.perf_counter()
-    curve = curve_of(task, plan, digest, samples)
+    curve = curve_of(task, plan, digest, samples, stop)
     done = time.perf_counter()
     return Evaluation(
-        accuracy=curve,
-        auc=auc(task.rates, curve),
+        accuracy=list(curve.accuracy),
+        auc=auc(task.rates, curve.accuracy),
         seconds={"relevance": ranked - start, "evaluation": done - ranked},
         ranking_hash=digest,
+        chunks=list(curve.chunks),
+        samples=curve.samples,
+        stopped=curve.samples < len(samples),
+        steps=pack(plan.ranking, task.rates),
     )
 
 
@@ -83,30 +98,12 @@ def scores(task: Task, method: Composite | Baseline, graph: Graph) -> dict[str, 
     return task.batching.run(lambda size: collect_relevance(graph, method, inputs, targets, task.units, size))
 
 
-def curve_of(task: Task, plan: Plan, digest: str, samples: Samples) -> list[float]:
+def curve_of(task: Task, plan: Plan, digest: str, samples: Samples, stop: Stop | None = None) -> Curve:
     """The accuracy curve of a plan; one that was measured before is not measured again."""
     known = task.curves.setdefault(task.measured(samples), {})
-    if digest not in known:
-        known[digest] = [
-            _accuracy(task, graph.network, samples) for graph in plan.networks(task.graph, task.rates, task.repair)
-        ]
-    return list(known[digest])
-
-
-def _accuracy(task: Task, network: nn.Module, samples: Samples) -> float:
-    key = task.measured(samples)
-    if network is task.graph.network and key in task.unpruned:  # the same in every trial
-        return task.unpruned[key]
-    value = task.batching.run(
-        lambda size: accuracy(
-            network,
-            samples.inputs,
-            samples.targets,
-            logits=task.logits,
-            batch_size=size,
-            precision=task.precision,
-        )
-    )
-    if network is task.graph.network:
-        task.unpruned[key] = value
-    return value
+    if digest in known:
+        return known[digest]
+    curve = measure(task, plan, samples, stop)
+    if curve.samples == len(samples):
+        known[digest] = curve
+    return curve

@@ -1,7 +1,7 @@
 """The graph of a model, its units, ranking, masks, compact models and accuracy curves."""
 
 from .compact import compact, compact_model, masked_model
-from .curve import DEFAULT_RATES, Batches, accuracy, accuracy_curve, auc, correct, masks_curve, sparsity_at
+from .curve import DEFAULT_RATES, Batches, accuracy, accuracy_curve, auc, correct, masks_curve, predictor, sparsity_at
 from .graph import Graph, TraceError, trace
 from .masks import Masks, NotFinite, Ranking, nested, prune_masks, rank
 from .network import Network
@@ -34,6 +34,7 @@ __all__ = [
     "masked_model",
     "masks_curve",
     "nested",
+    "predictor",
     "prune_masks",
     "pruned",
     "rank",

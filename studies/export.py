@@ -37,7 +37,8 @@ def complete_trial(study: Study, number: int | None = None) -> FrozenTrial:
         if not trials:
             raise UserError(f"study {study.study_name!r} has no trial {number}")
         if trials[0].state != TrialState.COMPLETE:
-            raise UserError(f"trial {number} of study {study.study_name!r} is {trials[0].state.name.lower()}")
+            state = "stopped early" if trials[0].state == TrialState.PRUNED else trials[0].state.name.lower()
+            raise UserError(f"trial {number} of study {study.study_name!r} is {state}")
         return trials[0]
     if not complete:
         raise UserError(f"study {study.study_name!r} has no finished trial yet")

@@ -21,7 +21,8 @@ KEPT = 0.95
 
 @dataclass(frozen=True)
 class StudyLine:
-    """One study of a storage. best: the highest AUC, None without a complete trial. updated: local time."""
+    """One study of a storage. best: the highest AUC, None without a complete trial. updated: local time.
+    stopped: trials that ended early, since they were worse."""
 
     name: str
     complete: int
@@ -31,6 +32,7 @@ class StudyLine:
     data: str
     units: str
     updated: datetime | None
+    stopped: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def list_studies(storage: BaseStorage) -> list[StudyLine]:
                 data=mark.get("data", "-"),
                 units=mark.get("units", "-"),
                 updated=max(times, default=None),
+                stopped=sum(trial.state == TrialState.PRUNED for trial in trials),
             )
         )
     return lines
@@ -82,7 +85,7 @@ def studies_table(lines: Iterable[StudyLine]) -> Table:
     table = new_table("study", "model", "data", "units", "trials", "best AUC", "last update", numbers=(4, 5))
     for line in lines:
         updated = line.updated.strftime("%Y-%m-%d %H:%M") if line.updated else "-"
-        count = f"{line.complete} of {line.total}"
+        count = f"{line.complete} of {line.total}" + (f", {line.stopped} stopped early" if line.stopped else "")
         table.add_row(line.name, line.model, line.data, line.units, count, _number(line.best), updated)
     return table
 

@@ -12,7 +12,7 @@ from pxp_optimize.optimize.config import Options
 from pxp_optimize.optimize.prepare import prepare
 from pxp_optimize.optimize.task import Task
 from pxp_optimize.optimize.trial import Baseline, evaluate, plan_of
-from pxp_optimize.pruning import accuracy, auc, masked_model, pruned, rank
+from pxp_optimize.pruning import accuracy, auc, correct, masked_model, pruned, rank
 
 RATES = (0.0, 0.2, 0.4, 0.6, 0.8)
 
@@ -82,16 +82,16 @@ def test_the_plain_form_of_a_task(make_task):
 def test_the_same_masks_are_measured_once(make_task, monkeypatch):
     task: Task = make_task()
     first = evaluate(task, GAMMA)
-    monkeypatch.setattr("pxp_optimize.optimize.trial.accuracy", lambda *a, **k: pytest.fail("measured again"))
+    monkeypatch.setattr("pxp_optimize.optimize.racing.correct", lambda *a, **k: pytest.fail("measured again"))
     again = evaluate(task, replace(GAMMA, normalization="none"))
     assert again.accuracy == first.accuracy
 
 
 def test_the_unpruned_network_is_measured_once(make_task, monkeypatch):
-    from pxp_optimize.optimize import trial
+    from pxp_optimize.optimize import racing
 
     seen = []
-    monkeypatch.setattr(trial, "accuracy", lambda network, *a, **k: seen.append(network) or accuracy(network, *a, **k))
+    monkeypatch.setattr(racing, "correct", lambda network, *a, **k: seen.append(network) or correct(network, *a, **k))
     task: Task = make_task()
     evaluate(task, GAMMA)
     evaluate(task, Baseline("random", 1))

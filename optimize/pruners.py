@@ -1,0 +1,190 @@
+"""Optuna's pruners by name, and the race that they decide: trials that are surely worse stop half-way.
+
+The search samples come in chunks, the same ones in every trial (`racing.chunks`). After each chunk a trial
+reports, and the pruner says whether to go on. A trial that was stopped is in state PRUNED, and counts as finished.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .errors import UserError
+
+if TYPE_CHECKING:  # Optuna takes a while to import, and the command line needs only the names
+    from optuna.pruners import BasePruner
+    from optuna.study import Study
+    from optuna.trial import Trial
+
+Factory = Callable[[int], "BasePruner"]
+Stop = Callable[[int, float], bool]
+"""Told the number of a chunk, from 1, and the AUC over its samples: whether to stop there."""
+
+
+def _wilcoxon(chunks: int) -> BasePruner:
+    """Stops what the signed-rank test finds worse than the best trial, chunk paired with chunk (Wilcoxon 1945)."""
+    from optuna.pruners import WilcoxonPruner
+
+    return WilcoxonPruner(p_threshold=P_THRESHOLD, n_startup_steps=2)
+
+
+def _median(chunks: int) -> BasePruner:
+    """Stops what is worse than half of the trials were after as many chunks."""
+    from optuna.pruners import MedianPruner
+
+    return MedianPruner()
+
+
+def _hyperband(chunks: int) -> BasePruner:
+    """Successive halving from several starts, chunks being what is spent (Li et al. 2018).
+
+    Which start a trial gets hangs on its number and the study's name.
+    """
+    from optuna.pruners import HyperbandPruner
+
+    return HyperbandPruner(min_resource=1, max_resource=chunks, reduction_factor=3)
+
+
+NONE = "none"
+PRUNERS: dict[str, Factory] = {"wilcoxon": _wilcoxon, "median": _median, "hyperband": _hyperband}
+P_THRESHOLD = 0.02
+REPORTS = {"wilcoxon": "chunk", "median": "mean", "hyperband": "mean"}
+"""What a pruner's trials report after each chunk: the AUC of that `chunk`, or the `mean` of all so far."""
+
+
+def make_pruner(name: str, chunks: int) -> BasePruner:
+    """The pruner of a study whose search samples come in so many chunks.
+
+    Raises:
+        KeyError: unknown name.
+    """
+    from optuna.exceptions import ExperimentalWarning
+    from optuna.pruners import NopPruner
+
+    if name == NONE:
+        return NopPruner()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)  # Wilcoxon's
+        return PRUNERS[name](chunks)
+
+
+def check_reports(study: Study | None, pruner: str) -> str:
+    """What the trials of a study report, a key of `REPORTS`' values. Writes nothing.
+
+    Raises:
+        UserError: the trials that are there report what this pruner cannot compare.
+    """
+    known = None if study is None else study.user_attrs.get("reports")
+    wanted = REPORTS.get(pruner)
+    if known and wanted and known != wanted:
+        fitting = " or ".join(name for name, kind in REPORTS.items() if kind == known)
+        raise UserError(
+            f"--pruner {pruner} cannot compare the trials of this study, which ran for {fitting}: "
+            f"give --pruner {fitting.replace(' or ', ' or --pruner ')}, --pruner none, or another name with --study"
+        )
+    return known or wanted or "chunk"
+
+
+@dataclass(frozen=True)
+class Race:
+    """What the trials of a study report, and whether they are stopped.
+
+    The fixed composites and trials that were put into the queue with their parameters are never stopped; of a
+    grid, where all are, only the fixed ones are spared.
+
+    sizes: samples of each chunk. reports: `chunk` or `mean`, see `REPORTS`. pruner: its name. grid: as above.
+    """
+
+    sizes: Sequence[int]
+    reports: str
+    pruner: str
+    grid: bool = False
+
+    def stopper(self, study: Study, trial: Trial) -> Stopper | None:
+        """What asks the study's pruner after each chunk of the trial; None for one that runs to its end."""
+        spared = "fixed" in trial.user_attrs or (_system_attrs(study, trial).get("fixed_params") and not self.grid)
+        if self.pruner == NONE or spared or len(self.sizes) < 2:
+            return None
+        return Stopper(self, _mirror(study), trial.number)
+
+    def value(self, aucs: Sequence[float]) -> float:
+        """What is reported after the last of these chunks."""
+        if self.reports == "chunk":
+            return aucs[-1]
+        sizes = self.sizes[: len(aucs)]  # over samples, since the area is linear in the accuracies
+        return sum(size * part for size, part in zip(sizes, aucs, strict=True)) / sum(sizes)
+
+    def close(
+        self, study: Study, trial: Trial, aucs: Sequence[float], stopper: Stopper | None, stopped_at: float | None
+    ) -> None:
+        """Reports a measured trial to the study; twice does no harm.
+
+        aucs: of the chunks that were measured. stopped_at: of a trial that was stopped, the AUC over their samples.
+        It is the last report, at the same step for all such trials (one more than there are chunks): Optuna
+        takes the last one for the trial's value, and its samplers compare stopped trials by it.
+        """
+        values = {chunk: self.value(aucs[:chunk]) for chunk in range(1, len(aucs) + 1)}
+        if stopped_at is not None:
+            trial.set_user_attr("stopped_after", len(aucs))
+            values[len(self.sizes) + 1] = stopped_at
+        known = study._storage.get_trial(trial._trial_id).intermediate_values
+        for step, value in values.items():
+            if step not in known:  # Optuna would warn
+                trial.report(value, step)
+        for key, left in (stopper.left_behind() if stopper else {}).items():
+            study._storage.set_trial_system_attr(trial._trial_id, key, left)
+
+
+class Stopper:
+    """Asks a pruner, of a copy of the study: a trial that is cut off leaves nothing behind, and gets the same
+    answers when it runs again (Optuna's successive halving writes down that it was asked)."""
+
+    def __init__(self, race: Race, mirror: Study, number: int) -> None:
+        from optuna.trial import Trial
+
+        self._race = race
+        self._trial = Trial(mirror, mirror.get_trials(deepcopy=False)[number]._trial_id)
+        self._mirror = mirror
+        self._aucs: list[float] = []
+
+    def __call__(self, chunk: int, auc: float) -> bool:
+        self._aucs.append(auc)
+        self._trial.report(self._race.value(self._aucs), chunk)
+        if chunk == len(self._race.sizes):
+            return False
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # where the best trial reported nothing, Wilcoxon stops nothing
+            return self._trial.should_prune()
+
+    def left_behind(self) -> dict[str, Any]:
+        """What the pruner wrote down about the trial, for when it is asked about others."""
+        return {key: value for key, value in _system_attrs(self._mirror, self._trial).items() if key.startswith(RUNG)}
+
+
+RUNG = "completed_rung_"
+"""How the keys begin under which Optuna's successive halving keeps what a trial reached."""
+
+
+def _system_attrs(study: Study, trial: Trial) -> dict[str, Any]:
+    return study._storage.get_trial(trial._trial_id).system_attrs
+
+
+def _mirror(study: Study) -> Study:
+    """A copy of the study in memory, as far as pruners look. Trials that run now have not reported anything."""
+    import optuna
+    from optuna.trial import TrialState
+
+    storage = optuna.storages.InMemoryStorage()
+    number = storage.create_new_study(study.directions, study.study_name)
+    for trial in study.get_trials(deepcopy=False):
+        copied = copy.copy(trial)
+        copied.params, copied.distributions, copied.user_attrs = {}, {}, {}
+        if not trial.state.is_finished():
+            copied.state, copied.system_attrs, copied.intermediate_values = TrialState.RUNNING, {}, {}
+        else:
+            copied.system_attrs = {key: left for key, left in trial.system_attrs.items() if key.startswith(RUNG)}
+        storage.create_new_trial(number, template_trial=copied)
+    return optuna.Study(study.study_name, storage, pruner=study.pruner)
