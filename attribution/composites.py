@@ -153,7 +153,7 @@ class Composite:
         ranking = _mapping(entries.get("ranking", {}), "ranking")
         _refuse_unknown(ranking, ("aggregation", "normalization", "balance"), "ranking")
         pruning = _mapping(entries.get("pruning", {}), "pruning")
-        _refuse_unknown(pruning, ("schedule", "repair"), "pruning")
+        _refuse_unknown(pruning, ("schedule", "repair", "repair_samples"), "pruning")
         _choice(pruning, "repair", REPAIRS, "none", "pruning")
         try:
             Schedule.parse(str(pruning.get("schedule", "oneshot")))

@@ -22,13 +22,15 @@ def prune(
     rate: float,
     *,
     batch_size: int = 64,
+    repair_inputs: Batches | None = None,
 ) -> nn.Module:
     """The model without its least relevant units, ranked, cut and repaired as the document says.
 
     source: a `pxp-composite/1` file such as `best.json`, or its content; its `pruning` names the schedule and
     the repair (absent: ranked once, nothing repaired). inputs: the reference samples, float images, shape
     (n, channels, height, width). targets: logit indices, int64, shape (n,). rate: the part of the units to
-    remove, in [0, 1]. The model stays as it is.
+    remove, in [0, 1]. repair_inputs: the images of a study with `--repair-samples`, (n, channels, height, width);
+    the reference samples otherwise. The model stays as it is.
 
     Raises:
         CompositeError: the document is malformed or does not fit the model.
@@ -40,7 +42,7 @@ def prune(
     how, units = document.get("pruning", {}), document.get("units")
     graph = trace(model)
     schedule = Schedule.parse(how.get("schedule", "oneshot"))
-    repair = make_repair(how.get("repair", "none"), graph, inputs)
+    repair = make_repair(how.get("repair", "none"), graph, inputs if repair_inputs is None else repair_inputs)
 
     def score(network: Graph) -> dict[str, Tensor]:
         return collect_relevance(network, composite, inputs, targets, units, batch_size)

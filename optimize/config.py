@@ -307,6 +307,14 @@ class Options:
         "`auto` is batchnorm where the network has any, else least-squares.",
         choices=REPAIRS,
     )
+    repair_samples: int | None = _option(
+        None,
+        "Images in all that repairs read, from the training images and without their labels: the reference samples "
+        "and as many more.",
+        parse=count_from(2),
+        metavar="N",
+        unset="the reference samples",
+    )
     space: str = _option(
         "auto",
         "Which composites are searched: `depth` (a rule with its number per depth group), `type` (per type of "

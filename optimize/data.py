@@ -357,6 +357,23 @@ def draw_splits(
     }
 
 
+def unlabelled(dataset: Dataset, classes: Sequence[int], reference: Indices, count: int, seed: int) -> Indices:
+    """Rows of the training split for what needs no labels: the reference samples, then others of these classes,
+    whatever class they are of.
+
+    Raises:
+        UserError: the training split has fewer.
+    """
+    labels = dataset.train.labels
+    others = np.setdiff1d(np.flatnonzero(np.isin(labels, classes)), reference)
+    if count > len(reference) + len(others):
+        raise UserError(
+            f"--repair-samples {count}: {dataset.name} has {len(reference) + len(others)} training images of these "
+            "classes; give fewer"
+        )
+    return np.concatenate([reference, np.random.default_rng((seed, count)).permutation(others)])[:count]
+
+
 def share(total: int, capacity: Indices) -> Indices:
     """Share `total` out in proportion to `capacity`, at least one each, by largest remainders."""
     spare = capacity - 1

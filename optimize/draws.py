@@ -22,7 +22,7 @@ def with_reference(prepared: Prepared, draw: int) -> Task:
     """
     task = prepared.task
     reference = prepared.source.read(SPLITS["reference"], other_reference(prepared.source, draw))
-    repair = repair_from(task.repair_name, task.graph, reference)
+    repair = repair_from(task.repair_name, task.graph, reference, prepared.source.repair)
     return replace(task, reference=reference, repair=repair, curves={}, plans={}, unpruned={})
 
 

@@ -29,6 +29,7 @@ from .data import (
     no_progress,
     open_dataset,
     pick_classes,
+    unlabelled,
 )
 from .errors import UserError
 from .memory import Batching, choose_batch_size, sample_budget
@@ -61,7 +62,8 @@ class Source:
     """The data that a task's samples were drawn from.
 
     classes: indices of those in use. drawn: by samples' name, the rows of the split (`SPLITS`) that they are. read:
-    decodes rows of a split ("train", "val"), and puts the samples on the task's device.
+    decodes rows of a split ("train", "val"), and puts the samples on the task's device. repair: images for repairs
+    other than the reference samples, or None.
     """
 
     dataset: Dataset
@@ -70,6 +72,7 @@ class Source:
     per_class: int
     seed: int
     read: Callable[[str, Indices], Samples]
+    repair: Images | None = None
 
 
 def cache_folder() -> Path:
@@ -120,6 +123,10 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
         return Samples(found.inputs.to(device), found.targets.to(device))
 
     samples = {name: read(SPLITS[name], indices) for name, indices in drawn.items()}
+    if options.repair_samples is not None:
+        rows = unlabelled(dataset, classes, drawn["reference"], options.repair_samples, options.seed)
+        samples["repair"] = read("train", rows)
+    repair_images = samples["repair"].inputs if "repair" in samples else None
     competing = sorted(of_class[label] for label in classes)
     restricted = len(competing) < model.num_classes
     schedule, repair = how_pruned(graph, options.schedule, options.repair)
@@ -138,7 +145,7 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
         holdout=samples["holdout"],
         schedule=Schedule.parse(schedule),
         precision=options.precision,
-        repair=repair_from(repair, graph, reference),
+        repair=repair_from(repair, graph, reference, repair_images),
     )
     _check_graph(model.module, task, options.model)
     mark = fingerprint(
@@ -155,7 +162,7 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
         precision=options.precision,
     )
     lines = _describe(options, dataset, task, model.description, len(classes), model.num_classes)
-    source = Source(dataset, classes, drawn, options.reference_samples, options.seed, read)
+    source = Source(dataset, classes, drawn, options.reference_samples, options.seed, read, repair_images)
     return Prepared(task, mark, layers_of(graph), lines, source)
 
 
@@ -164,9 +171,9 @@ REPAIR_SAMPLES = 512
 """Repairs keep all their images' activations of a layer at a time: of no more images than this."""
 
 
-def repair_from(name: str, graph: Graph, reference: Samples) -> Repair | None:
-    """The repair of this name, from the reference samples."""
-    return make_repair(name, graph, _evenly(reference.inputs, REPAIR_SAMPLES))
+def repair_from(name: str, graph: Graph, reference: Samples, images: Images | None = None) -> Repair | None:
+    """The repair of this name, from images of its own or from the reference samples."""
+    return make_repair(name, graph, _evenly(reference.inputs, REPAIR_SAMPLES) if images is None else images)
 
 
 def _evenly(images: Images, most: int) -> Images:
@@ -287,13 +294,15 @@ def _describe(
     size = task.reference.inputs.pixels.shape[-1]
     coarser = "" if task.precision == "fp32" else f", accuracies in {task.precision}"
     masked = "" if task.logits is None else f"; {n_outputs - n_classes} of {n_outputs} outputs ignored"
+    unlabelled_images = "" if options.repair_samples is None else f" from {options.repair_samples} images"
     stored = [name for name in SPLITS if getattr(task, name).inputs.in_file]
     where = f"; {', '.join(stored)} on disk (--sample-memory)" if stored else ""
     return (
         f"model   {options.model}, {model}; {sum(units.values())} {task.units} in {len(units)} layers, "
         f"on {task.graph.device}{coarser} (--model, --weights)",
         f"data    {dataset.name}, {n_classes} classes at {size} x {size}{masked} (--data DIR for your own)",
-        f"pruning {task.schedule}, repair {task.repair_name} (--schedule, --repair)",
+        f"pruning {task.schedule}, repair {task.repair_name}{unlabelled_images} "
+        "(--schedule, --repair, --repair-samples)",
         f"samples {len(task.reference)} reference, {len(task.search)} search, {len(task.holdout)} holdout "
         f"(--reference-samples, --search-samples, --holdout-samples){where}",
     )

@@ -67,7 +67,10 @@ def composite_document(study: Study, number: int | None = None) -> dict[str, Any
         "model": fingerprint["model"],
         "units": fingerprint["units"],
         **composite,
-        "pruning": {key: fingerprint.get(key, plain) for key, plain in PLAIN.items()},
+        "pruning": {
+            **{key: fingerprint.get(key, plain) for key, plain in PLAIN.items()},
+            **({"repair_samples": unlabelled["count"]} if (unlabelled := fingerprint["samples"].get("repair")) else {}),
+        },
         "layers": resolve_layers(composite, layers),
         "result": {
             "auc": trial.value,
