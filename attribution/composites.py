@@ -224,7 +224,7 @@ class Composite:
 
 def resolve(composite: Composite, groups: Mapping[str, str], types: Mapping[str, str]) -> dict[str, RuleSpec]:
     """As `Composite.resolve`, from the group and the type of each layer alone."""
-    known = {key for name, group in groups.items() for key in _keys(group, types[name])}
+    known = {key for name, group in groups.items() for key in keys_of(group, types[name])}
     for key in composite.groups:
         if key not in known and key not in GROUPS:  # a shallow model need not have every depth
             raise CompositeError(f"groups.{key}: the model has no such layers")
@@ -233,7 +233,7 @@ def resolve(composite: Composite, groups: Mapping[str, str], types: Mapping[str,
             raise CompositeError(f"layers.{name}: the model has no such layer that takes a rule")
     specs = {}
     for name, group in groups.items():
-        keys = _keys(group, types[name])
+        keys = keys_of(group, types[name])
         spec = composite.layers.get(name) or next(
             (composite.groups[key] for key in keys if key in composite.groups), None
         )
@@ -243,7 +243,7 @@ def resolve(composite: Composite, groups: Mapping[str, str], types: Mapping[str,
     return specs
 
 
-def _keys(group: str, kind: str) -> tuple[str, ...]:
+def keys_of(group: str, kind: str) -> tuple[str, ...]:
     """The keys that may give a layer its rule, the most specific first."""
     shared = (f"{group}.attention",) if kind in ATTENTION_TYPES else ()
     return (f"{group}.{kind}", *shared, group)

@@ -25,7 +25,7 @@ else:
     import tomli as tomllib
 
 REPAIRS = ("auto", "none", "batchnorm", "least-squares", "batchnorm+least-squares")
-SPACES = ("auto", "depth", "type", "paper")
+SPACES = ("auto", "depth", "type", "layer", "paper")
 UNITS = ("auto", "filters", "neurons", "heads")
 DEFAULT_RATES = "0:0.95:0.05"
 
@@ -303,7 +303,8 @@ class Options:
     space: str = _option(
         "auto",
         "Which composites are searched: `depth` (a rule with its number per depth group), `type` (per type of "
-        "layer within one), `paper` (the 256 of the paper). `auto` is depth, for transformers type.",
+        "layer within one), `layer` (gamma for each layer, epsilon for the classifier: numbers only, as `--sampler cmaes` "
+        "likes it), `paper` (the 256 of the paper). `auto` is depth, for transformers type.",
         choices=SPACES,
     )
     trials: int = _option(
