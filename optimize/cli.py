@@ -16,6 +16,7 @@ from .errors import UserError
 if TYPE_CHECKING:
     from optuna.study import Study
 
+    from ..attribution import Composite
     from .prepare import Prepared
     from .progress import Screen
 
@@ -66,9 +67,11 @@ def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         assert option.default is not MISSING
         names = [f"--{option.name.replace('_', '-')}", option.name]
         short = {"quiet": "-q", "verbose": "-v"}.get(option.name)
+        hints = option.metadata
         if short:
             names.insert(0, short)
-        hints = option.metadata
+        if hints["alias"]:
+            names.insert(0, f"--{hints['alias']}")
         kind: dict[str, Any] = {"type": str}
         if option.type == "bool":
             kind = {"is_flag": True}
@@ -252,6 +255,7 @@ def run(options: Options) -> int:
 def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     from ..studies.export import composite_document, write_json
     from ..studies.storage import open_storage
+    from .known import earlier_composite, mixed_composites
     from .samplers import GRID, UNCONDITIONAL, make_sampler
     from .search import count_complete, known_curves, open_study, run_search, score_holdout, score_plain, standing
     from .space import Space
@@ -270,6 +274,10 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
         "layers": prepared.layers,
         "device": str(prepared.task.graph.device),
     }
+    known: dict[str, dict[str, Composite]] = {"from": {}, "known": mixed_composites(space)}
+    if options.start_from is not None:
+        earlier = earlier_composite(options.start_from, space, prepared.layers, options.space)
+        known["from"] = {options.start_from: earlier}
     study = open_study(open_storage(options.storage), name, prepared.fingerprint, attrs)
     study.sampler = make_sampler(options.sampler, options.seed)
     for line in prepared.description:  # not before it is sure that the run can go on: an error is one line
@@ -288,6 +296,7 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
                 lambda composite: evaluate(task, composite),
                 trials=options.trials,
                 timeout=options.timeout,
+                known=known,
                 queue=grid,
                 watch=watch,
             )

@@ -194,9 +194,10 @@ def _option(
     metavar: str | None = None,
     unset: str | None = None,
     shown: str | None = None,
+    alias: str | None = None,
 ) -> Any:
-    """A field with what the command line needs: `unset` says what None stands for."""
-    metadata = {"help": help, "parse": parse, "choices": choices, "metavar": metavar}
+    """A field with what the command line needs: `unset` says what None stands for, `alias` is another name."""
+    metadata = {"help": help, "parse": parse, "choices": choices, "metavar": metavar, "alias": alias}
     return field(default=default, metadata={**metadata, "unset": unset, "shown": shown})
 
 
@@ -303,9 +304,16 @@ class Options:
     space: str = _option(
         "auto",
         "Which composites are searched: `depth` (a rule with its number per depth group), `type` (per type of "
-        "layer within one), `layer` (gamma for each layer, epsilon for the classifier: numbers only, as `--sampler cmaes` "
-        "likes it), `paper` (the 256 of the paper). `auto` is depth, for transformers type.",
+        "layer within one), `layer` (gamma of each layer: numbers only, which suits --sampler cmaes), "
+        "`paper` (the 256 of the paper). `auto` is depth, for transformers type.",
         choices=SPACES,
+    )
+    start_from: str | None = _option(
+        None,
+        "Composite to try early, such as an earlier study's best.json, of this model or another one.",
+        metavar="FILE",
+        unset="none",
+        alias="from",
     )
     trials: int = _option(
         100, "Finished trials to reach, those of earlier runs included.", parse=count_from(1), metavar="N"
@@ -358,9 +366,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not TOML: {error}") from error
     known = {option.name for option in fields(Options)}
+    aliases = {option.metadata["alias"]: option.name for option in fields(Options) if option.metadata["alias"]}
     values = {}
     for key, value in data.items():
-        name = key.replace("-", "_")
+        name = aliases.get(key, key.replace("-", "_"))
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0].replace('_', '-')}?" if near else "see pxp-optimize --help"

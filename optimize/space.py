@@ -69,7 +69,7 @@ FIXED_RULES: Rules = {
 """The rules with the numbers of the fixed composites."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
     """A part of the network that gets one rule.
 
@@ -135,9 +135,8 @@ class Space:
         """A space of `config.SPACES` for a network's layers.
 
         `depth`: the depth groups. `type`: the types of layers within them, attention projections as one.
-        `layer`: one number for each layer, gamma, and epsilon in the classifier, and nothing else: gamma's range
-        reaches from epsilon's rule to z-plus, so no category is left, and CMA-ES fits it (as Zhang et al. 2025,
-        arXiv 2509.23585, search the numbers of LRP).
+        `layer`: gamma of each layer and nothing else. Its range reaches from epsilon's rule to z-plus, so no
+        category is needed, and CMA-ES fits it (so Zhang et al. 2025, arXiv 2509.23585, search LRP's numbers).
         `paper`: depth groups, rules with fixed numbers. `auto`: depth, for transformers type.
         """
         transformer = any(layer["type"] in ATTENTION_TYPES for layer in layers.values())
@@ -148,11 +147,7 @@ class Space:
         if name == "type":
             parts = [_type_key(layer["group"], layer["type"]) for layer in layers.values()]
         if name == "layer":
-            parts = [
-                Part(layer, {rule: RULES[rule]}, (layer,))
-                for layer, known in layers.items()
-                for rule in ["epsilon" if known["group"] == "classifier" else "gamma"]
-            ]
+            parts = [Part(name, {"gamma": RULES["gamma"]}, (name,)) for name in layers]
             choices = {"softmax": ("attnlrp",)} if transformer else {}
             choices |= {"aggregation": ("abs",), "normalization": ("none",)}
         return cls(
@@ -266,7 +261,7 @@ class Space:
             names = part.layers or members[part.name]
             different = next((name for name in names if specs[name] != specs[names[0]]), None)
             if different is not None:
-                raise CompositeError(f"layers {names[0]} and {different} have different rules, and {part.name} is one")
+                raise CompositeError(f"layers {names[0]} and {different} have different rules but share {part.name}")
             yield part, specs[names[0]]
 
     def grid(self, seed: int) -> list[dict[str, Any]]:
@@ -283,8 +278,8 @@ class Space:
         return points
 
 
-LIMITS = {"epsilon": ("gamma", 0.0), "zplus": ("gamma", math.inf)}
-"""Rules that are the limit of another one's number."""
+LIMITS = {"epsilon": ("gamma", 0.0), "zplus": ("gamma", math.inf), "alpha_beta": ("gamma", math.inf)}
+"""Rules that are the limit of another one's number, or (alpha-beta, which begins as z-plus) nearest to that."""
 
 
 def _nearest(rules: Rules, spec: RuleSpec) -> tuple[str, float] | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.study import Study
-    from optuna.trial import FrozenTrial
+    from optuna.trial import FrozenTrial, Trial
     from rich.table import Table
 
 KEPT = 0.95
@@ -107,8 +107,8 @@ def result_lines(study: Study) -> list[ResultLine]:
     lines = [line(name, trial) for name, trial in fixed_trials(study).items()]
     if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         best = study.best_trial
-        fixed = best.user_attrs.get("fixed")
-        lines.append(line(f"best (trial {best.number}{f', {fixed}' if fixed else ''})", best))
+        given = name_of(best)
+        lines.append(line(f"best (trial {best.number}{f', {given}' if given else ''})", best))
         plain = study.user_attrs.get("plain", {}).get(str(best.number))
         if plain:
             sparsity = sparsity_at(rates, plain["accuracy"], KEPT)
@@ -127,6 +127,11 @@ def fixed_trials(study: Study) -> dict[str, FrozenTrial]:
         if name and (name not in found or found[name].state != TrialState.COMPLETE):
             found[name] = trial
     return found
+
+
+def name_of(trial: FrozenTrial | Trial) -> str | None:
+    """The name of a composite that was not the sampler's: fixed, known otherwise, or the file it came from."""
+    return next((trial.user_attrs[key] for key in ("fixed", "known", "from") if key in trial.user_attrs), None)
 
 
 def result_table(lines: Iterable[ResultLine]) -> Table:
