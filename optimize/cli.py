@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .config import Options, Parser, read_config
+from .config import SPACES, Options, Parser, read_config
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -257,12 +257,24 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     from ..studies.storage import open_storage
     from .known import earlier_composite, mixed_composites
     from .samplers import GRID, UNCONDITIONAL, make_sampler
-    from .search import count_complete, known_curves, open_study, run_search, score_holdout, score_plain, standing
+    from .search import (
+        check_space,
+        check_study,
+        count_complete,
+        known_curves,
+        open_study,
+        run_search,
+        score_holdout,
+        score_plain,
+        standing,
+    )
     from .space import Space
+    from .spacefile import read_space
     from .trial import evaluate
 
     conditional = options.sampler not in UNCONDITIONAL
-    space = Space.named(options.space, prepared.layers, conditional, mixed="+" in prepared.task.units)
+    make = Space.named if options.space in SPACES else read_space
+    space = make(options.space, prepared.layers, conditional, mixed="+" in prepared.task.units)
     try:
         grid = space.grid(options.seed) if options.sampler == GRID else []
     except ValueError as error:
@@ -278,7 +290,10 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     if options.start_from is not None:
         earlier = earlier_composite(options.start_from, space, prepared.layers, options.space)
         known["from"] = {options.start_from: earlier}
-    study = open_study(open_storage(options.storage), name, prepared.fingerprint, attrs)
+    storage = open_storage(options.storage)
+    if (present := check_study(storage, name, prepared.fingerprint)) is not None:
+        check_space(present, space, options.space)
+    study = open_study(storage, name, prepared.fingerprint, attrs)
     study.sampler = make_sampler(options.sampler, options.seed)
     for line in prepared.description:  # not before it is sure that the run can go on: an error is one line
         screen.line(line)

@@ -140,6 +140,17 @@ def parse_units(value: object) -> str:
     return "+".join(kinds)
 
 
+def parse_space(value: object) -> str:
+    """A space by name, or the path of a TOML file (`spacefile.read_space`).
+
+    Raises:
+        ValueError: neither.
+    """
+    if value not in SPACES and not str(value).endswith(".toml"):
+        raise ValueError(f"{value!r} is not {', '.join(SPACES)} or a .toml file")
+    return str(value)
+
+
 def count_from(minimum: int) -> Parser:
     """A parser of whole numbers from `minimum` on."""
 
@@ -305,8 +316,10 @@ class Options:
         "auto",
         "Which composites are searched: `depth` (a rule with its number per depth group), `type` (per type of "
         "layer within one), `layer` (gamma of each layer: numbers only, which suits --sampler cmaes), "
-        "`paper` (the 256 of the paper). `auto` is depth, for transformers type.",
-        choices=SPACES,
+        "`paper` (the 256 of the paper), or a TOML file with a space of your own. `auto` is depth, for transformers "
+        "type.",
+        parse=parse_space,
+        metavar="NAME|FILE",
     )
     start_from: str | None = _option(
         None,

@@ -74,6 +74,30 @@ def check_study(storage: optuna.storages.BaseStorage, name: str, fingerprint: Fi
     return study
 
 
+def check_space(study: Study, space: Space, name: str) -> None:
+    """Refuse a space that gives a parameter of a study other choices, which Optuna does not allow. Writes nothing.
+
+    name: of the space, for the message. A range may be another one.
+
+    Raises:
+        UserError: the first such parameter.
+    """
+    parameters = space.parameters()
+    for trial in study.get_trials(deepcopy=False):
+        for key, stored in trial.distributions.items():
+            if key not in parameters:
+                continue
+            before, now = (
+                ", ".join(map(str, choices)) if isinstance(choices, tuple) else "numbers"
+                for choices in (getattr(stored, "choices", None), parameters[key])
+            )
+            if before != now:
+                raise UserError(
+                    f"study {study.study_name!r} chose {key} from {before}, and --space {name} offers {now}: "
+                    "give another name with --study, or the space it was made with"
+                )
+
+
 def open_study(
     storage: optuna.storages.BaseStorage, name: str, fingerprint: Fingerprint, attrs: Mapping[str, Any]
 ) -> Study:
