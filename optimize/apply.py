@@ -22,13 +22,15 @@ def prune(
     rate: float,
     *,
     batch_size: int = 64,
+    logits: Tensor | None = None,
 ) -> nn.Module:
     """The model without its least relevant units, ranked, cut and repaired as the document says.
 
     source: a `pxp-composite/1` file such as `best.json`, or its content; its `pruning` names the schedule and
     the repair (absent: ranked once, nothing repaired). inputs: the reference samples, float images, shape
     (n, channels, height, width). targets: logit indices, int64, shape (n,). rate: the part of the units to
-    remove, in [0, 1]. The model stays as it is.
+    remove, in [0, 1]. logits: indices of those that competed, where the study was of some classes only. The model
+    stays as it is.
 
     Raises:
         CompositeError: the document is malformed or does not fit the model.
@@ -43,7 +45,7 @@ def prune(
     repair = make_repair(how.get("repair", "none"), graph, inputs)
 
     def score(network: Graph) -> dict[str, Tensor]:
-        return collect_relevance(network, composite, inputs, targets, units, batch_size)
+        return collect_relevance(network, composite, inputs, targets, units, batch_size, logits=logits)
 
     plan = Plan.make(graph, score, schedule, repair, rate)
     return plain(next(plan.networks(graph, [rate], repair)).network)

@@ -24,12 +24,18 @@ Network = Mapping[str, Mapping[str, str]]
 
 @dataclass(frozen=True)
 class Range:
-    """The one number of a rule. log: sampled evenly in its logarithm. Where low is high it is not sampled."""
+    """The one number of a rule. log: sampled evenly in its logarithm. Where low is high it is not sampled.
+    label: what its parameter is called, if not by its name."""
 
     name: str
     low: float
     high: float
     log: bool
+    label: str = ""
+
+    @property
+    def parameter(self) -> str:
+        return self.label or self.name
 
     @property
     def fixed(self) -> bool:
@@ -48,6 +54,13 @@ RULES: dict[str, Range | None] = {
     "alpha_beta": Range("alpha", 1.0, 3.0, log=False),
     "zplus": None,
 }
+
+ALL_RULES: dict[str, Range | None] = {
+    **RULES,
+    # In units of the mean output: from 1e-3, where it guards, to 10, where it swallows most, in every layer.
+    "epsilon_relative": Range("epsilon", 1e-3, 10.0, log=True, label="epsilon_relative"),
+}
+"""With those that only a space of one's own has (`spacefile`)."""
 
 # How much more a mean neuron counts, where neurons are ranked together with filters or heads.
 BALANCE = Range("balance", 0.1, 10.0, log=True)
@@ -128,7 +141,8 @@ class Space:
         ranking = {"aggregation": AGGREGATIONS, "normalization": NORMALIZATIONS}
         if fixed_numbers:
             ranking = {"aggregation": ("abs",), "normalization": ("none",)}
-        self.choices = {**({"softmax": SOFTMAX} if transformer else {}), **ranking, **(choices or {})}
+        plain = {"reduction": ("auto",), "start": ("logit",)}
+        self.choices = {**({"softmax": SOFTMAX} if transformer else {}), **ranking, **plain, **(choices or {})}
 
     @classmethod
     def named(cls, name: str, layers: Network, conditional: bool, *, mixed: bool) -> Space:
@@ -166,7 +180,7 @@ class Space:
         for part in self.parts:
             if len(part.rules) > 1:
                 found[f"{part.name}.rule"] = tuple(part.rules)
-            found |= {f"{part.name}.{n.name}": n for n in part.rules.values() if n is not None and not n.fixed}
+            found |= {f"{part.name}.{n.parameter}": n for n in part.rules.values() if n is not None and not n.fixed}
         found |= {name: choices for name, choices in self.choices.items() if len(choices) > 1}
         return {**found, BALANCE.name: BALANCE} if self.mixed else found
 
@@ -193,7 +207,7 @@ class Space:
         spec: dict[str, Any] = {"rule": rule}
         for name, number in part.rules.items():
             if number is not None and (name == rule or not self.conditional):
-                value = number.low if number.fixed else _suggest(trial, f"{part.name}.{number.name}", number)
+                value = number.low if number.fixed else _suggest(trial, f"{part.name}.{number.parameter}", number)
                 if name == rule:
                     spec[number.name] = value
         return spec
@@ -230,11 +244,13 @@ class Space:
                 params[f"{part.name}.rule"] = rule
             number = part.rules[rule]
             if number is not None and not number.fixed:
-                params[f"{part.name}.{number.name}"] = value
+                params[f"{part.name}.{number.parameter}"] = value
         own = {
             "softmax": composite.softmax or "attnlrp",
             "aggregation": composite.aggregation,
             "normalization": composite.normalization,
+            "reduction": composite.reduction,
+            "start": composite.start,
         }
         if composite.bias != "whole" or any(own[name] not in choices for name, choices in self.choices.items()):
             return None

@@ -27,7 +27,8 @@ A table for each part of the network says which rules it may get, and the range 
 A part is named by a group ("low", "mid", "high", "classifier"), by a type of layer within one ("mid.3x3",
 "high.mlp"), or by a pattern over layer names, in which `*` stands for any characters. A layer belongs to the
 first part that names it, and all layers of a part have the same rule. What is left out is searched as in the
-other spaces.
+other spaces. Three things are searched only here: the rule "epsilon_relative" (its range is `epsilon_relative`), and
+in [ranking] `reduction` ("auto", "sum", "abs", "max") and `start` ("logit", "softmax", "contrastive").
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ from typing import Any
 
 from ..attribution import GROUPS
 from ..attribution import RULES as KNOWN
-from ..attribution.composites import AGGREGATIONS, ATTENTION_TYPES, NORMALIZATIONS, TYPES, keys_of
+from ..attribution.composites import AGGREGATIONS, ATTENTION_TYPES, NORMALIZATIONS, REDUCTIONS, STARTS, TYPES, keys_of
 from .errors import UserError
-from .space import RULES, SOFTMAX, Network, Part, Range, Space
+from .space import ALL_RULES, SOFTMAX, Network, Part, Range, Space
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -52,7 +53,12 @@ else:
     import tomli as tomllib
 
 CHOICES = {
-    "ranking": {"aggregation": AGGREGATIONS, "normalization": NORMALIZATIONS},
+    "ranking": {
+        "aggregation": AGGREGATIONS,
+        "normalization": NORMALIZATIONS,
+        "reduction": REDUCTIONS,
+        "start": STARTS,
+    },
     "attention": {"softmax": SOFTMAX},
 }
 """The network's own categories, by their table."""
@@ -146,13 +152,13 @@ def _rules(data: Any, path: str) -> dict[str, Range | None]:
     """The rules of a part with their numbers."""
     entries = _table(data, path)
     if "rules" not in entries:
-        raise SpaceError(f"{path}.rules: missing; choose from {', '.join(RULES)}")
-    names = _choices(entries["rules"], tuple(RULES), f"{path}.rules")
-    numbers = {name: number for name in names if (number := RULES[name]) is not None}
-    _known(entries, ("rules", *(number.name for number in numbers.values())), path)
+        raise SpaceError(f"{path}.rules: missing; choose from {', '.join(ALL_RULES)}")
+    names = _choices(entries["rules"], tuple(ALL_RULES), f"{path}.rules")
+    numbers = {name: number for name in names if (number := ALL_RULES[name]) is not None}
+    _known(entries, ("rules", *(number.parameter for number in numbers.values())), path)
     return {
-        name: _range(entries[number.name], name, number, f"{path}.{number.name}")
-        if (number := numbers.get(name)) is not None and number.name in entries
+        name: _range(entries[number.parameter], name, number, f"{path}.{number.parameter}")
+        if (number := numbers.get(name)) is not None and number.parameter in entries
         else number
         for name in names
     }

@@ -86,7 +86,15 @@ def scores(task: Task, method: Composite | Baseline, graph: Graph) -> dict[str, 
             batch_size=task.batch_size,
             seed=method.seed,
         )
-    return collect_relevance(graph, method, reference.inputs, reference.targets, task.units, batch_size=task.batch_size)
+    return collect_relevance(
+        graph,
+        method,
+        reference.inputs,
+        reference.targets,
+        task.units,
+        batch_size=task.batch_size,
+        logits=task.logits,
+    )
 
 
 def curve_of(task: Task, plan: Plan, digest: str, samples: Samples) -> list[float]:

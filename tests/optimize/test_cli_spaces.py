@@ -7,7 +7,7 @@ import json
 import optuna
 import pytest
 from optuna.trial import TrialState
-from pxp_optimize.attribution import load_composite
+from pxp_optimize.attribution import GROUPS, load_composite
 from pxp_optimize.optimize.known import MIXED
 from pxp_optimize.optimize.space import FIXED
 from pxp_optimize.studies.storage import open_storage
@@ -70,15 +70,14 @@ def test_layers_by_cmaes(project):
     )
 
 
-def test_a_study_starts_from_the_best_of_another(project, by_type):
-    best = by_type.best_value
-    document = json.loads((project.folder / "type.json").read_text())
+def test_a_study_starts_from_a_trial_of_another(project, by_type):
+    result = project.run("export", "--storage", "type.db", "--trial", "9", "-o", "nine.json")
+    assert result.returncode == 0, result.stderr
     for space in ("type", "layer"):
-        study = run(project, f"from-{space}", "--space", space, "--from", "type.json", "--trials", "6", "--seed", "0")
-        if document["result"]["trial"] >= 8:  # else it is one that every study tries
-            assert study.trials[4].user_attrs["from"] == "type.json"
-            assert study.trials[4].value == best
-        assert study.best_value >= best
+        study = run(project, f"from-{space}", "--space", space, "--from", "nine.json", "--trials", "5")
+        assert study.trials[4].user_attrs["from"] == "nine.json"
+        assert study.trials[4].value == by_type.trials[9].value
+        assert study.trials[4].user_attrs["composite"] == by_type.trials[9].user_attrs["composite"]
 
 
 def test_a_space_of_ones_own(project):
@@ -115,7 +114,7 @@ def test_a_space_of_ones_own(project):
     ],
 )
 def test_bad_input_is_one_line_and_touches_nothing(project, arguments, message):
-    groups = dict.fromkeys(("low", "mid", "high", "classifier"), {"rule": "zplus"})
+    groups = {key: {"rule": "zplus"} for key in GROUPS}
     one = {"groups": groups, "layers": {"0.3": {"rule": "epsilon"}}}
     (project.folder / "layers.json").write_text(json.dumps(one))
     before = project.files()

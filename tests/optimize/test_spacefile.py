@@ -10,7 +10,7 @@ import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pxp_optimize.attribution import Composite
+from pxp_optimize.attribution import Composite, RuleSpec
 from pxp_optimize.attribution.composites import AGGREGATIONS, NORMALIZATIONS, resolve
 from pxp_optimize.optimize import spacefile
 from pxp_optimize.optimize.errors import UserError
@@ -111,6 +111,26 @@ def test_attention_of_a_transformer():
         assert "softmax" not in params
         assert composite.groups["low.attention"].rule in ("epsilon", "zplus")
         assert set(composite.layers) == {"block.mlp", "head"}
+
+
+def test_what_only_a_space_of_ones_own_has():
+    data = {
+        "parts": {"*": {"rules": ["epsilon", "epsilon_relative"], "epsilon_relative": [0.01, 1]}},
+        "ranking": {"reduction": ["auto", "max"], "start": ["logit", "softmax", "contrastive"]},
+    }
+    for conditional in (True, False):
+        space = parse_space(data, RESNET, conditional)
+        seen = set()
+        for params, composite in draws(space, 30):
+            spec = composite.layers["fc"]
+            assert spec.parameters["epsilon"] == params[f"*.{spec.rule}"]
+            assert (composite.reduction, composite.start) == (params["reduction"], params["start"])
+            assert Composite.from_dict(composite.to_dict()) == composite
+            assert space.params_of(composite).items() <= params.items()
+            seen.add((spec.rule, composite.start))
+        assert len(seen) == 6
+    usual = parse_space({"parts": {"*": {"rules": ["epsilon"]}}}, RESNET)
+    assert usual.params_of(Composite.uniform(RuleSpec("epsilon"), start="softmax")) is None
 
 
 def part(**entries: Any) -> dict[str, Any]:
