@@ -97,6 +97,17 @@ def test_the_matrix_follows_its_weight() -> None:
     assert ours.double()(x.double()).dtype == torch.float64
 
 
+def test_a_network_may_be_run_before_it_is_explained() -> None:
+    _, ours = pair(3, 4, 3, padding=1)
+    x = torch.randn(2, 3, 1, 1)
+    with torch.inference_mode():
+        ours(x)
+    x.requires_grad_()
+    ours(x).sum().backward()
+    assert x.grad is not None
+    assert torch.allclose(x.grad, ours.weight[:, :, 1, 1].sum(0).view(1, 3, 1, 1).expand_as(x), atol=1e-6)
+
+
 def test_users_get_torchs_own_layers() -> None:
     graph = trace(torchvision.models.resnet18(num_classes=3))
     images = torch.randn(2, 3, 32, 32)
