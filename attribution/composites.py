@@ -31,6 +31,8 @@ ATTENTION_TYPES = ("q", "k", "v", "out")
 BIASES = ("whole", "split")
 AGGREGATIONS = ("abs", "signed")
 NORMALIZATIONS = ("none", "l1", "l2", "max")
+REDUCTIONS = ("auto", "sum", "abs", "max")
+STARTS = ("logit", "softmax", "contrastive")
 DOCUMENT_KEYS = ("format", "model", "units", "groups", "attention", "ranking", "layers", "pruning", "result")
 
 
@@ -102,6 +104,8 @@ class Composite:
     aggregation: "abs" sums absolute relevance over samples, "signed" signed relevance.
     normalization: within a layer, before layers are ranked together: "none", "l1", "l2" or "max".
     balance: where neurons are ranked together with filters or heads, how much more the mean neuron counts.
+    reduction: how positions (space or tokens) become one number a unit: see `relevance.per_unit`.
+    start: where relevance starts: see `relevance.start_relevance`.
     """
 
     groups: Mapping[str, RuleSpec]
@@ -111,6 +115,8 @@ class Composite:
     aggregation: str = "abs"
     normalization: str = "none"
     balance: float = 1.0
+    reduction: str = "auto"
+    start: str = "logit"
 
     @classmethod
     def uniform(cls, spec: RuleSpec, groups: Iterable[str] = GROUPS, **options: Any) -> Composite:
@@ -151,7 +157,7 @@ class Composite:
         attention = _mapping(entries.get("attention", {}), "attention")
         _refuse_unknown(attention, ("softmax", "bias"), "attention")
         ranking = _mapping(entries.get("ranking", {}), "ranking")
-        _refuse_unknown(ranking, ("aggregation", "normalization", "balance"), "ranking")
+        _refuse_unknown(ranking, ("aggregation", "normalization", "balance", "reduction", "start"), "ranking")
         pruning = _mapping(entries.get("pruning", {}), "pruning")
         _refuse_unknown(pruning, ("schedule", "repair", "repair_samples"), "pruning")
         _choice(pruning, "repair", REPAIRS, "none", "pruning")
@@ -167,6 +173,8 @@ class Composite:
             aggregation=_choice(ranking, "aggregation", AGGREGATIONS, "abs", "ranking"),  # type: ignore[arg-type]
             normalization=_choice(ranking, "normalization", NORMALIZATIONS, "none", "ranking"),  # type: ignore
             balance=_number(ranking.get("balance", 1.0), 1e-6, 1e6, "ranking.balance"),
+            reduction=_choice(ranking, "reduction", REDUCTIONS, "auto", "ranking"),  # type: ignore[arg-type]
+            start=_choice(ranking, "start", STARTS, "logit", "ranking"),  # type: ignore[arg-type]
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -180,6 +188,10 @@ class Composite:
         data["ranking"] = {"aggregation": self.aggregation, "normalization": self.normalization}
         if self.balance != 1:
             data["ranking"]["balance"] = self.balance
+        if self.reduction != "auto":
+            data["ranking"]["reduction"] = self.reduction
+        if self.start != "logit":
+            data["ranking"]["start"] = self.start
         if self.layers:
             data["layers"] = {name: spec.to_dict() for name, spec in self.layers.items()}
         return data
@@ -224,7 +236,7 @@ class Composite:
 
 def resolve(composite: Composite, groups: Mapping[str, str], types: Mapping[str, str]) -> dict[str, RuleSpec]:
     """As `Composite.resolve`, from the group and the type of each layer alone."""
-    known = {key for name, group in groups.items() for key in _keys(group, types[name])}
+    known = {key for name, group in groups.items() for key in keys_of(group, types[name])}
     for key in composite.groups:
         if key not in known and key not in GROUPS:  # a shallow model need not have every depth
             raise CompositeError(f"groups.{key}: the model has no such layers")
@@ -233,7 +245,7 @@ def resolve(composite: Composite, groups: Mapping[str, str], types: Mapping[str,
             raise CompositeError(f"layers.{name}: the model has no such layer that takes a rule")
     specs = {}
     for name, group in groups.items():
-        keys = _keys(group, types[name])
+        keys = keys_of(group, types[name])
         spec = composite.layers.get(name) or next(
             (composite.groups[key] for key in keys if key in composite.groups), None
         )
@@ -243,7 +255,7 @@ def resolve(composite: Composite, groups: Mapping[str, str], types: Mapping[str,
     return specs
 
 
-def _keys(group: str, kind: str) -> tuple[str, ...]:
+def keys_of(group: str, kind: str) -> tuple[str, ...]:
     """The keys that may give a layer its rule, the most specific first."""
     shared = (f"{group}.attention",) if kind in ATTENTION_TYPES else ()
     return (f"{group}.{kind}", *shared, group)

@@ -27,17 +27,20 @@ def collect_relevance(
     batch_size: int = 32,
     *,
     reference: bool = False,
+    logits: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Relevance of each unit, over all samples (Hatefi et al., eq. 4 and 5).
 
-    Relevance starts as 1 at each sample's target logit. That of a filter is summed over space, that of a
-    neuron or a head taken absolute for each token and summed; then samples are summed, absolute or signed as
-    the composite says, and layers are normalised as it says.
+    Relevance starts as 1 at each sample's target logit (or as the composite says, see `start_relevance`). That of
+    a filter is summed over space, that of a neuron or a head taken absolute for each token and summed (or reduced as
+    the composite says, see `per_unit`); then samples are summed, absolute or signed as the composite says, and
+    layers are normalised as it says.
 
     model: a classifier, which stays as it is, or its graph. composite: ours, its JSON, or one of zennit's for the
     network of a graph. inputs: float images, shape (n, channels, height, width), on the model's device.
     targets: logit indices, int64, shape (n,). units: "filters", "neurons", "heads", several joined by "+", or
     None for what is usual for the model. reference: use zennit's own rules (slower, the same up to rounding).
+    logits: indices of those that compete with the targets; None for all.
 
     Returns, by layer name in layer order, a float tensor, shape (units,), on the model's device.
 
@@ -62,6 +65,9 @@ def collect_relevance(
             batch_size,
             relevance_score,
             signed=composite.aggregation == "signed",
+            reduction=composite.reduction,
+            start=composite.start,
+            competing=logits,
             input_gradient=reference,
         )
     return balance(normalize(totals, composite.normalization), graph.kinds, composite.balance)
@@ -84,21 +90,25 @@ def scores_of(
     score: Score,
     *,
     signed: bool = False,
+    reduction: str = "auto",
+    start: str = "logit",
+    competing: Tensor | None = None,
     input_gradient: bool = False,
 ) -> dict[str, Tensor]:
     """Sums over samples of a score of each unit, from a backward pass that starts at the target logits.
 
-    score: from a unit layer's output and the gradient there, a tensor of their shape; it is reduced as the
-    definitions say. input_gradient: let gradients flow down to the images, which zennit's own hooks need.
+    score: from a unit layer's output and the gradient there, a tensor of their shape; it is reduced as `per_unit`
+    says. start, competing: as in `start_relevance`. input_gradient: let gradients flow down to the images, which
+    zennit's own hooks need.
     """
     totals: dict[str, Tensor] = {}
-    with _recorded(graph, units, totals, score, signed), torch.enable_grad():
-        for start in range(0, len(targets), batch_size):
-            batch = inputs[start : start + batch_size].detach()
+    with _recorded(graph, units, totals, score, signed, reduction), torch.enable_grad():
+        for first in range(0, len(targets), batch_size):
+            batch = inputs[first : first + batch_size].detach()
             if input_gradient:
                 batch.requires_grad_()
             logits = graph.network(batch)
-            logits.backward(one_hot(targets[start : start + batch_size], logits))
+            logits.backward(start_relevance(start, targets[first : first + batch_size], logits.detach(), competing))
     return totals
 
 
@@ -107,8 +117,34 @@ def one_hot(targets: Tensor, logits: Tensor) -> Tensor:
     return torch.zeros_like(logits).scatter_(1, targets.unsqueeze(1), 1)
 
 
+def start_relevance(how: str, targets: Tensor, logits: Tensor, competing: Tensor | None = None) -> Tensor:
+    """The relevance of the logits, shape (batch, classes), with p their softmax and t the target.
+
+    how: "logit": 1 at the target. "softmax": the gradient of the target's probability, `p_t (1 - p_t)` at the target
+    and `-p_t p_j` at each other class, so that samples which are certain hardly count (SGLRP, Iwana et al. 2019,
+    arXiv 1908.04351, eq. 8). "contrastive": 1 at the target and -1 in all at the others, shared as their
+    probabilities are, `-p_j / (1 - p_t)`: softmax's, with each sample counting the same (in the spirit of CLRP, Gu et
+    al. 2018, arXiv 1812.02100, whose second form shares the -1 evenly). competing: the logits that are classes.
+    """
+    target = one_hot(targets, logits)
+    if how == "logit":
+        return target
+    if competing is not None:
+        outside = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
+        outside[competing] = False
+        logits = logits.masked_fill(outside, -torch.inf)
+    if how == "softmax":
+        p = logits.softmax(1)
+        p_target = p.gather(1, targets.unsqueeze(1))
+        return p_target * (target - p)
+    others = logits.masked_fill(target.bool(), -torch.inf).softmax(1)
+    return target - others.nan_to_num(0.0)  # with no other class there is nothing to contrast with
+
+
 @contextmanager
-def _recorded(graph: Graph, units: str | None, totals: dict[str, Tensor], score: Score, signed: bool) -> Iterator[None]:
+def _recorded(
+    graph: Graph, units: str | None, totals: dict[str, Tensor], score: Score, signed: bool, reduction: str
+) -> Iterator[None]:
     """Sums, in `totals`, the score of each unit in every backward pass while the context is open."""
     modules = graph.network.modules_by_step()
     like = next(graph.network.parameters())
@@ -121,7 +157,7 @@ def _recorded(graph: Graph, units: str | None, totals: dict[str, Tensor], score:
             value = output.detach()
 
             def on_backward(gradient: Tensor) -> None:
-                values = per_unit(score(value, gradient.detach()), graph.kinds[name], signed)
+                values = per_unit(score(value, gradient.detach()), graph.kinds[name], signed, reduction)
                 totals[name] += of_units(module, values)
 
             output.register_hook(on_backward)
@@ -146,19 +182,31 @@ def of_units(module: nn.Module, values: Tensor) -> Tensor:
     return values if rows is None else values[rows]
 
 
-def per_unit(relevance: Tensor, kind: str, signed: bool) -> Tensor:
+def per_unit(relevance: Tensor, kind: str, signed: bool, reduction: str = "auto") -> Tensor:
     """Sum over samples of each unit's relevance, shape (units,).
 
     relevance: of a layer's output: filters (batch, units, height, width), neurons (batch, ..., units), heads
-    (batch, units, tokens, tokens).
+    (batch, units, tokens, tokens; summed over the last first). reduction: over positions (space or tokens): "sum",
+    "abs" (the sum of absolute values, of which `signed` makes no difference), "max" (the largest by absolute value,
+    with its sign), or "auto": "sum" for filters and "abs" for the others, as in the paper's code; where `signed`,
+    "sum" for all.
     """
     if kind == "filters":
-        samples = relevance.sum((2, 3))
-        return (samples if signed else samples.abs()).sum(0)
-    if kind == "heads":
-        samples = relevance.sum(-1)
-        return (samples if signed else samples.abs()).sum((0, 2))
-    return (relevance if signed else relevance.abs()).flatten(0, -2).sum(0)
+        positions = relevance.flatten(2)
+    elif kind == "heads":
+        positions = relevance.sum(-1)
+    else:
+        positions = relevance.flatten(1, -2).transpose(1, 2) if relevance.dim() > 2 else relevance.unsqueeze(2)
+    if reduction == "auto":
+        reduction = "sum" if signed or kind == "filters" else "abs"
+    if reduction == "sum":
+        samples = positions.sum(2)
+    elif reduction == "abs":
+        samples = positions.abs().sum(2)
+    else:
+        high, low = positions.amax(2), positions.amin(2)
+        samples = torch.where(high >= -low, high, low)
+    return (samples if signed else samples.abs()).sum(0)
 
 
 def normalize(relevance: Mapping[str, Tensor], how: str) -> dict[str, Tensor]:

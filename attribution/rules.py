@@ -30,9 +30,10 @@ from ..pruning.convolution import Convolution
 STABILIZER = 1e-6
 
 
-def stabilize(denominator: Tensor, epsilon: float = STABILIZER) -> Tensor:
+def stabilize(denominator: Tensor, epsilon: float | Tensor = STABILIZER) -> Tensor:
     """The denominator moved away from zero by epsilon, zero itself upwards: zennit's, in fewer passes."""
-    away = denominator.new_full((), epsilon)  # of the same type: a plain number would be a float32
+    # of the same type: a plain number would be a float32
+    away = epsilon if isinstance(epsilon, Tensor) else denominator.new_full((), epsilon)
     return torch.where(denominator < 0, -away, away).add_(denominator)
 
 
@@ -269,6 +270,30 @@ class Epsilon(LinearRule):
         return [Term(relevance / stabilize(output, self.epsilon), 1.0, 0.0)]
 
 
+class RelativeEpsilon(Epsilon):
+    """LRP-epsilon whose epsilon is in units of each sample's mean absolute output of the layer, so that one range
+    of it fits every layer (Montavon et al. 2019, section 10.3, multiply theirs by the outputs' deviation).
+
+    The mean is over outputs that are not zero, since pruned units, whose outputs are, must not count: a network with
+    units masked and one without them have the same relevance. It does not depend on which samples share a batch.
+
+    Args:
+        epsilon: > 0, without a unit.
+    """
+
+    def reference(self) -> Hook:
+        return zennit.rules.Epsilon(epsilon=self._stabilized)
+
+    def terms(self, output: Tensor, sums: Sums, relevance: Tensor) -> list[Term]:
+        return [Term(relevance / self._stabilized(output), 1.0, 0.0)]
+
+    def _stabilized(self, output: Tensor) -> Tensor:
+        dims = tuple(range(1, output.dim()))
+        count = (output != 0).sum(dims, keepdim=True).clamp(min=1)
+        scale = output.abs().sum(dims, keepdim=True) / count
+        return stabilize(output, self.epsilon * scale + torch.finfo(output.dtype).tiny)
+
+
 class ZPlus(LinearRule):
     """The z-plus rule (Montavon et al. 2017): positive contributions only; alpha-beta with alpha 1."""
 
@@ -376,6 +401,7 @@ class RuleKind:
 
 RULES: dict[str, RuleKind] = {
     "epsilon": RuleKind(Epsilon, {"epsilon": Parameter(1e-6, 1e-12, 1e6)}),
+    "epsilon_relative": RuleKind(RelativeEpsilon, {"epsilon": Parameter(1e-2, 1e-9, 1e6)}),
     "gamma": RuleKind(Gamma, {"gamma": Parameter(0.25, 0.0, 1e6)}),
     "alpha_beta": RuleKind(AlphaBeta, {"alpha": Parameter(2.0, 1.0, 1e3)}),
     "zplus": RuleKind(ZPlus, {}),

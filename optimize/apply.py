@@ -23,6 +23,7 @@ def prune(
     *,
     batch_size: int = 64,
     repair_inputs: Batches | None = None,
+    logits: Tensor | None = None,
 ) -> nn.Module:
     """The model without its least relevant units, ranked, cut and repaired as the document says.
 
@@ -30,7 +31,8 @@ def prune(
     the repair (absent: ranked once, nothing repaired). inputs: the reference samples, float images, shape
     (n, channels, height, width). targets: logit indices, int64, shape (n,). rate: the part of the units to
     remove, in [0, 1]. repair_inputs: the images of a study with `--repair-samples`, (n, channels, height, width);
-    the reference samples otherwise. The model stays as it is.
+    the reference samples otherwise. logits: indices of those that competed, where the study was of some classes
+    only. The model stays as it is.
 
     Raises:
         CompositeError: the document is malformed or does not fit the model.
@@ -45,7 +47,7 @@ def prune(
     repair = make_repair(how.get("repair", "none"), graph, inputs if repair_inputs is None else repair_inputs)
 
     def score(network: Graph) -> dict[str, Tensor]:
-        return collect_relevance(network, composite, inputs, targets, units, batch_size)
+        return collect_relevance(network, composite, inputs, targets, units, batch_size, logits=logits)
 
     plan = Plan.make(graph, score, schedule, repair, rate)
     return plain(next(plan.networks(graph, [rate], repair)).network)

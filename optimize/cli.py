@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .config import Options, Parser, count_from, read_config
+from .config import SPACES, Options, Parser, count_from, read_config
 from .errors import UserError
 
 if TYPE_CHECKING:
     from optuna.study import Study
 
+    from ..attribution import Composite
     from .prepare import Prepared
     from .progress import Screen
 
@@ -67,9 +68,11 @@ def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         assert option.default is not MISSING
         names = [f"--{option.name.replace('_', '-')}", option.name]
         short = {"quiet": "-q", "verbose": "-v"}.get(option.name)
+        hints = option.metadata
         if short:
             names.insert(0, short)
-        hints = option.metadata
+        if hints["alias"]:
+            names.insert(0, f"--{hints['alias']}")
         kind: dict[str, Any] = {"type": str}
         if option.type == "bool":
             kind = {"is_flag": True}
@@ -337,6 +340,7 @@ def _memory_errors() -> Iterator[None]:
 def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     from ..studies.export import composite_document, write_json
     from ..studies.storage import open_storage
+    from .known import earlier_composite, mixed_composites
     from .memory import keep_batch_size
     from .pruners import Race, check_reports, make_pruner
     from .racing import chunks
@@ -344,6 +348,7 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     from .samplers import GRID, UNCONDITIONAL, make_sampler
     from .search import (
         best_trials,
+        check_space,
         check_study,
         count_complete,
         count_finished,
@@ -355,17 +360,22 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
         standing,
     )
     from .space import Space
+    from .spacefile import read_space
     from .trial import evaluate
 
     conditional = options.sampler not in UNCONDITIONAL
-    space = Space.named(options.space, prepared.layers, conditional, mixed="+" in prepared.task.units)
+    make = Space.named if options.space in SPACES else read_space
+    space = make(options.space, prepared.layers, conditional, mixed="+" in prepared.task.units)
     try:
         grid = space.grid(options.seed) if options.sampler == GRID else []
     except ValueError as error:
         raise UserError(f"--sampler {GRID}: {error}") from None
     name = options.study or default_study_name(prepared.fingerprint)
     storage = open_storage(options.storage)
-    reports = check_reports(check_study(storage, name, prepared.fingerprint), options.pruner)
+    present = check_study(storage, name, prepared.fingerprint)
+    if present is not None:
+        check_space(present, space, options.space)
+    reports = check_reports(present, options.pruner)
     sizes = [len(rows) for rows in chunks(prepared.task.search.targets)]
     attrs = {
         "rates": list(prepared.task.rates),
@@ -375,6 +385,10 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
         "layers": prepared.layers,
         "device": str(prepared.task.graph.device),
     }
+    known: dict[str, dict[str, Composite]] = {"from": {}, "known": mixed_composites(space)}
+    if options.start_from is not None:
+        earlier = earlier_composite(options.start_from, space, prepared.layers, options.space)
+        known["from"] = {options.start_from: earlier}
     study = open_study(storage, name, prepared.fingerprint, attrs)
     study.sampler = make_sampler(options.sampler, options.seed)
     study.pruner = make_pruner(options.pruner, len(sizes))
@@ -397,6 +411,7 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
                 lambda composite, stop=None: evaluate(task, composite, stop=stop),
                 trials=options.trials,
                 timeout=options.timeout,
+                known=known,
                 queue=grid,
                 watch=watch,
                 race=Race(sizes, reports, options.pruner, grid=options.sampler == GRID),

@@ -101,7 +101,7 @@ def methods_of(
         winner = complete_trial(paper)
         trials = count_finished(paper)
         methods[f"paper's best of {trials}"] = Composite.from_dict(winner.user_attrs["composite"])
-    space = Space.named(options.space, prepared.layers, True, mixed="+" in prepared.task.units)
+    space = Space.named("auto", prepared.layers, True, mixed="+" in prepared.task.units)
     methods |= space.fixed_composites()
     return name, {**methods, **{criterion: Baseline(criterion) for criterion in CRITERIA}}
 

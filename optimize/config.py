@@ -27,7 +27,7 @@ else:
 
 REPAIRS = ("auto", "none", "batchnorm", "least-squares", "batchnorm+least-squares")
 PRECISIONS = ("fp32", "tf32", "bf16")
-SPACES = ("auto", "depth", "type", "paper")
+SPACES = ("auto", "depth", "type", "layer", "paper")
 UNITS = ("auto", "filters", "neurons", "heads")
 DEFAULT_RATES = "0:0.95:0.05"
 
@@ -142,6 +142,17 @@ def parse_units(value: object) -> str:
     return "+".join(kinds)
 
 
+def parse_space(value: object) -> str:
+    """A space by name, or the path of a TOML file (`spacefile.read_space`).
+
+    Raises:
+        ValueError: neither.
+    """
+    if value not in SPACES and not str(value).endswith(".toml"):
+        raise ValueError(f"{value!r} is not {', '.join(SPACES)} or a .toml file")
+    return str(value)
+
+
 def count_from(minimum: int) -> Parser:
     """A parser of whole numbers from `minimum` on."""
 
@@ -201,9 +212,10 @@ def _option(
     metavar: str | None = None,
     unset: str | None = None,
     shown: str | None = None,
+    alias: str | None = None,
 ) -> Any:
-    """A field with what the command line needs: `unset` says what None stands for."""
-    metadata = {"help": help, "parse": parse, "choices": choices, "metavar": metavar}
+    """A field with what the command line needs: `unset` says what None stands for, `alias` is another name."""
+    metadata = {"help": help, "parse": parse, "choices": choices, "metavar": metavar, "alias": alias}
     return field(default=default, metadata={**metadata, "unset": unset, "shown": shown})
 
 
@@ -318,8 +330,18 @@ class Options:
     space: str = _option(
         "auto",
         "Which composites are searched: `depth` (a rule with its number per depth group), `type` (per type of "
-        "layer within one), `paper` (the 256 of the paper). `auto` is depth, for transformers type.",
-        choices=SPACES,
+        "layer within one), `layer` (gamma of each layer: numbers only, which suits --sampler cmaes), "
+        "`paper` (the 256 of the paper), or a TOML file with a space of your own. `auto` is depth, for transformers "
+        "type.",
+        parse=parse_space,
+        metavar="NAME|FILE",
+    )
+    start_from: str | None = _option(
+        None,
+        "Composite to try early, such as an earlier study's best.json, of this model or another one.",
+        metavar="FILE",
+        unset="none",
+        alias="from",
     )
     trials: int = _option(
         100, "Finished trials to reach, those of earlier runs included.", parse=count_from(1), metavar="N"
@@ -404,9 +426,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not TOML: {error}") from error
     known = {option.name for option in fields(Options)}
+    aliases = {option.metadata["alias"]: option.name for option in fields(Options) if option.metadata["alias"]}
     values = {}
     for key, value in data.items():
-        name = key.replace("-", "_")
+        name = aliases.get(key, key.replace("-", "_"))
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0].replace('_', '-')}?" if near else "see pxp-optimize --help"

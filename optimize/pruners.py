@@ -105,7 +105,8 @@ class Race:
 
     def stopper(self, study: Study, trial: Trial) -> Stopper | None:
         """What asks the study's pruner after each chunk of the trial; None for one that runs to its end."""
-        spared = "fixed" in trial.user_attrs or (_system_attrs(study, trial).get("fixed_params") and not self.grid)
+        given = "fixed" in trial.user_attrs or "given" in trial.user_attrs
+        spared = given or (_system_attrs(study, trial).get("fixed_params") and not self.grid)
         if self.pruner == NONE or spared or len(self.sizes) < 2:
             return None
         return Stopper(self, _mirror(study), trial.number)

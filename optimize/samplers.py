@@ -61,6 +61,34 @@ UNCONDITIONAL = frozenset({"cmaes", "gp"})
 RELATIVE = "pxp:relative_params"
 
 
+class _Within:
+    """A study without its finished trials that have no parameters: composites from outside of the space.
+
+    CMA-ES and the Gaussian process model the parameters that all trials have, which would be none.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def get_trials(self, *arguments: Any, **options: Any) -> list[FrozenTrial]:
+        return _with_parameters(self._study.get_trials(*arguments, **options))
+
+    def _get_trials(self, *arguments: Any, **options: Any) -> list[FrozenTrial]:  # what Optuna's samplers call
+        return _with_parameters(self._study._get_trials(*arguments, **options))
+
+
+def _with_parameters(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    return [trial for trial in trials if trial.params or not trial.state.is_finished()]
+
+
+def _within(study: Study) -> Study:
+    """The study as samplers may see it."""
+    return _Within(study)  # type: ignore[return-value]
+
+
 def make_sampler(name: str, seed: int) -> BaseSampler:
     """The sampler of a study. (That of a grid draws nothing: every trial is in the queue from the start.)
 
@@ -91,7 +119,7 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
 
         def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
             self._current = fresh(trial.number)
-            return self._current.infer_relative_search_space(study, trial)
+            return self._current.infer_relative_search_space(_within(study), trial)
 
         def sample_relative(
             self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -99,7 +127,7 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
             # Kept with the trial: on a second try Optuna's GP would take the first one for a trial of its own.
             drawn = trial.system_attrs.get(RELATIVE)
             if drawn is None:
-                drawn = self._current.sample_relative(study, trial, search_space)
+                drawn = self._current.sample_relative(_within(study), trial, search_space)
                 study._storage.set_trial_system_attr(trial._trial_id, RELATIVE, drawn)
             return drawn
 
@@ -107,7 +135,7 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
             self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
         ) -> Any:
             sampler = fresh(trial.number, param_name)
-            return sampler.sample_independent(study, trial, param_name, param_distribution)
+            return sampler.sample_independent(_within(study), trial, param_name, param_distribution)
 
         def __str__(self) -> str:
             return f"{name} (seed {seed})"

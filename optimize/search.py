@@ -21,11 +21,11 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from ..attribution import Composite
+from ..attribution import Composite, CompositeError
 from ..pruning import NotFinite
 from ..studies.best import best_trial
 from ..studies.fingerprint import Fingerprint, difference
-from ..studies.report import fixed_trials
+from ..studies.report import fixed_trials, name_of
 from .errors import UserError
 from .likeness import nearest
 from .progress import Standing
@@ -93,6 +93,30 @@ def check_study(storage: optuna.storages.BaseStorage, name: str, fingerprint: Fi
     return study
 
 
+def check_space(study: Study, space: Space, name: str) -> None:
+    """Refuse a space that gives a parameter of a study other choices, which Optuna does not allow. Writes nothing.
+
+    name: of the space, for the message. A range may be another one.
+
+    Raises:
+        UserError: the first such parameter.
+    """
+    parameters = space.parameters()
+    for trial in study.get_trials(deepcopy=False):
+        for key, stored in trial.distributions.items():
+            if key not in parameters:
+                continue
+            before, now = (
+                ", ".join(map(str, choices)) if isinstance(choices, tuple) else "numbers"
+                for choices in (getattr(stored, "choices", None), parameters[key])
+            )
+            if before != now:
+                raise UserError(
+                    f"study {study.study_name!r} chose {key} from {before}, and --space {name} offers {now}: "
+                    "give another name with --study, or the space it was made with"
+                )
+
+
 def open_study(
     storage: optuna.storages.BaseStorage, name: str, fingerprint: Fingerprint, attrs: Mapping[str, Any]
 ) -> Study:
@@ -120,6 +144,7 @@ def run_search(
     *,
     trials: int,
     timeout: float | None = None,
+    known: Mapping[str, Mapping[str, Composite]] | None = None,
     queue: Sequence[Mapping[str, Any]] = (),
     watch: Watch | None = None,
     race: Race | None = None,
@@ -133,7 +158,8 @@ def run_search(
             the search goes on.
         trials: finished trials to reach, those that are there included: complete ones, and stopped ones.
         timeout: start no trial after this many seconds.
-        queue: parameters to try, after the fixed composites and before the sampler proposes any.
+        known: more composites to try after the fixed ones, by name, by the user attribute that keeps the name.
+        queue: parameters to try, after all those and before the sampler proposes any.
         watch: told after each trial.
         race: whether trials are stopped, by the study's pruner; None for never.
 
@@ -144,7 +170,9 @@ def run_search(
     """
     started = time.monotonic()
     _requeue_stale(study)
-    _enqueue_fixed(study, space)
+    _enqueue_composites(study, space, space.fixed_composites(), "fixed")
+    for mark, composites in (known or {}).items():
+        _enqueue_composites(study, space, composites, mark)
     _enqueue(study, queue)
     failures = 0
     while count_finished(study) < trials:
@@ -161,7 +189,7 @@ def run_search(
         if failures >= MAX_FAILURES:
             raise UserError(f"{failures} trials in a row failed, the last one since {outcome}")
         if watch is not None:
-            name = trial.user_attrs.get("fixed", f"no. {trial.number}")
+            name = name_of(trial) or f"no. {trial.number}"
             watch(standing(study, trials), f"{name}, {_told(trial, outcome)}")
 
 
@@ -190,7 +218,7 @@ def _run_trial(study: Study, space: Space, evaluate: Evaluate, race: Race | None
     trial = study.ask()
     if trial.user_attrs.get("owner") != _owner():  # another process was faster, and this is the next one
         trial.set_user_attr("owner", _owner())
-    composite = space.suggest(trial)
+    composite = _composite_of(trial, space)
     trial.set_user_attr("composite", composite.to_dict())
     stop = None if race is None else race.stopper(study, trial)
     try:
@@ -231,6 +259,25 @@ def _record_race(study: Study, trial: Trial, result: Raced, race: Race | None, s
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
+def _composite_of(trial: Trial, space: Space) -> Composite:
+    """The composite that a trial was given when it was put into the queue, or else the sampler's."""
+    params = trial.user_attrs.get("given")
+    if params is None:
+        return space.suggest(trial)
+    composite = Composite.from_dict(trial.user_attrs["composite"])
+    # with the parameters that were found for it then, unless the study goes on in another space
+    if params and params == _params_of(space, composite):
+        space.suggest(trial)
+    return composite
+
+
+def _params_of(space: Space, composite: Composite) -> dict[str, Any] | None:
+    try:
+        return space.params_of(composite)
+    except CompositeError:
+        return None
+
+
 def count_complete(study: Study) -> int:
     """How many trials of a study are complete."""
     return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
@@ -263,7 +310,7 @@ def standing(study: Study, trials: int) -> Standing:
     best = study.best_trial
     fixed = [(name, trial.value) for name, trial in fixed_trials(study).items() if trial.value is not None]
     fixed_name, fixed_value = max(fixed, key=lambda item: item[1], default=("", None))
-    best_name = best.user_attrs.get("fixed", f"no. {best.number}")
+    best_name = name_of(best) or f"no. {best.number}"
     return Standing(done, trials, best.value, best_name, fixed_value, fixed_name, done - complete)
 
 
@@ -311,11 +358,19 @@ def score_plain(
     advance(1)
 
 
-def _enqueue_fixed(study: Study, space: Space) -> None:
-    present = set(fixed_trials(study))
-    for name, composite in space.fixed_composites().items():
-        if name not in present:
-            study.enqueue_trial(space.params_of(composite), user_attrs={"fixed": name})
+def _enqueue_composites(study: Study, space: Space, composites: Mapping[str, Composite], mark: str) -> None:
+    """Put composites into the queue that no trial has yet, each with its name as the user attribute `mark`.
+
+    A trial keeps its composite as it is, since the space may hold one like it only, or none.
+    """
+    trials = study.get_trials(deepcopy=False)
+    names = {trial.user_attrs.get(mark) for trial in trials} if mark == "fixed" else set()
+    tried = [trial.user_attrs["composite"] for trial in trials if "composite" in trial.user_attrs]
+    for name, composite in composites.items():
+        data = composite.to_dict()
+        if name not in names and (mark == "fixed" or data not in tried):
+            params = _params_of(space, composite) or {}
+            study.enqueue_trial(params, user_attrs={mark: name, "given": params, "composite": data})
 
 
 def _enqueue(study: Study, queue: Sequence[Mapping[str, Any]]) -> None:

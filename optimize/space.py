@@ -3,30 +3,46 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..attribution import GROUPS, Composite
+from ..attribution import GROUPS, Composite, CompositeError, RuleSpec
 from ..attribution.attention import SOFTMAX_RULES
-from ..attribution.composites import AGGREGATIONS, ATTENTION_TYPES, NORMALIZATIONS
+from ..attribution.composites import AGGREGATIONS, ATTENTION_TYPES, NORMALIZATIONS, keys_of, resolve
 
 if TYPE_CHECKING:
     from optuna import Trial
 
 SOFTMAX = tuple(SOFTMAX_RULES)
 
+Network = Mapping[str, Mapping[str, str]]
+"""Group and type of each layer that takes a rule, by name (`export.layers_of`)."""
+
 
 @dataclass(frozen=True)
 class Range:
-    """The one number of a rule. log: sampled evenly in its logarithm."""
+    """The one number of a rule. log: sampled evenly in its logarithm. Where low is high it is not sampled.
+    label: what its parameter is called, if not by its name."""
 
     name: str
     low: float
     high: float
     log: bool
+    label: str = ""
 
+    @property
+    def parameter(self) -> str:
+        return self.label or self.name
+
+    @property
+    def fixed(self) -> bool:
+        return self.low == self.high
+
+
+Rules = Mapping[str, Range | None]
 
 RULES: dict[str, Range | None] = {
     # Below 1e-6 epsilon only guards against dividing by zero, so rankings no longer differ; above 1 it
@@ -39,6 +55,13 @@ RULES: dict[str, Range | None] = {
     "zplus": None,
 }
 
+ALL_RULES: dict[str, Range | None] = {
+    **RULES,
+    # In units of the mean output: from 1e-3, where it guards, to 10, where it swallows most, in every layer.
+    "epsilon_relative": Range("epsilon", 1e-3, 10.0, log=True, label="epsilon_relative"),
+}
+"""With those that only a space of one's own has (`spacefile`)."""
+
 # How much more a mean neuron counts, where neurons are ranked together with filters or heads.
 BALANCE = Range("balance", 0.1, 10.0, log=True)
 
@@ -50,111 +73,212 @@ FIXED: dict[str, dict[str, Any]] = {
 }
 """Uniform composites from the literature: one rule for the whole network."""
 
+FIXED_RULES: Rules = {
+    name: number and replace(number, low=spec[number.name], high=spec[number.name])
+    for spec in FIXED.values()
+    for name in [spec["rule"]]
+    for number in [RULES[name]]
+}
+"""The rules with the numbers of the fixed composites."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A part of the network that gets one rule.
+
+    name: what its parameters begin with: a group of the composite, or any name where `layers` are given.
+    rules: those it may get, with their numbers. With one rule only, the rule is no parameter.
+    layers: the layers it stands for, by name; empty for a group.
+    """
+
+    name: str
+    rules: Rules
+    layers: tuple[str, ...] = ()
+
 
 class Space:
-    """One rule with its parameter per group of layers, and how relevance becomes a ranking.
+    """One rule with its number for each part of the network, and how relevance becomes a ranking.
 
-    Parameters are named by group: `low.rule`, then `low.epsilon`, `low.gamma` or `low.alpha`; `aggregation`,
+    Parameters are named by part: `low.rule`, then `low.epsilon`, `low.gamma` or `low.alpha`; `aggregation`,
     `normalization`, `softmax` and `balance` are the network's.
 
     Args:
-        keys: the groups that the composites have: depth groups, or types within one ("mid.attention").
+        parts: groups that the composites have (depth groups, or types within one: "mid.attention"), which get
+            the rules of `RULES`; or parts with rules of their own.
         conditional: sample only the number that the chosen rule uses. If false, every trial has the numbers
             of all rules, and those of rules not chosen have no effect: for samplers that need a fixed set.
         transformer: search the softmax rule too.
         mixed: units of several kinds are ranked together: search their balance too.
         fixed_numbers: rules only, with the numbers of the fixed composites, and the plain ranking: the choice
             among 256 composites of Hatefi et al.
+        choices: what the network's own categories may be, where that is not all that is known.
+        network: the layers, so that a composite with other groups or with single layers can be found in the space.
     """
 
     def __init__(
         self,
-        keys: Iterable[str],
+        parts: Iterable[str | Part],
         conditional: bool = True,
         *,
         transformer: bool = False,
         mixed: bool = False,
         fixed_numbers: bool = False,
+        choices: Mapping[str, tuple[str, ...]] | None = None,
+        network: Network | None = None,
     ) -> None:
-        present = list(dict.fromkeys(keys))
-        unknown = {key for key in present if key.partition(".")[0] not in GROUPS}
+        rules = FIXED_RULES if fixed_numbers else RULES
+        present = [part if isinstance(part, Part) else Part(part, rules) for part in dict.fromkeys(parts)]
+        unknown = {part.name for part in present if not part.layers and _depth(part.name) not in GROUPS}
         if unknown:
             raise ValueError(f"unknown depth groups: {', '.join(sorted(unknown))}")
-        self.groups = tuple(sorted(present, key=lambda key: GROUPS.index(key.partition(".")[0])))
+        groups = sorted((part for part in present if not part.layers), key=lambda part: GROUPS.index(_depth(part.name)))
+        self.parts = (*groups, *(part for part in present if part.layers))
+        self.groups = tuple(part.name for part in groups)
         self.conditional = conditional
         self.transformer = transformer
-        self.mixed = mixed
-        self.fixed_numbers = fixed_numbers
+        self.mixed = mixed and not fixed_numbers
+        self.network = network
+        ranking = {"aggregation": AGGREGATIONS, "normalization": NORMALIZATIONS}
+        if fixed_numbers:
+            ranking = {"aggregation": ("abs",), "normalization": ("none",)}
+        plain = {"reduction": ("auto",), "start": ("logit",)}
+        self.choices = {**({"softmax": SOFTMAX} if transformer else {}), **ranking, **plain, **(choices or {})}
 
     @classmethod
-    def named(cls, name: str, layers: Mapping[str, Mapping[str, str]], conditional: bool, *, mixed: bool) -> Space:
-        """A space of `config.SPACES` for a network's layers (group and type of each, see `export.layers_of`).
+    def named(cls, name: str, layers: Network, conditional: bool, *, mixed: bool) -> Space:
+        """A space of `config.SPACES` for a network's layers.
 
         `depth`: the depth groups. `type`: the types of layers within them, attention projections as one.
+        `layer`: gamma of each layer and nothing else. Its range reaches from epsilon's rule to z-plus, so no
+        category is needed, and CMA-ES fits it (so Zhang et al. 2025, arXiv 2509.23585, search LRP's numbers).
         `paper`: depth groups, rules with fixed numbers. `auto`: depth, for transformers type.
         """
         transformer = any(layer["type"] in ATTENTION_TYPES for layer in layers.values())
         if name == "auto":
             name = "type" if transformer else "depth"
-        keys = [layer["group"] for layer in layers.values()]
+        parts: list[str | Part] = [layer["group"] for layer in layers.values()]
+        choices = {}
         if name == "type":
-            keys = [_type_key(layer["group"], layer["type"]) for layer in layers.values()]
-        return cls(keys, conditional, transformer=transformer, mixed=mixed, fixed_numbers=name == "paper")
+            parts = [_type_key(layer["group"], layer["type"]) for layer in layers.values()]
+        if name == "layer":
+            parts = [Part(name, {"gamma": RULES["gamma"]}, (name,)) for name in layers]
+            choices = {"softmax": ("attnlrp",)} if transformer else {}
+            choices |= {"aggregation": ("abs",), "normalization": ("none",)}
+        return cls(
+            parts,
+            conditional,
+            transformer=transformer,
+            mixed=mixed,
+            fixed_numbers=name == "paper",
+            choices=choices,
+            network=layers,
+        )
+
+    def parameters(self) -> dict[str, tuple[str, ...] | Range]:
+        """All that a trial may have, by name: the choices, or the range."""
+        found: dict[str, tuple[str, ...] | Range] = {}
+        for part in self.parts:
+            if len(part.rules) > 1:
+                found[f"{part.name}.rule"] = tuple(part.rules)
+            found |= {f"{part.name}.{n.parameter}": n for n in part.rules.values() if n is not None and not n.fixed}
+        found |= {name: choices for name, choices in self.choices.items() if len(choices) > 1}
+        return {**found, BALANCE.name: BALANCE} if self.mixed else found
 
     def suggest(self, trial: Trial) -> Composite:
         """The composite that the trial's sampler proposes."""
-        data: dict[str, Any] = {"groups": {key: self._suggest_rule(trial, key) for key in self.groups}}
+        data: dict[str, Any] = {"groups": {}, "layers": {}}
+        for part in self.parts:
+            spec = self._suggest_rule(trial, part)
+            data["layers" if part.layers else "groups"] |= dict.fromkeys(part.layers or (part.name,), spec)
+        chosen = {
+            name: trial.suggest_categorical(name, choices) if len(choices) > 1 else choices[0]
+            for name, choices in self.choices.items()
+        }
         if self.transformer:
-            data["attention"] = {"softmax": trial.suggest_categorical("softmax", SOFTMAX)}
-        if not self.fixed_numbers:
-            data["ranking"] = {
-                "aggregation": trial.suggest_categorical("aggregation", AGGREGATIONS),
-                "normalization": trial.suggest_categorical("normalization", NORMALIZATIONS),
-            }
-            if self.mixed:
-                data["ranking"]["balance"] = _suggest(trial, BALANCE.name, BALANCE)
+            data["attention"] = {"softmax": chosen.pop("softmax")}
+        data["ranking"] = chosen
+        if self.mixed:
+            data["ranking"]["balance"] = _suggest(trial, BALANCE.name, BALANCE)
         return Composite.from_dict(data)
 
-    def _suggest_rule(self, trial: Trial, key: str) -> dict[str, Any]:
-        if self.fixed_numbers:
-            rules = {spec["rule"]: spec for spec in FIXED.values()}
-            return rules[trial.suggest_categorical(f"{key}.rule", tuple(RULES))]
-        rule = trial.suggest_categorical(f"{key}.rule", tuple(RULES))
+    def _suggest_rule(self, trial: Trial, part: Part) -> dict[str, Any]:
+        rules = tuple(part.rules)
+        rule = trial.suggest_categorical(f"{part.name}.rule", rules) if len(rules) > 1 else rules[0]
         spec: dict[str, Any] = {"rule": rule}
-        for name, number in RULES.items():
+        for name, number in part.rules.items():
             if number is not None and (name == rule or not self.conditional):
-                value = _suggest(trial, f"{key}.{number.name}", number)
+                value = number.low if number.fixed else _suggest(trial, f"{part.name}.{number.parameter}", number)
                 if name == rule:
                     spec[number.name] = value
-        if rule == "alpha_beta":
-            spec["beta"] = spec["alpha"] - 1
         return spec
 
     def fixed_composites(self) -> dict[str, Composite]:
         """The baselines by name: each rule uniform over the network, absolute relevance, no normalisation."""
-        more: dict[str, Any] = {"attention": {"softmax": "attnlrp"}} if self.transformer else {}
-        return {
-            name: Composite.from_dict({"groups": dict.fromkeys(self.groups, rule), **more})
-            for name, rule in FIXED.items()
-        }
+        return {name: self.composite(dict.fromkeys(GROUPS, rule)) for name, rule in FIXED.items()}
 
-    def params_of(self, composite: Composite) -> dict[str, Any]:
-        """The parameters with which `suggest` gives this composite back: to enqueue it as a trial."""
-        data = composite.to_dict()
+    def composite(self, rules: Mapping[str, Mapping[str, Any]]) -> Composite:
+        """The composite with these rules at the depths, ranked plainly, in the groups that the space has."""
+        keys: Iterable[str] = self.groups
+        if self.network is not None and len(self.groups) < len(self.parts):
+            depths = {layer["group"] for layer in self.network.values()}
+            keys = [depth for depth in GROUPS if depth in depths]
+        more: dict[str, Any] = {"attention": {"softmax": "attnlrp"}} if self.transformer else {}
+        return Composite.from_dict({"groups": {key: rules[_depth(key)] for key in keys}, **more})
+
+    def params_of(self, composite: Composite) -> dict[str, Any] | None:
+        """The parameters with which `suggest` gives this composite back, or one as close as the ranges allow.
+
+        So a sampler can learn from a trial of a composite that lies outside. A rule that the space lacks is near
+        another one's limit (`LIMITS`), or nowhere: then None.
+
+        Raises:
+            CompositeError: it does not fit the network, or has several rules within a part of the space.
+        """
         params: dict[str, Any] = {}
-        if not self.fixed_numbers:
-            params = {key: data["ranking"][key] for key in ("aggregation", "normalization")}
-            if self.mixed:
-                params[BALANCE.name] = composite.balance
-        if self.transformer:
-            params["softmax"] = composite.softmax or "attnlrp"
-        for key in self.groups:
-            spec = data["groups"][key]
-            params[f"{key}.rule"] = spec["rule"]
-            number = RULES[spec["rule"]]
-            if number is not None and not self.fixed_numbers:
-                params[f"{key}.{number.name}"] = spec[number.name]
+        for part, spec in self._specs(composite):
+            found = _nearest(part.rules, spec)
+            if found is None:
+                return None
+            rule, value = found
+            if len(part.rules) > 1:
+                params[f"{part.name}.rule"] = rule
+            number = part.rules[rule]
+            if number is not None and not number.fixed:
+                params[f"{part.name}.{number.parameter}"] = value
+        own = {
+            "softmax": composite.softmax or "attnlrp",
+            "aggregation": composite.aggregation,
+            "normalization": composite.normalization,
+            "reduction": composite.reduction,
+            "start": composite.start,
+        }
+        if composite.bias != "whole" or any(own[name] not in choices for name, choices in self.choices.items()):
+            return None
+        params |= {name: own[name] for name, choices in self.choices.items() if len(choices) > 1}
+        if self.mixed:
+            params[BALANCE.name] = _clipped(composite.balance, BALANCE)
         return params
+
+    def _specs(self, composite: Composite) -> Iterable[tuple[Part, RuleSpec]]:
+        """The rule that a composite has for each part."""
+        if self.network is None:
+            for part in self.parts:
+                yield part, composite.groups.get(part.name) or composite.groups[_depth(part.name)]
+            return
+        groups, types = ({name: layer[key] for name, layer in self.network.items()} for key in ("group", "type"))
+        specs = resolve(composite, groups, types)
+        alone = {name for part in self.parts for name in part.layers}
+        members: dict[str, list[str]] = {}
+        for name in groups:
+            if name not in alone:
+                keys = keys_of(groups[name], types[name])
+                members.setdefault(next(key for key in keys if key in self.groups), []).append(name)
+        for part in self.parts:
+            names = part.layers or members[part.name]
+            different = next((name for name in names if specs[name] != specs[names[0]]), None)
+            if different is not None:
+                raise CompositeError(f"layers {names[0]} and {different} have different rules but share {part.name}")
+            yield part, specs[names[0]]
 
     def grid(self, seed: int) -> list[dict[str, Any]]:
         """The parameters of every composite of the space, once each, shuffled by the seed.
@@ -162,14 +286,37 @@ class Space:
         Raises:
             ValueError: the space holds numbers, of which there is no end.
         """
-        if not self.fixed_numbers:
+        choices = {name: values for name, values in self.parameters().items() if isinstance(values, tuple)}
+        if len(choices) < len(self.parameters()):
             raise ValueError("a grid needs a space without numbers: give --space paper")
-        choices: dict[str, tuple[str, ...]] = {f"{key}.rule": tuple(RULES) for key in self.groups}
-        if self.transformer:
-            choices["softmax"] = SOFTMAX
         points = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
         random.Random(seed).shuffle(points)
         return points
+
+
+LIMITS = {"epsilon": ("gamma", 0.0), "zplus": ("gamma", math.inf), "alpha_beta": ("gamma", math.inf)}
+"""Rules that are the limit of another one's number, or (alpha-beta, which begins as z-plus) nearest to that."""
+
+
+def _nearest(rules: Rules, spec: RuleSpec) -> tuple[str, float] | None:
+    """The rule and the number of a part that come closest to a rule; the number is of no account without one."""
+    rule = spec.rule
+    number = rules.get(rule)
+    value = 0.0 if number is None else spec.parameters[number.name]
+    if rule not in rules and LIMITS.get(rule, ("",))[0] in rules:
+        rule, value = LIMITS[rule]
+        number = rules[rule]
+    if rule not in rules or (number is not None and number.fixed and value != number.low):
+        return None
+    return rule, value if number is None else _clipped(value, number)
+
+
+def _clipped(value: float, number: Range) -> float:
+    return min(max(value, number.low), number.high)
+
+
+def _depth(key: str) -> str:
+    return key.partition(".")[0]
 
 
 def _type_key(group: str, kind: str) -> str:

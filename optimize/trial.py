@@ -95,7 +95,9 @@ def scores(task: Task, method: Composite | Baseline, graph: Graph) -> dict[str, 
         return task.batching.run(
             lambda size: collect_scores(graph, method.criterion, inputs, targets, task.units, size, method.seed)
         )
-    return task.batching.run(lambda size: collect_relevance(graph, method, inputs, targets, task.units, size))
+    return task.batching.run(
+        lambda size: collect_relevance(graph, method, inputs, targets, task.units, size, logits=task.logits)
+    )
 
 
 def curve_of(task: Task, plan: Plan, digest: str, samples: Samples, stop: Stop | None = None) -> Curve:

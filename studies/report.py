@@ -12,7 +12,7 @@ from .best import RESCORED, best_trial
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.study import Study
-    from optuna.trial import FrozenTrial
+    from optuna.trial import FrozenTrial, Trial
     from rich.table import Table
 
 KEPT = 0.95
@@ -114,8 +114,8 @@ def result_lines(study: Study) -> list[ResultLine]:
         best, search_best = best_trial(study), study.best_trial
         if best.number != search_best.number:
             lines.append(line(f"the search's best (trial {search_best.number})", search_best))
-        fixed = best.user_attrs.get("fixed")
-        lines.append(line(f"best (trial {best.number}{f', {fixed}' if fixed else ''})", best))
+        given = name_of(best)
+        lines.append(line(f"best (trial {best.number}{f', {given}' if given else ''})", best))
         plain = study.user_attrs.get("plain", {}).get(str(best.number))
         if plain:
             sparsity = sparsity_at(rates, plain["accuracy"], KEPT)
@@ -145,6 +145,11 @@ def fixed_trials(study: Study) -> dict[str, FrozenTrial]:
         if name and (name not in found or found[name].state != TrialState.COMPLETE):
             found[name] = trial
     return found
+
+
+def name_of(trial: FrozenTrial | Trial) -> str | None:
+    """The name of a composite that was not the sampler's: fixed, known otherwise, or the file it came from."""
+    return next((trial.user_attrs[key] for key in ("fixed", "known", "from") if key in trial.user_attrs), None)
 
 
 def result_table(lines: Iterable[ResultLine]) -> Table:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pxp_optimize.attribution import FORMAT, GROUPS, RULES, Composite, CompositeError, RuleSpec, load_composite, rules
 from pxp_optimize.attribution.attention import SOFTMAX_RULES, AttnLRPSoftmax, BlockedSoftmax, FullAttentionValue
-from pxp_optimize.attribution.composites import AGGREGATIONS, BIASES, NORMALIZATIONS, TYPES
+from pxp_optimize.attribution.composites import AGGREGATIONS, BIASES, NORMALIZATIONS, REDUCTIONS, STARTS, TYPES
 from pxp_optimize.pruning import Graph, trace
 from torch import nn
 
@@ -61,6 +61,8 @@ def composites(draw: st.DrawFn) -> Composite:
         aggregation=draw(st.sampled_from(AGGREGATIONS)),
         normalization=draw(st.sampled_from(NORMALIZATIONS)),
         balance=draw(st.floats(1e-3, 1e3)),
+        reduction=draw(st.sampled_from(REDUCTIONS)),
+        start=draw(st.sampled_from(STARTS)),
     )
 
 
@@ -90,6 +92,14 @@ def test_what_is_left_out_has_its_default() -> None:
     assert composite.groups["low"].parameters == {"gamma": RULES["gamma"].parameters["gamma"].default}
     assert composite.groups["mid"].to_dict() == {"rule": "alpha_beta", "alpha": 2.0, "beta": 1.0}
     assert composite == Composite(composite.groups)
+
+
+def test_keys_that_say_nothing_new_are_not_written() -> None:
+    composite = load_composite(document())
+    assert (composite.reduction, composite.start) == ("auto", "logit")
+    assert set(composite.to_dict()["ranking"]) == {"aggregation", "normalization"}
+    other = load_composite(document(ranking={"reduction": "max", "start": "softmax"}))
+    assert other.to_dict()["ranking"] == {**composite.to_dict()["ranking"], "reduction": "max", "start": "softmax"}
 
 
 def test_model_and_result_inform_only() -> None:
@@ -155,6 +165,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "unknown aggregation": (document(ranking={"aggregation": "sum"}), "ranking.aggregation"),
     "aggregation null": (document(ranking={"aggregation": None}), "ranking.aggregation"),
     "unknown normalization": (document(ranking={"normalization": "l3"}), "ranking.normalization"),
+    "unknown reduction": (document(ranking={"reduction": "mean"}), "ranking.reduction"),
+    "reduction of another type": (document(ranking={"reduction": ["sum"]}), "ranking.reduction"),
+    "unknown start": (document(ranking={"start": "argmax"}), "ranking.start"),
+    "start null": (document(ranking={"start": None}), "ranking.start"),
     "balance zero": (document(ranking={"balance": 0}), "ranking.balance"),
     "balance a bool": (document(ranking={"balance": True}), "ranking.balance"),
     "unknown pruning key": (document(pruning={"steps": 3}), "pruning.steps"),

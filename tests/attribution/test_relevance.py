@@ -22,7 +22,7 @@ from pxp_optimize.attribution import (
     normalize,
     rules,
 )
-from pxp_optimize.attribution.relevance import balance, per_unit
+from pxp_optimize.attribution.relevance import balance, per_unit, start_relevance
 from pxp_optimize.pruning import Graph, TraceError, compact, masked_model, prune_masks, trace
 from torch import Tensor, nn
 from zennit.composites import LayerMapComposite, NameMapComposite
@@ -30,6 +30,7 @@ from zennit.composites import LayerMapComposite, NameMapComposite
 SPECS = {
     "epsilon": RuleSpec("epsilon", {"epsilon": 1e-6}),
     "large epsilon": RuleSpec("epsilon", {"epsilon": 0.1}),
+    "relative epsilon": RuleSpec("epsilon_relative", {"epsilon": 0.1}),
     "small gamma": RuleSpec("gamma", {"gamma": 0.01}),
     "gamma": RuleSpec("gamma", {"gamma": 0.25}),
     "large gamma": RuleSpec("gamma", {"gamma": 3.0}),
@@ -196,12 +197,72 @@ def test_per_unit_sums() -> None:
     torch.testing.assert_close(per_unit(flat, "neurons", True), flat.sum(0))
 
 
+def test_per_unit_reductions() -> None:
+    r = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    for kind, positions in (  # (samples, units, positions)
+        ("filters", r.flatten(2)),
+        ("heads", r.sum(3)),
+        ("neurons", r.flatten(1, 2).transpose(1, 2)),
+    ):
+        biggest = torch.tensor([[max(row.tolist(), key=abs) for row in sample] for sample in positions])
+        torch.testing.assert_close(per_unit(r, kind, False, "sum"), positions.sum(2).abs().sum(0))
+        torch.testing.assert_close(per_unit(r, kind, True, "sum"), positions.sum((0, 2)))
+        for signed in (False, True):
+            torch.testing.assert_close(per_unit(r, kind, signed, "abs"), positions.abs().sum((0, 2)))
+        torch.testing.assert_close(per_unit(r, kind, False, "max"), biggest.abs().sum(0))
+        torch.testing.assert_close(per_unit(r, kind, True, "max"), biggest.sum(0))
+        as_usual = "sum" if kind == "filters" else "abs"
+        assert torch.equal(per_unit(r, kind, False), per_unit(r, kind, False, as_usual))
+        assert torch.equal(per_unit(r, kind, True), per_unit(r, kind, True, "sum"))
+
+
+def test_where_relevance_starts() -> None:
+    logits, targets = torch.tensor([[2.0, 1.0, -1.0, 0.5], [80.0, -80.0, 0.0, 0.0]]), torch.tensor([1, 0])
+    expected = logits.clone().requires_grad_()
+    expected.softmax(1).gather(1, targets.unsqueeze(1)).sum().backward()
+    torch.testing.assert_close(start_relevance("softmax", targets, logits), expected.grad)
+    contrast = start_relevance("contrastive", targets, logits)
+    p = logits.softmax(1)
+    torch.testing.assert_close(contrast[0], torch.tensor([-p[0, 0], 1 - p[0, 1], -p[0, 2], -p[0, 3]]) / (1 - p[0, 1]))
+    torch.testing.assert_close(contrast[1], torch.tensor([1.0, 0.0, -0.5, -0.5]))  # where 1 - p_t is zero in floats
+    for how in ("softmax", "contrastive"):
+        competing = start_relevance(how, targets, logits, torch.tensor([0, 1, 3]))
+        assert torch.equal(competing[:, 2], torch.zeros(2))
+        torch.testing.assert_close(competing[:, [0, 1, 3]], start_relevance(how, targets, logits[:, [0, 1, 3]]))
+    alone = start_relevance("contrastive", targets[1:], logits[1:], torch.tensor([0]))
+    assert torch.equal(alone, torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+
+
+@pytest.mark.parametrize("start", ["softmax", "contrastive"])
+def test_relevance_of_a_start_is_the_sum_over_its_logits(start: str, graph: Graph, images: Samples) -> None:
+    """LRP is linear in the relevance it starts from."""
+    image, target = images[0][:1], images[1][:1]
+    signed = {"aggregation": "signed"}
+    got = collect_relevance(graph, fitting(graph, SPECS["gamma"], start=start, **signed), image, target)
+    share = start_relevance(start, target, graph.network(image))[0]
+    parts = [
+        collect_relevance(graph, fitting(graph, SPECS["gamma"], **signed), image, torch.tensor([j])) for j in range(5)
+    ]
+    for name, values in got.items():
+        expected = sum(parts[j][name] * share[j] for j in range(5))
+        torch.testing.assert_close(values, expected, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("aggregation", ["abs", "signed"])
 def test_batches_change_nothing(aggregation: str, graph: Graph, images: Samples, worst: Worst) -> None:
     composite = fitting(graph, SPECS["alpha 2"], aggregation=aggregation)
     whole = collect_relevance(graph, composite, *images, batch_size=100)
     for size in (1, 3, 7):
         assert worst(collect_relevance(graph, composite, *images, batch_size=size), whole) < 1e-4
+
+
+@pytest.mark.parametrize("start", ["softmax", "contrastive"])
+def test_batches_change_nothing_of_what_depends_on_a_sample(
+    start: str, graph: Graph, images: Samples, worst: Worst
+) -> None:
+    composite = fitting(graph, SPECS["relative epsilon"], start=start, reduction="max")
+    whole = collect_relevance(graph, composite, *images, batch_size=100)
+    assert worst(collect_relevance(graph, composite, *images, batch_size=2), whole) < 1e-4
 
 
 def test_samples_add_up(graph: Graph, images: Samples, worst: Worst) -> None:
@@ -286,10 +347,14 @@ def test_layers_without_units_and_dead_layers(graph: Graph, images: Samples) -> 
     assert got["conv3"].any()
 
 
-def test_units_of_groups_that_are_filled_up(graph: Graph, images: Samples, worst: Worst) -> None:
+@pytest.mark.parametrize("options", [{}, {"reduction": "max", "start": "contrastive"}])
+@pytest.mark.parametrize("name", ["gamma", "relative epsilon"])
+def test_units_of_groups_that_are_filled_up(
+    name: str, options: dict[str, str], graph: Graph, images: Samples, worst: Worst
+) -> None:
     """A grouped convolution whose groups keep different numbers of units, against the masked one."""
     kept = torch.tensor([1, 1, 1, 0, 0, 0, 1, 0]).bool()
-    composite = fitting(graph, SPECS["gamma"])
+    composite = fitting(graph, SPECS[name], **options)
     got = collect_relevance(compact(graph, {"conv3": kept}), composite, *images)
     whole = replace(graph, network=masked_model(graph, {"conv3": kept}))
     expected = collect_relevance(whole, composite, *images)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 import zennit.rules
 from pxp_optimize.attribution import rules
-from pxp_optimize.attribution.rules import RULES, AlphaBeta, Epsilon, Gamma, LinearRule, ZPlus
+from pxp_optimize.attribution.rules import RULES, AlphaBeta, Epsilon, Gamma, LinearRule, RelativeEpsilon, ZPlus
 from pxp_optimize.pruning import network as ops
 from torch import Tensor, nn
 from zennit.composites import LayerMapComposite, NameMapComposite
@@ -32,12 +32,17 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 MAKE: dict[str, Callable[..., LinearRule]] = {
     **{f"epsilon {value}": lambda value=value, **known: Epsilon(value, **known) for value in (1e-6, 1e-2, 1.0)},
+    **{f"relative {value}": lambda value=value, **known: RelativeEpsilon(value, **known) for value in (1e-2, 1.0)},
     **{f"gamma {value}": lambda value=value, **known: Gamma(value, **known) for value in (0.01, 0.25, 3.0)},
     **{f"alpha {value}": lambda value=value, **known: AlphaBeta(value, **known) for value in (1.0, 1.3, 2.0, 3.0)},
     "zplus": ZPlus,
 }
 ZENNIT: dict[str, Callable[[], Hook]] = {
     **{f"epsilon {value}": lambda value=value: zennit.rules.Epsilon(epsilon=value) for value in (1e-6, 1e-2, 1.0)},
+    **{
+        f"relative {value}": lambda value=value: zennit.rules.Epsilon(lambda z: relatively(z, value))
+        for value in (1e-2, 1.0)
+    },
     **{f"gamma {value}": lambda value=value: zennit.rules.Gamma(gamma=value) for value in (0.01, 0.25, 3.0)},
     # zennit takes only those alpha of which some float beta is exactly one less: 1.3 has one as well
     **{
@@ -45,6 +50,11 @@ ZENNIT: dict[str, Callable[[], Hook]] = {
     },
     "zplus": zennit.rules.ZPlus,
 }
+
+
+def relatively(z: Tensor, epsilon: float) -> Tensor:
+    """z moved away from zero by epsilon times the mean absolute value of its sample, one after another."""
+    return torch.stack([stable(sample, epsilon * sample.abs().mean().item()) for sample in z])
 
 
 def make_layer(
@@ -96,6 +106,8 @@ def by_definition(name: str, layer: nn.Module, x: Tensor, relevance: Tensor, who
         z_below = below.sum(1, keepdim=True) + (bias if whole_bias else bias.clamp(max=0))
         if kind == "epsilon":
             result = c / stable(z, float(value)) * r
+        elif kind == "relative":
+            result = c / stable(z, float(value) * z.abs().mean().item()) * r
         elif kind == "gamma":
             gamma = float(value)
             favoured = torch.where(z > 0, c + gamma * above, c + gamma * below)
@@ -312,6 +324,7 @@ def test_every_rule_by_name_has_its_hook() -> None:
     made = {name: kind.hook(**{key: p.default for key, p in kind.parameters.items()}) for name, kind in RULES.items()}
     assert {name: type(rule) for name, rule in made.items()} == {
         "epsilon": Epsilon,
+        "epsilon_relative": RelativeEpsilon,
         "gamma": Gamma,
         "alpha_beta": AlphaBeta,
         "zplus": ZPlus,
@@ -384,3 +397,23 @@ def test_product_gives_half_to_each() -> None:
 def test_pass_is_the_identity() -> None:
     x, relevance = torch.randn(2, 3, 4, dtype=torch.float64)
     assert torch.equal(through(rules.Pass(), nn.GELU(), x, relevance), relevance)
+
+
+def test_relative_epsilon_is_the_same_at_any_scale_and_without_outputs_that_are_zero() -> None:
+    module, x, relevance = make_layer("linear")
+    expected = through(RelativeEpsilon(0.1), module, x, relevance)
+    small = copy.deepcopy(module)
+    for parameter in small.parameters():
+        parameter.data *= 1e-3
+    assert error(through(RelativeEpsilon(0.1), small, x, relevance), expected) < 1e-9
+    assert error(through(Epsilon(0.1), small, x, relevance), through(Epsilon(0.1), module, x, relevance)) > 0.1
+    padded = nn.Linear(9, 8).double()
+    for mine, theirs in zip(padded.parameters(), module.parameters(), strict=True):
+        mine.data.zero_()[:5] = theirs.data
+    assert error(through(RelativeEpsilon(0.1), padded, x, F.pad(relevance, (0, 3))), expected) < 1e-9
+
+
+def test_relative_epsilon_where_all_is_zero() -> None:
+    module = nn.Linear(3, 2, bias=False)
+    result = through(RelativeEpsilon(0.1), module, torch.zeros(1, 3), torch.ones(1, 2))
+    assert torch.equal(result, torch.zeros(1, 3))

@@ -17,8 +17,9 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
-from pxp_optimize.attribution import Composite
+from pxp_optimize.attribution import Composite, RuleSpec
 from pxp_optimize.optimize.errors import UserError
+from pxp_optimize.optimize.known import MIXED, mixed_composites
 from pxp_optimize.optimize.samplers import make_sampler
 from pxp_optimize.optimize.search import (
     MAX_FAILURES,
@@ -31,7 +32,7 @@ from pxp_optimize.optimize.search import (
     score_plain,
     standing,
 )
-from pxp_optimize.optimize.space import FIXED, GROUPS, Space
+from pxp_optimize.optimize.space import FIXED, GROUPS, RULES, Part, Space
 from pxp_optimize.pruning import NotFinite
 from pxp_optimize.studies.storage import open_storage
 
@@ -388,3 +389,57 @@ def test_measured_curves_are_known_by_their_ranking(tmp_path):
         trial.user_attrs["ranking_hash"]: trial.user_attrs["accuracy"] for trial in trials
     }
     assert len(curves) == 6
+
+
+def test_known_composites_come_after_the_fixed_ones_and_stay_as_they_are(tmp_path):
+    space = Space(GROUPS)
+    outside = Composite.uniform(RuleSpec("epsilon", {"epsilon": 1e-9}))  # in no trial of the space
+    given = {"from": {"best.json": outside}, "known": mixed_composites(space)}
+    for reach in (3, 6, 12):
+        run_search(study_in(tmp_path / "a.db"), space, toy, trials=reach, known=given)
+    whole = study_in(tmp_path / "b.db")
+    run_search(whole, space, toy, trials=12, known=given)
+    study = study_in(tmp_path / "a.db")
+    assert record(study) == record(whole)
+    trials = study.get_trials()
+    assert [trial.user_attrs.get("fixed") for trial in trials] == [*FIXED, *[None] * 8]
+    assert [trial.user_attrs.get("from") for trial in trials[4:6]] == ["best.json", None]
+    assert [trial.user_attrs.get("known") for trial in trials[5:]] == [*MIXED, *[None] * 3]
+    assert trials[4].user_attrs["composite"] == outside.to_dict()
+    assert trials[4].value == toy(outside).auc
+    assert {trials[4].params[f"{group}.epsilon"] for group in GROUPS} == {1e-6}
+    for trial, composite in zip(trials[5:9], mixed_composites(space).values(), strict=True):
+        assert trial.user_attrs["composite"] == composite.to_dict()
+        assert trial.params == space.params_of(composite)
+
+
+def test_what_was_tried_is_not_tried_again(tmp_path):
+    space = Space(GROUPS)
+    run_search(study_in(tmp_path / "a.db"), space, toy, trials=7)
+    known = {"from": {"best.json": Composite.from_dict(study_in(tmp_path / "a.db").trials[6].user_attrs["composite"])}}
+    run_search(study_in(tmp_path / "a.db"), space, toy, trials=9, known=known)
+    assert not any("from" in trial.user_attrs for trial in study_in(tmp_path / "a.db").trials)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes", "gp"])
+def test_a_composite_from_outside_of_the_space_leaves_the_sampler_its_model(tmp_path, sampler):
+    space = Space([Part(group, {"gamma": RULES["gamma"]}) for group in GROUPS], False)
+    known = {"from": {"best.json": Composite.uniform(RuleSpec("epsilon"), bias="split")}}
+    study = study_in(tmp_path / "a.db", sampler=sampler)
+    run_search(study, space, toy, trials=20, known=known)
+    trials = study.get_trials()
+    assert trials[4].params == {}
+    assert trials[4].user_attrs["composite"]["attention"] == {"bias": "split"}
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+    numbers = {f"{group}.gamma" for group in GROUPS}
+    assert numbers <= set(trials[-1].system_attrs["pxp:relative_params"])
+
+
+def test_a_queue_is_kept_when_the_study_goes_on_in_another_space(tmp_path):
+    run_search(study_in(tmp_path / "a.db"), Space(GROUPS), toy, trials=2)
+    narrow = Space([Part(group, {"gamma": RULES["gamma"]}) for group in GROUPS])
+    run_search(study_in(tmp_path / "a.db"), narrow, toy, trials=6)
+    trials = study_in(tmp_path / "a.db").get_trials()
+    assert [trial.user_attrs.get("fixed") for trial in trials] == [*FIXED, None, None]
+    for name, trial in zip(FIXED, trials, strict=False):
+        assert set(map(str, trial.user_attrs["composite"]["groups"].values())) == {str(FIXED[name])}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import optuna
 import pytest
-from pxp_optimize.attribution import Composite
+from pxp_optimize.attribution import Composite, CompositeError
 from pxp_optimize.attribution.composites import resolve
 from pxp_optimize.optimize.samplers import make_sampler
 from pxp_optimize.optimize.space import FIXED, GROUPS, RULES, Space
@@ -153,3 +155,77 @@ def test_the_papers_grid_is_every_composite_once():
 def test_no_grid_of_numbers():
     with pytest.raises(ValueError, match="--space paper"):
         named("depth", CONVOLUTIONAL).grid(0)
+
+
+@pytest.mark.parametrize("layers", [CONVOLUTIONAL, TRANSFORMER])
+@pytest.mark.parametrize("conditional", [True, False])
+def test_the_layer_space_is_a_number_a_layer_and_nothing_else(layers, conditional):
+    space = Space.named("layer", layers, conditional, mixed=False)
+    expected = {f"{name}.gamma" for name in layers}
+    for params, composite in draws(space, 5):
+        assert set(params) == expected
+        assert {type(value) for value in params.values()} == {float}
+        assert {
+            f"{name}.{number}": value
+            for name, spec in composite.layers.items()
+            for number, value in spec.parameters.items()
+        } == params
+        assert (composite.aggregation, composite.normalization) == ("abs", "none")
+        assert Composite.from_dict(composite.to_dict()) == composite
+        assert space.params_of(composite) == params
+    assert set(space.fixed_composites()) == set(FIXED)
+
+
+def test_cmaes_fits_the_layer_space():
+    """It models every parameter of it, from the fixed composites on."""
+    space = Space.named("layer", CONVOLUTIONAL, False, mixed=False)
+    study = optuna.create_study(sampler=make_sampler("cmaes", 0), direction="maximize")
+    for composite in space.fixed_composites().values():
+        study.enqueue_trial(space.params_of(composite))
+    best = {"conv1.gamma": 0.1, "conv2.gamma": 1.0, "down.gamma": 0.03, "fc.gamma": 0.05}
+
+    def value(trial):
+        space.suggest(trial)
+        return -sum((math.log(trial.params[name]) - math.log(wanted)) ** 2 for name, wanted in best.items())
+
+    study.optimize(value, n_trials=80)
+    drawn = [trial.system_attrs["pxp:relative_params"] for trial in study.trials[4:]]
+    assert all(set(params) == set(best) for params in drawn)
+    assert study.best_value > -1 > max(trial.value for trial in study.trials[:4])
+
+
+def test_limits_of_gamma_stand_for_the_rules_they_are():
+    space = Space.named("layer", CONVOLUTIONAL, True, mixed=False)
+    fixed = {name: space.params_of(composite) for name, composite in space.fixed_composites().items()}
+    for name, gamma in {"epsilon": 0.01, "zplus": 10.0, "alpha2-beta1": 10.0, "gamma0.25": 0.25}.items():
+        assert fixed[name] == {f"{layer}.gamma": gamma for layer in CONVOLUTIONAL}
+
+
+def test_numbers_outside_of_the_space_are_brought_to_its_edge():
+    space = named("depth", CONVOLUTIONAL)
+    composite = Composite.from_dict(
+        {
+            "groups": {
+                "low": {"rule": "epsilon", "epsilon": 1e-9},
+                "mid": {"rule": "gamma", "gamma": 100.0},
+                "classifier": {"rule": "alpha_beta", "alpha": 2.5},
+            }
+        }
+    )
+    params = space.params_of(composite)
+    assert (params["low.epsilon"], params["mid.gamma"], params["classifier.alpha"]) == (1e-6, 10.0, 2.5)
+    assert named("paper", CONVOLUTIONAL).params_of(composite) is None  # its numbers are single points
+
+
+def test_a_composite_of_depths_is_a_point_of_the_types_but_not_the_other_way_round():
+    depth, kinds = named("depth", CONVOLUTIONAL), named("type", CONVOLUTIONAL)
+    for _, composite in draws(depth, 10):
+        params = kinds.params_of(composite)
+        assert params["mid.3x3.rule"] == params["mid.downsample.rule"] == composite.groups["mid"].rule
+    refused = 0
+    for _, composite in draws(kinds, 10):
+        if composite.groups["mid.3x3"] != composite.groups["mid.downsample"]:
+            refused += 1
+            with pytest.raises(CompositeError, match="layers conv2 and down have different rules but share mid"):
+                depth.params_of(composite)
+    assert refused > 3
