@@ -286,10 +286,9 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
         "layers": prepared.layers,
         "device": str(prepared.task.graph.device),
     }
-    known: dict[str, dict[str, Composite]] = {"from": {}, "known": mixed_composites(space)}
+    start_from: dict[str, Composite] = {}
     if options.start_from is not None:
-        earlier = earlier_composite(options.start_from, space, prepared.layers, options.space)
-        known["from"] = {options.start_from: earlier}
+        start_from[options.start_from] = earlier_composite(options.start_from, space, prepared.layers, options.space)
     storage = open_storage(options.storage)
     if (present := check_study(storage, name, prepared.fingerprint)) is not None:
         check_space(present, space, options.space)
@@ -311,7 +310,8 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
                 lambda composite: evaluate(task, composite),
                 trials=options.trials,
                 timeout=options.timeout,
-                known=known,
+                start_from=start_from,
+                known=mixed_composites(space),
                 queue=grid,
                 watch=watch,
             )
