@@ -371,6 +371,9 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     except ValueError as error:
         raise UserError(f"--sampler {GRID}: {error}") from None
     name = options.study or default_study_name(prepared.fingerprint)
+    start_from: dict[str, Composite] = {}
+    if options.start_from is not None:
+        start_from[options.start_from] = earlier_composite(options.start_from, space, prepared.layers, options.space)
     storage = open_storage(options.storage)
     present = check_study(storage, name, prepared.fingerprint)
     if present is not None:
@@ -385,10 +388,6 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
         "layers": prepared.layers,
         "device": str(prepared.task.graph.device),
     }
-    known: dict[str, dict[str, Composite]] = {"from": {}, "known": mixed_composites(space)}
-    if options.start_from is not None:
-        earlier = earlier_composite(options.start_from, space, prepared.layers, options.space)
-        known["from"] = {options.start_from: earlier}
     study = open_study(storage, name, prepared.fingerprint, attrs)
     study.sampler = make_sampler(options.sampler, options.seed)
     study.pruner = make_pruner(options.pruner, len(sizes))
@@ -411,7 +410,8 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
                 lambda composite, stop=None: evaluate(task, composite, stop=stop),
                 trials=options.trials,
                 timeout=options.timeout,
-                known=known,
+                start_from=start_from,
+                known=mixed_composites(space),
                 queue=grid,
                 watch=watch,
                 race=Race(sizes, reports, options.pruner, grid=options.sampler == GRID),

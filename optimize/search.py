@@ -8,6 +8,7 @@ interrupted has in the end the same trials as one that was not.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import platform
 import time
@@ -144,7 +145,8 @@ def run_search(
     *,
     trials: int,
     timeout: float | None = None,
-    known: Mapping[str, Mapping[str, Composite]] | None = None,
+    start_from: Mapping[str, Composite] | None = None,
+    known: Mapping[str, Composite] | None = None,
     queue: Sequence[Mapping[str, Any]] = (),
     watch: Watch | None = None,
     race: Race | None = None,
@@ -158,8 +160,9 @@ def run_search(
             the search goes on.
         trials: finished trials to reach, those that are there included: complete ones, and stopped ones.
         timeout: start no trial after this many seconds.
-        known: more composites to try after the fixed ones, by name, by the user attribute that keeps the name.
-        queue: parameters to try, after all those and before the sampler proposes any.
+        start_from: composites to try after the fixed ones, by name.
+        known: more of them, each tried in its turn, so that none is left waiting when the study is done.
+        queue: parameters to try, after `start_from` and before the sampler proposes any.
         watch: told after each trial.
         race: whether trials are stopped, by the study's pruner; None for never.
 
@@ -171,14 +174,15 @@ def run_search(
     started = time.monotonic()
     _requeue_stale(study)
     _enqueue_composites(study, space, space.fixed_composites(), "fixed")
-    for mark, composites in (known or {}).items():
-        _enqueue_composites(study, space, composites, mark)
+    _enqueue_composites(study, space, start_from or {}, "from")
     _enqueue(study, queue)
     failures = 0
     while count_finished(study) < trials:
         if timeout is not None and time.monotonic() - started >= timeout:
             break
         try:
+            if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+                _enqueue_composites(study, space, known or {}, "known", most=1)
             trial, outcome = _run_trial(study, space, evaluate, race)
         except BaseException as error:
             # Ctrl-C is no sign that the trial is at fault; anything else may be.
@@ -358,19 +362,26 @@ def score_plain(
     advance(1)
 
 
-def _enqueue_composites(study: Study, space: Space, composites: Mapping[str, Composite], mark: str) -> None:
-    """Put composites into the queue that no trial has yet, each with its name as the user attribute `mark`.
+def _enqueue_composites(
+    study: Study, space: Space, composites: Mapping[str, Composite], mark: str, most: int | None = None
+) -> None:
+    """Put composites into the queue that no trial has yet (at `most` so many), each with its name as the user
+    attribute `mark`.
 
     A trial keeps its composite as it is, since the space may hold one like it only, or none.
     """
     trials = study.get_trials(deepcopy=False)
     names = {trial.user_attrs.get(mark) for trial in trials} if mark == "fixed" else set()
     tried = [trial.user_attrs["composite"] for trial in trials if "composite" in trial.user_attrs]
-    for name, composite in composites.items():
-        data = composite.to_dict()
-        if name not in names and (mark == "fixed" or data not in tried):
-            params = _params_of(space, composite) or {}
-            study.enqueue_trial(params, user_attrs={mark: name, "given": params, "composite": data})
+    new = {
+        name: composite
+        for name, composite in composites.items()
+        if name not in names and (mark == "fixed" or composite.to_dict() not in tried)
+    }
+    for name, composite in itertools.islice(new.items(), most):
+        params = _params_of(space, composite) or {}
+        attrs = {mark: name, "given": params, "composite": composite.to_dict()}
+        study.enqueue_trial(params, user_attrs=attrs)
 
 
 def _enqueue(study: Study, queue: Sequence[Mapping[str, Any]]) -> None:

@@ -69,7 +69,11 @@ def composite_document(study: Study, number: int | None = None) -> dict[str, Any
         **composite,
         "pruning": {
             **{key: fingerprint.get(key, plain) for key, plain in PLAIN.items()},
-            **({"repair_samples": unlabelled["count"]} if (unlabelled := fingerprint["samples"].get("repair")) else {}),
+            **(
+                {"repair_samples": unlabelled["count"]}
+                if (unlabelled := fingerprint.get("samples", {}).get("repair"))
+                else {}
+            ),
         },
         "layers": resolve_layers(composite, layers),
         "result": {

@@ -200,3 +200,17 @@ def test_everything_is_on_the_device(options):
     assert task.graph.device.type == "cuda"
     for tensor in (task.search.inputs.pixels, task.search.inputs[0:1], task.search.targets, task.logits):
         assert tensor.device.type == "cuda"
+
+
+def test_repairs_may_read_more_images(options, tmp_path):
+    plain = prepare(options)
+    more = prepare(replace(options, repair_samples=len(plain.task.reference) + 5, repair="batchnorm"))
+    images = more.task.repair.inputs
+    assert len(images) == len(plain.task.reference) + 5
+    assert torch.equal(images[0 : len(plain.task.reference)], plain.task.reference.inputs[0:100000])
+    mark = more.fingerprint["samples"]["repair"]
+    assert mark["count"] == len(images)
+    assert "repair" not in plain.fingerprint["samples"]
+    assert any("samples repair" in line for line in difference(plain.fingerprint, more.fingerprint))
+    with pytest.raises(UserError, match=r"--repair-samples 100000: .* training images of these classes; give fewer"):
+        prepare(replace(options, repair_samples=100000))

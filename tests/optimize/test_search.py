@@ -394,11 +394,13 @@ def test_measured_curves_are_known_by_their_ranking(tmp_path):
 def test_known_composites_come_after_the_fixed_ones_and_stay_as_they_are(tmp_path):
     space = Space(GROUPS)
     outside = Composite.uniform(RuleSpec("epsilon", {"epsilon": 1e-9}))  # in no trial of the space
-    given = {"from": {"best.json": outside}, "known": mixed_composites(space)}
+    given = {"start_from": {"best.json": outside}, "known": mixed_composites(space)}
     for reach in (3, 6, 12):
-        run_search(study_in(tmp_path / "a.db"), space, toy, trials=reach, known=given)
+        run_search(study_in(tmp_path / "a.db"), space, toy, trials=reach, **given)
+        left = study_in(tmp_path / "a.db").get_trials(states=(TrialState.WAITING,))
+        assert not any("known" in trial.user_attrs for trial in left)
     whole = study_in(tmp_path / "b.db")
-    run_search(whole, space, toy, trials=12, known=given)
+    run_search(whole, space, toy, trials=12, **given)
     study = study_in(tmp_path / "a.db")
     assert record(study) == record(whole)
     trials = study.get_trials()
@@ -416,17 +418,17 @@ def test_known_composites_come_after_the_fixed_ones_and_stay_as_they_are(tmp_pat
 def test_what_was_tried_is_not_tried_again(tmp_path):
     space = Space(GROUPS)
     run_search(study_in(tmp_path / "a.db"), space, toy, trials=7)
-    known = {"from": {"best.json": Composite.from_dict(study_in(tmp_path / "a.db").trials[6].user_attrs["composite"])}}
-    run_search(study_in(tmp_path / "a.db"), space, toy, trials=9, known=known)
-    assert not any("from" in trial.user_attrs for trial in study_in(tmp_path / "a.db").trials)
+    known = {"best.json": Composite.from_dict(study_in(tmp_path / "a.db").trials[6].user_attrs["composite"])}
+    run_search(study_in(tmp_path / "a.db"), space, toy, trials=9, start_from=known, known=known)
+    assert not any({"from", "known"} & set(trial.user_attrs) for trial in study_in(tmp_path / "a.db").trials)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "cmaes", "gp"])
 def test_a_composite_from_outside_of_the_space_leaves_the_sampler_its_model(tmp_path, sampler):
     space = Space([Part(group, {"gamma": RULES["gamma"]}) for group in GROUPS], False)
-    known = {"from": {"best.json": Composite.uniform(RuleSpec("epsilon"), bias="split")}}
+    outside = {"best.json": Composite.uniform(RuleSpec("epsilon"), bias="split")}
     study = study_in(tmp_path / "a.db", sampler=sampler)
-    run_search(study, space, toy, trials=20, known=known)
+    run_search(study, space, toy, trials=20, start_from=outside)
     trials = study.get_trials()
     assert trials[4].params == {}
     assert trials[4].user_attrs["composite"]["attention"] == {"bias": "split"}

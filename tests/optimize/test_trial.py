@@ -102,13 +102,13 @@ def test_the_unpruned_network_is_measured_once(make_task, monkeypatch):
 
 def test_accuracies_are_measured_in_the_tasks_precision(make_task, monkeypatch):
     """Every one of them, and what was measured in another precision is not taken for it."""
-    from pxp_optimize.optimize import trial
+    from pxp_optimize.optimize import racing
 
     seen = []
-    measured = accuracy
+    measured = correct
     monkeypatch.setattr(
-        trial,
-        "accuracy",
+        racing,
+        "correct",
         lambda *arguments, precision, **named: (
             seen.append(precision) or measured(*arguments, precision=precision, **named)
         ),
@@ -161,7 +161,7 @@ def test_a_trial_keeps_no_networks_but_those_of_its_steps(make_task, repair, mon
     import gc
     import weakref
 
-    from pxp_optimize.optimize import trial
+    from pxp_optimize.optimize import racing
     from pxp_optimize.pruning import Network
 
     task: Task = make_task(schedule="every:0.2", repair=repair)
@@ -178,9 +178,9 @@ def test_a_trial_keeps_no_networks_but_those_of_its_steps(make_task, repair, mon
     def counting(*arguments, **named):
         gc.collect()
         alive.append(len(networks))
-        return accuracy(*arguments, **named)
+        return correct(*arguments, **named)
 
-    monkeypatch.setattr(trial, "accuracy", counting)
+    monkeypatch.setattr(racing, "correct", counting)
     evaluate(task, GAMMA)
     steps = len(task.schedule.starts(RATES[-1])) - 1
     assert len(alive) == len(RATES)
