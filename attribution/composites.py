@@ -64,7 +64,7 @@ class RuleSpec:
             raise CompositeError(f"{path}.rule: unknown rule {name!r}; choose from {', '.join(RULES)}")
         known = RULES[name].parameters
         allowed = ("rule", *known, *(("beta",) if name == "alpha_beta" else ()))
-        _refuse_unknown(entries, allowed, path)
+        refuse_unknown(entries, allowed, path)
         parameters = {}
         for key, parameter in known.items():
             value = entries.get(key, parameter.default)
@@ -131,7 +131,7 @@ class Composite:
             CompositeError: see the class.
         """
         entries = _mapping(data, "composite")
-        _refuse_unknown(entries, DOCUMENT_KEYS, "")
+        refuse_unknown(entries, DOCUMENT_KEYS, "")
         if entries.get("format", FORMAT) != FORMAT:
             raise CompositeError(f"format: this version reads {FORMAT!r}, not {entries['format']!r}")
         units = entries.get("units")
@@ -155,11 +155,11 @@ class Composite:
         if not groups and not layers:
             raise CompositeError("groups: a composite needs a rule for at least one group or layer")
         attention = _mapping(entries.get("attention", {}), "attention")
-        _refuse_unknown(attention, ("softmax", "bias"), "attention")
+        refuse_unknown(attention, ("softmax", "bias"), "attention")
         ranking = _mapping(entries.get("ranking", {}), "ranking")
-        _refuse_unknown(ranking, ("aggregation", "normalization", "balance", "reduction", "start"), "ranking")
+        refuse_unknown(ranking, ("aggregation", "normalization", "balance", "reduction", "start"), "ranking")
         pruning = _mapping(entries.get("pruning", {}), "pruning")
-        _refuse_unknown(pruning, ("schedule", "repair", "repair_samples"), "pruning")
+        refuse_unknown(pruning, ("schedule", "repair", "repair_samples"), "pruning")
         _choice(pruning, "repair", REPAIRS, "none", "pruning")
         try:
             Schedule.parse(str(pruning.get("schedule", "oneshot")))
@@ -304,11 +304,14 @@ def _mapping(data: Any, path: str) -> Mapping[str, Any]:
     return data
 
 
-def _refuse_unknown(entries: Mapping[str, Any], allowed: Iterable[str], path: str) -> None:
+def refuse_unknown(
+    entries: Mapping[str, Any], allowed: Iterable[str], path: str, error: type[ValueError] = CompositeError
+) -> None:
+    """Raises `error`, with the path of the key, for a key that is not allowed."""
     for key in entries:
         if key not in allowed:
             where = f"{path}.{key}" if path else key
-            raise CompositeError(f"{where}: unknown key; choose from {', '.join(allowed)}")
+            raise error(f"{where}: unknown key; choose from {', '.join(allowed)}")
 
 
 def _number(value: Any, low: float, high: float, path: str) -> float:

@@ -43,7 +43,16 @@ from typing import Any
 
 from ..attribution import GROUPS
 from ..attribution import RULES as KNOWN
-from ..attribution.composites import AGGREGATIONS, ATTENTION_TYPES, NORMALIZATIONS, REDUCTIONS, STARTS, TYPES, keys_of
+from ..attribution.composites import (
+    AGGREGATIONS,
+    ATTENTION_TYPES,
+    NORMALIZATIONS,
+    REDUCTIONS,
+    STARTS,
+    TYPES,
+    keys_of,
+    refuse_unknown,
+)
 from .errors import UserError
 from .space import ALL_RULES, SOFTMAX, Network, Part, Range, Space
 
@@ -91,12 +100,12 @@ def parse_space(data: Mapping[str, Any], network: Network, conditional: bool = T
         SpaceError: an unknown key, rule or choice, a number out of range, a part without layers, or a layer in
             no part.
     """
-    _known(data, ("parts", *CHOICES), "")
+    refuse_unknown(data, ("parts", *CHOICES), "", SpaceError)
     transformer = any(layer["type"] in ATTENTION_TYPES for layer in network.values())
     choices: dict[str, tuple[str, ...]] = {}
     for table, known in CHOICES.items():
         entries = _table(data.get(table, {}), table)
-        _known(entries, known, table)
+        refuse_unknown(entries, known, table, SpaceError)
         if table == "attention" and entries and not transformer:
             raise SpaceError("attention: the network has none")
         choices |= {key: _choices(value, known[key], f"{table}.{key}") for key, value in entries.items()}
@@ -155,7 +164,7 @@ def _rules(data: Any, path: str) -> dict[str, Range | None]:
         raise SpaceError(f"{path}.rules: missing; choose from {', '.join(ALL_RULES)}")
     names = _choices(entries["rules"], tuple(ALL_RULES), f"{path}.rules")
     numbers = {name: number for name in names if (number := ALL_RULES[name]) is not None}
-    _known(entries, ("rules", *(number.parameter for number in numbers.values())), path)
+    refuse_unknown(entries, ("rules", *(number.parameter for number in numbers.values())), path, SpaceError)
     return {
         name: _range(entries[number.parameter], name, number, f"{path}.{number.parameter}")
         if (number := numbers.get(name)) is not None and number.parameter in entries
@@ -193,10 +202,3 @@ def _table(data: Any, path: str) -> Mapping[str, Any]:
     if not isinstance(data, Mapping):
         raise SpaceError(f"{path}: must be a table, not {data!r}")
     return data
-
-
-def _known(entries: Mapping[str, Any], allowed: Iterable[str], path: str) -> None:
-    for key in entries:
-        if key not in allowed:
-            where = f"{path}.{key}" if path else key
-            raise SpaceError(f"{where}: unknown key; choose from {', '.join(allowed)}")
