@@ -344,7 +344,7 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     from .memory import keep_batch_size
     from .pruners import Race, check_reports, make_pruner
     from .racing import chunks
-    from .rescore import fresh_measure, rescore
+    from .rescore import fresh_measure, is_rescored, rescore
     from .samplers import GRID, UNCONDITIONAL, make_sampler
     from .search import (
         best_trials,
@@ -417,7 +417,7 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
                 race=Race(sizes, reports, options.pruner, grid=options.sampler == GRID),
             )
         if count_complete(study):
-            if options.rescore > 1:
+            if options.rescore > 1 and not is_rescored(study, options.rescore):
                 with screen("score the best again", options.rescore) as advance:
                     rescore(study, options.rescore, *fresh_measure(prepared), advance)
             count = len(space.fixed_composites()) + len(best_trials(study)) + 1 - is_plain

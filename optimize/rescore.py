@@ -37,6 +37,12 @@ def fresh_measure(prepared: Prepared) -> tuple[str, Measure]:
     return f"{DRAWS} other draws of the reference images", lambda c: statistics.mean(evaluate(t, c).auc for t in tasks)
 
 
+def is_rescored(study: Study, count: int) -> bool:
+    """Whether the `count` best trials all have their new scores, so that no samples for them need be read."""
+    scores = study.user_attrs.get(RESCORED, {})
+    return all(str(trial.number) in scores for trial in candidates(study, count))
+
+
 def rescore(study: Study, count: int, on: str, measure: Measure, advance: Callable[[int], None]) -> None:
     """Score the `count` best trials anew; what is there is not computed again.
 
