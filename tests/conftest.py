@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from pxp_optimize.optimize.config import Options
     from torch import nn
 
 CLASSES = ("blue", "green", "red")
@@ -54,6 +55,21 @@ class Project:
             *("--model", "network:small", "--weights", "weights.pt", "--data", "images", "--device", "cpu"),
             *("--image-size", str(SIZE), "--mean", "0.5", "--std", "0.25", "--rates", "0:0.9:0.3"),
         ]
+
+    @property
+    def python_options(self) -> Options:
+        """The same for tests without the command, but for the rates; they run in the folder (`small_options`)."""
+        from pxp_optimize.optimize.config import Options
+
+        return Options(
+            model="network:small",
+            weights="weights.pt",
+            data="images",
+            device="cpu",
+            image_size=SIZE,
+            mean=(0.5,),
+            std=(0.25,),
+        )
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """The real command, in the project's folder."""
@@ -138,6 +154,14 @@ def project(project_source: Project, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("run")
     shutil.copytree(project_source.folder, folder, dirs_exist_ok=True)
     return Project(folder)
+
+
+@pytest.fixture
+def small_options(project: Project, monkeypatch: pytest.MonkeyPatch) -> Options:
+    """The options of the small project, from within its folder."""
+    monkeypatch.chdir(project.folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(project.folder / "cache"))
+    return project.python_options
 
 
 @pytest.fixture(scope="session")

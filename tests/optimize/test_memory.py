@@ -32,21 +32,8 @@ GAMMA = Composite.uniform(RuleSpec("gamma"))
 
 
 @pytest.fixture
-def options(project, monkeypatch) -> Options:
-    """The options of the small project, from within its folder."""
-    monkeypatch.chdir(project.folder)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(project.folder / "cache"))
-    return Options(
-        model="network:small",
-        weights="weights.pt",
-        data="images",
-        image_size=16,
-        mean=(0.5,),
-        std=(0.25,),
-        rates=(0.0, 0.3, 0.6),
-        device="cpu",
-        schedule="every:0.3",
-    )
+def options(small_options) -> Options:
+    return replace(small_options, rates=(0.0, 0.3, 0.6), schedule="every:0.3")
 
 
 # -- how large a batch is ----------------------------------------------------------------------------------------

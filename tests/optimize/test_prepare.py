@@ -14,22 +14,8 @@ from pxp_optimize.studies.fingerprint import difference
 
 
 @pytest.fixture
-def options(project, monkeypatch) -> Options:
-    """The options of the small project, from within its folder."""
-    monkeypatch.chdir(project.folder)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(project.folder / "cache"))
-    return Options(
-        model="network:small",
-        weights="weights.pt",
-        data="images",
-        image_size=16,
-        mean=(0.5,),
-        std=(0.25,),
-        rates=(0.0, 0.5),
-        reference_samples=4,
-        device="cpu",
-        batch_size=8,
-    )
+def options(small_options) -> Options:
+    return replace(small_options, rates=(0.0, 0.5), reference_samples=4, batch_size=8)
 
 
 def test_a_task_holds_what_was_asked_for(options):

@@ -20,6 +20,7 @@ from pxp_optimize.optimize.pruners import NONE, PRUNERS, REPORTS, Race, check_re
 from pxp_optimize.optimize.samplers import SAMPLERS, UNCONDITIONAL, make_sampler
 from pxp_optimize.optimize.search import count_complete, count_finished, open_study, run_search, standing
 from pxp_optimize.optimize.space import FIXED, GROUPS, Space
+from pxp_optimize.optimize.trial import Evaluation
 from pxp_optimize.pruning import Ranking
 from pxp_optimize.studies.storage import open_storage
 
@@ -28,19 +29,7 @@ SIZES = (6, 5, 5, 5, 5, 5, 5, 5, 5, 5)
 TOTAL = sum(SIZES)
 
 
-@dataclass
-class Toy:
-    accuracy: list[float]
-    auc: float
-    seconds: dict[str, float]
-    ranking_hash: str
-    chunks: list[float]
-    samples: int
-    stopped: bool
-    steps: str
-
-
-def toy(composite: Composite, stop=None) -> Toy:
+def toy(composite: Composite, stop=None) -> Evaluation:
     """Any value that depends on every detail of the composite, with some noise in each chunk; all differ."""
     digest = hashlib.sha256(json.dumps(composite.to_dict(), sort_keys=True).encode()).digest()
     level = 0.2 + 0.6 * int.from_bytes(digest[:4], "big") / 2**32
@@ -51,7 +40,9 @@ def toy(composite: Composite, stop=None) -> Toy:
             break
     samples = sum(SIZES[: len(aucs)])
     auc = sum(size * part for size, part in zip(SIZES, aucs, strict=False)) / samples
-    return Toy([1.0, auc], auc, {"relevance": 0.1}, digest.hex(), aucs, samples, samples < TOTAL, pack_of(digest))
+    return Evaluation(
+        [1.0, auc], auc, {"relevance": 0.1}, digest.hex(), aucs, samples, samples < TOTAL, pack_of(digest)
+    )
 
 
 def pack_of(digest: bytes) -> str:

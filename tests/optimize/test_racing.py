@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pxp_optimize.attribution import Composite, RuleSpec
 from pxp_optimize.optimize import racing
-from pxp_optimize.optimize.config import Options
 from pxp_optimize.optimize.prepare import prepare
 from pxp_optimize.optimize.task import Images, Samples, Task
 from pxp_optimize.optimize.trial import evaluate
@@ -27,18 +26,8 @@ def prepared(project) -> Task:
         patch.chdir(project.folder)
         patch.syspath_prepend(str(project.folder))
         patch.setenv("XDG_CACHE_HOME", str(project.folder / "cache"))
-        options = Options(
-            model="network:small",
-            weights="weights.pt",
-            data="images",
-            image_size=16,
-            mean=(0.5,),
-            std=(0.25,),
-            rates=RATES,
-            device="cpu",
-            search_samples=53,
-            holdout_samples=7,
-            schedule="every:0.4",
+        options = replace(
+            project.python_options, rates=RATES, search_samples=53, holdout_samples=7, schedule="every:0.4"
         )
         return prepare(options).task
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from pxp_optimize.attribution import Composite, RuleSpec, collect_relevance
 from pxp_optimize.optimize.apply import prune
-from pxp_optimize.optimize.config import Options
 from pxp_optimize.optimize.prepare import prepare
 from pxp_optimize.optimize.task import Task
 from pxp_optimize.optimize.trial import Baseline, evaluate, plan_of
@@ -18,22 +17,9 @@ RATES = (0.0, 0.2, 0.4, 0.6, 0.8)
 
 
 @pytest.fixture
-def make_task(project, monkeypatch):
+def make_task(small_options):
     """A task of the small project, with other options if given."""
-    monkeypatch.chdir(project.folder)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(project.folder / "cache"))
-    options = Options(
-        model="network:small",
-        weights="weights.pt",
-        data="images",
-        image_size=16,
-        mean=(0.5,),
-        std=(0.25,),
-        rates=RATES,
-        device="cpu",
-        schedule="oneshot",
-        repair="none",
-    )
+    options = replace(small_options, rates=RATES, schedule="oneshot", repair="none")
     return lambda **changes: prepare(replace(options, **changes)).task
 
 
