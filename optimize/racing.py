@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..pruning import Plan, auc, correct, predictor
+from ..pruning import Family, Network, Plan, auc, correct_each, groups, network_bytes
 from .pruners import Stop
 from .task import Curve, Samples, Task
 
@@ -39,8 +39,8 @@ def measure(task: Task, plan: Plan, samples: Samples, stop: Stop | None = None) 
     """The curve of a plan on these samples; with `stop` up to the chunk after which it says so."""
     rows = chunks(samples.targets)
     networks = (graph.network for graph in plan.networks(task.graph, task.rates, task.repair))
-    if stop is None or len(rows) < 2:  # one network at a time
-        flags = torch.stack([_right(task, network, samples) for network in networks])
+    if stop is None or len(rows) < 2:
+        flags = torch.cat([_right(task, group, samples) for group in groups(networks)])
         counts = torch.stack([flags[:, of_chunk].sum(1) for of_chunk in rows]).tolist()
     else:
         counts = _race(task, networks, samples, rows, stop)
@@ -54,28 +54,30 @@ def measure(task: Task, plan: Plan, samples: Samples, stop: Stop | None = None) 
 
 
 def _race(
-    task: Task, networks: Iterable[nn.Module], samples: Samples, rows: Sequence[Tensor], stop: Stop
+    task: Task, networks: Iterable[Network], samples: Samples, rows: Sequence[Tensor], stop: Stop
 ) -> list[list[int]]:
     """Right predictions at each rate, for each chunk up to the last one seen.
 
     No network is built twice: one for which there is no room is measured on all samples while it is there.
     """
     room = KEPT_BYTES
-    waiting: list[Tensor | nn.Module] = []
-    for network in networks:
-        size = sum(tensor.nbytes for tensor in network.state_dict().values())
+    measured: dict[int, Tensor] = {}
+    waiting: dict[int, Network] = {}
+    for index, network in enumerate(networks):
+        size = network_bytes(network)
         if network is task.graph.network or size > room:
-            waiting.append(_right(task, network, samples))
+            (measured[index],) = _right(task, [network], samples)
         else:
             room -= size
-            waiting.append(predictor(network))
+            waiting[index] = network
+    family = Family(waiting.values())
     counts: list[list[int]] = []
     for of_chunk in rows:
-        chunk = Samples(samples.inputs.take(of_chunk), samples.targets[of_chunk])
-        right = [
-            (entry[of_chunk] if isinstance(entry, Tensor) else _right(task, entry, chunk)).sum() for entry in waiting
-        ]
-        counts.append(torch.stack(right).tolist())
+        flags = {index: right[of_chunk] for index, right in measured.items()}
+        if waiting:
+            chunk = Samples(samples.inputs.take(of_chunk), samples.targets[of_chunk])
+            flags |= dict(zip(waiting, _measured(task, family, chunk), strict=True))
+        counts.append(torch.stack([flags[index].sum() for index in sorted(flags)]).tolist())
         if stop(len(counts), _auc(task, counts[-1], len(of_chunk))):
             break
     return counts
@@ -85,15 +87,21 @@ def _auc(task: Task, right: Sequence[int], size: int) -> float:
     return auc(task.rates, [count / size for count in right])
 
 
-def _right(task: Task, network: nn.Module, samples: Samples) -> Tensor:
-    """Whether each prediction is right: bool, shape (samples,)."""
+def _right(task: Task, networks: Sequence[Network], samples: Samples) -> Tensor:
+    """Whether each prediction of each network is right: bool, shape (networks, samples)."""
+    if networks[0] is not task.graph.network:
+        return _measured(task, Family(networks), samples)
     key = task.measured(samples)
-    unpruned = network is task.graph.network
-    if unpruned and key in task.unpruned:  # the same in every trial
-        return task.unpruned[key]
-    right = task.batching.run(
-        lambda size: correct(
-            network,
+    if key not in task.unpruned:  # the same in every trial
+        task.unpruned[key] = _measured(task, Family(networks[:1]), samples)
+    pruned = [_measured(task, Family(networks[1:]), samples)] if len(networks) > 1 else []
+    return torch.cat([task.unpruned[key], *pruned])
+
+
+def _measured(task: Task, family: Family, samples: Samples) -> Tensor:
+    return task.batching.run(
+        lambda size: correct_each(
+            family,
             samples.inputs,
             samples.targets,
             logits=task.logits,
@@ -101,6 +109,3 @@ def _right(task: Task, network: nn.Module, samples: Samples) -> Tensor:
             precision=task.precision,
         )
     )
-    if unpruned:
-        task.unpruned[key] = right
-    return right

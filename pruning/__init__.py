@@ -1,7 +1,8 @@
 """The graph of a model, its units, ranking, masks, compact models and accuracy curves."""
 
 from .compact import compact, compact_model, masked_model
-from .curve import DEFAULT_RATES, Batches, accuracy, accuracy_curve, auc, correct, masks_curve, predictor, sparsity_at
+from .curve import DEFAULT_RATES, Batches, accuracy, accuracy_curve, auc, correct, correct_each, sparsity_at
+from .family import Family, groups, network_bytes
 from .graph import Graph, TraceError, trace
 from .masks import Masks, NotFinite, Ranking, nested, prune_masks, rank
 from .network import Network
@@ -14,6 +15,7 @@ __all__ = [
     "PRECISIONS",
     "REPAIRS",
     "Batches",
+    "Family",
     "Graph",
     "Masks",
     "Network",
@@ -30,11 +32,12 @@ __all__ = [
     "compact_model",
     "computed_in",
     "correct",
+    "correct_each",
+    "groups",
     "make_repair",
     "masked_model",
-    "masks_curve",
     "nested",
-    "predictor",
+    "network_bytes",
     "prune_masks",
     "pruned",
     "rank",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Protocol
 
@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from .compact import compact
-from .convolution import Convolution
+from .family import Family, groups
 from .graph import Graph, trace
-from .masks import Masks, nested, rank
-from .network import Network, clone
+from .masks import nested, rank
 from .precision import computed_in
 
 DEFAULT_RATES = tuple(round(0.05 * step, 2) for step in range(20))
@@ -53,22 +52,11 @@ def accuracy_curve(
     """
     graph = trace(model)
     check_samples(inputs, targets)
-    return masks_curve(graph, nested(rank(relevance), rates), inputs, targets, logits=logits, batch_size=batch_size)
-
-
-def masks_curve(
-    graph: Graph,
-    masks: Iterable[Masks],
-    inputs: Batches,
-    targets: Tensor,
-    *,
-    logits: Tensor | None = None,
-    batch_size: int = 128,
-    build: Callable[[Graph, Masks], nn.Module] | None = None,
-) -> list[float]:
-    """Accuracy of the network under each of the masks. `build` makes the network (compact by default)."""
-    build = build or (lambda graph, mask: compact(graph, mask).network)
-    return [accuracy(build(graph, mask), inputs, targets, logits=logits, batch_size=batch_size) for mask in masks]
+    networks = (compact(graph, masks).network for masks in nested(rank(relevance), rates))
+    right = [
+        correct_each(Family(group), inputs, targets, logits=logits, batch_size=batch_size) for group in groups(networks)
+    ]
+    return (torch.cat(right).sum(1).cpu().double() / len(targets)).tolist()
 
 
 @torch.inference_mode()
@@ -86,7 +74,6 @@ def accuracy(
     return right.sum().item() / len(targets)
 
 
-@torch.inference_mode()
 def correct(
     network: nn.Module,
     inputs: Batches,
@@ -97,58 +84,31 @@ def correct(
     precision: str = "fp32",
 ) -> Tensor:
     """Whether each sample's prediction is right: bool, shape (n,), on the targets' device."""
-    network = predictor(network)
+    family = Family([network])
+    return correct_each(family, inputs, targets, logits=logits, batch_size=batch_size, precision=precision)[0]
+
+
+@torch.inference_mode()
+def correct_each(
+    family: Family,
+    inputs: Batches,
+    targets: Tensor,
+    *,
+    logits: Tensor | None = None,
+    batch_size: int = 128,
+    precision: str = "fp32",
+) -> Tensor:
+    """Whether each network's prediction for each sample is right: bool, shape (networks, n), on the targets' device.
+
+    Arguments as in `accuracy`.
+    """
     right = []
     for start in range(0, len(targets), batch_size):
         with computed_in(precision, targets.device):
-            output = network(inputs[start : start + batch_size])
-        expected = targets[start : start + batch_size]
-        if logits is not None:
-            output = output.index_select(1, logits)
-            predicted = logits[output.argmax(1)]
-        else:
-            predicted = output.argmax(1)
-        right.append(predicted == expected)
-    return torch.cat(right)
-
-
-class ChannelsLast(nn.Module):
-    """A network whose weights are in channels-last order: its images are put into that order too."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        output: Tensor = self.network(images.contiguous(memory_format=torch.channels_last))
-        return output
-
-
-def predictor(network: nn.Module) -> nn.Module:
-    """The network's fastest form, to be run on many batches; the same logits, but for rounding."""
-    fast = _channels_last(network)
-    return network if fast is None else ChannelsLast(fast)
-
-
-def _channels_last(network: nn.Module) -> Network | None:
-    """A convolutional network with its weights in channels-last order, where the kernels are fastest.
-
-    A copy: the graph's weights stay in the order in which relevance is collected, to the last bit.
-    """
-    if not isinstance(network, Network) or any(isinstance(module, nn.LayerNorm) for module in network.modules()):
-        return None
-    modules = network.modules_by_step()
-    convolutions = {
-        name: module
-        for name, module in modules.items()
-        if isinstance(module, nn.Conv2d) and not (isinstance(module, Convolution) and module.has_been_flat)
-    }
-    if not convolutions:
-        return None
-    for name, module in convolutions.items():
-        weight = module.weight.contiguous(memory_format=torch.channels_last)
-        modules[name] = clone(module, weight=weight)
-    return Network(network.steps, modules, network.result).eval().requires_grad_(False)
+            output = torch.stack(family(inputs[start : start + batch_size]))
+        predicted = output.argmax(2) if logits is None else logits[output.index_select(2, logits).argmax(2)]
+        right.append(predicted == targets[start : start + batch_size])
+    return torch.cat(right, 1)
 
 
 def auc(rates: Sequence[float], accuracies: Sequence[float]) -> float:

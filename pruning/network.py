@@ -358,9 +358,17 @@ class ScatterAdd(nn.Module):
         if self.second is None:
             return b.index_add(dim, self.first, a)  # type: ignore[arg-type]
         result = a.new_zeros([*a.shape[:dim], self.size, *a.shape[dim + 1 :]])
-        if dim == 1 and a.dim() == 4:
-            result = result.contiguous(memory_format=_memory_format(a))
+        if dim == 1 and a.dim() == 4 and _memory_format(a) == torch.channels_last:
+            result = result.contiguous(memory_format=torch.channels_last)
+            rows = _rows(result)  # a view; the same sums as below, which take almost twice as long in this order
+            rows.index_copy_(1, self.first, _rows(a)).index_add_(1, self.second, _rows(b))  # type: ignore[arg-type]
+            return result
         return result.index_copy_(dim, self.first, a).index_add_(dim, self.second, b)  # type: ignore[arg-type]
+
+
+def _rows(x: Tensor) -> Tensor:
+    """The channels of each pixel, shape (pixels, channels): a view of maps in channels-last order."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:

@@ -25,7 +25,7 @@ from pxp_optimize.optimize.memory import (
 )
 from pxp_optimize.optimize.prepare import prepare
 from pxp_optimize.optimize.trial import Baseline, evaluate, plan_of, scores
-from pxp_optimize.pruning import Network, trace
+from pxp_optimize.pruning import Family, Network, trace
 from torch import nn
 
 GAMMA = Composite.uniform(RuleSpec("gamma"))
@@ -98,15 +98,20 @@ def limited(monkeypatch, most: int, error: BaseException | None = None) -> list[
     """Networks run out of memory in batches of more than `most` samples, except in the first batch of all, so
     that something has been summed by then. Returns the sizes of the batches, as they come."""
     seen: list[int] = []
-    forward = Network.forward
 
-    def short(self: Network, input: torch.Tensor) -> torch.Tensor:
-        seen.append(len(input))
-        if len(input) > most and len(seen) > 1:
-            raise error or torch.cuda.OutOfMemoryError("CUDA out of memory.")
-        return forward(self, input)
+    def shorten(owner: type, name: str) -> None:
+        run = getattr(owner, name)
 
-    monkeypatch.setattr(Network, "forward", short)
+        def short(self: object, input: torch.Tensor) -> object:
+            seen.append(len(input))
+            if len(input) > most and len(seen) > 1:
+                raise error or torch.cuda.OutOfMemoryError("CUDA out of memory.")
+            return run(self, input)
+
+        monkeypatch.setattr(owner, name, short)
+
+    shorten(Network, "forward")
+    shorten(Family, "__call__")
     return seen
 
 

@@ -11,7 +11,7 @@ from pxp_optimize.optimize.apply import prune
 from pxp_optimize.optimize.prepare import prepare
 from pxp_optimize.optimize.task import Task
 from pxp_optimize.optimize.trial import Baseline, evaluate, plan_of
-from pxp_optimize.pruning import accuracy, auc, correct, masked_model, pruned, rank
+from pxp_optimize.pruning import accuracy, auc, correct_each, masked_model, pruned, rank
 
 RATES = (0.0, 0.2, 0.4, 0.6, 0.8)
 
@@ -68,7 +68,7 @@ def test_the_plain_form_of_a_task(make_task):
 def test_the_same_masks_are_measured_once(make_task, monkeypatch):
     task: Task = make_task()
     first = evaluate(task, GAMMA)
-    monkeypatch.setattr("pxp_optimize.optimize.racing.correct", lambda *a, **k: pytest.fail("measured again"))
+    monkeypatch.setattr("pxp_optimize.optimize.racing.correct_each", lambda *a, **k: pytest.fail("measured again"))
     again = evaluate(task, replace(GAMMA, normalization="none"))
     assert again.accuracy == first.accuracy
 
@@ -77,7 +77,9 @@ def test_the_unpruned_network_is_measured_once(make_task, monkeypatch):
     from pxp_optimize.optimize import racing
 
     seen = []
-    monkeypatch.setattr(racing, "correct", lambda network, *a, **k: seen.append(network) or correct(network, *a, **k))
+    monkeypatch.setattr(
+        racing, "correct_each", lambda family, *a, **k: seen.extend(family.networks) or correct_each(family, *a, **k)
+    )
     task: Task = make_task()
     evaluate(task, GAMMA)
     evaluate(task, Baseline("random", 1))
@@ -91,12 +93,11 @@ def test_accuracies_are_measured_in_the_tasks_precision(make_task, monkeypatch):
     from pxp_optimize.optimize import racing
 
     seen = []
-    measured = correct
     monkeypatch.setattr(
         racing,
-        "correct",
-        lambda *arguments, precision, **named: (
-            seen.append(precision) or measured(*arguments, precision=precision, **named)
+        "correct_each",
+        lambda family, *arguments, precision, **named: (
+            seen.extend([precision] * len(family)) or correct_each(family, *arguments, precision=precision, **named)
         ),
     )
     task: Task = make_task(precision="bf16")
@@ -148,7 +149,7 @@ def test_a_trial_keeps_no_networks_but_those_of_its_steps(make_task, repair, mon
     import weakref
 
     from pxp_optimize.optimize import racing
-    from pxp_optimize.pruning import Network
+    from pxp_optimize.pruning import Network, family
 
     task: Task = make_task(schedule="every:0.2", repair=repair)
     networks: weakref.WeakSet = weakref.WeakSet()
@@ -164,9 +165,10 @@ def test_a_trial_keeps_no_networks_but_those_of_its_steps(make_task, repair, mon
     def counting(*arguments, **named):
         gc.collect()
         alive.append(len(networks))
-        return correct(*arguments, **named)
+        return correct_each(*arguments, **named)
 
-    monkeypatch.setattr(racing, "correct", counting)
+    monkeypatch.setattr(family, "ROOM", 0)
+    monkeypatch.setattr(racing, "correct_each", counting)
     evaluate(task, GAMMA)
     steps = len(task.schedule.starts(RATES[-1])) - 1
     assert len(alive) == len(RATES)
