@@ -29,7 +29,7 @@ def magnitude(graph: Graph, inputs: Batches, targets: Tensor, units: str | None,
             parts = [modules.get(part) for part, softmax in graph.heads.items() if softmax == name]
         else:
             parts = [modules.get(name)]
-        weights = [of_units(part, part.weight).view(size, -1) for part in parts if part is not None and size]  # type: ignore
+        weights = [of_units(part, part.weight).reshape(size, -1) for part in parts if part is not None and size]  # type: ignore
         like = next(graph.network.parameters())
         scores[name] = torch.cat(weights, 1).norm(dim=1) if weights else like.new_zeros(size)
     return scores

@@ -70,11 +70,11 @@ def _race(
         else:
             room -= size
             waiting[index] = network
-    family = Family(waiting.values())
+    family = Family(waiting.values()) if waiting else None
     counts: list[list[int]] = []
     for of_chunk in rows:
         flags = {index: right[of_chunk] for index, right in measured.items()}
-        if waiting:
+        if family is not None:
             chunk = Samples(samples.inputs.take(of_chunk), samples.targets[of_chunk])
             flags |= dict(zip(waiting, _measured(task, family, chunk), strict=True))
         counts.append(torch.stack([flags[index].sum() for index in sorted(flags)]).tolist())

@@ -45,11 +45,6 @@ class Convolution(nn.Conv2d):
         self._flat = (weight, version, size, flat)
         return flat
 
-    @property
-    def has_been_flat(self) -> bool:
-        """Whether the maps that it, or the convolution it is a part of, has seen last were that small."""
-        return self._flat is not None
-
     def output_size(self, size: torch.Size) -> tuple[int, int]:
         """Height and width of the output, for those of the input."""
         height, width = (

@@ -14,32 +14,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import network as ops
-from .convolution import Convolution
-from .network import Network, Step, clone
+from .network import Network, Step
 
 ROOM = 2**30
 """Bytes of weights that are enough to wait in memory and be run together."""
 
 
 class Family:
-    """Runs networks on the same images, each in its fastest form; the same logits, but for rounding.
+    """Runs networks on the same images: the logits that each one has alone, to the last bit.
 
     A step that equals the one of its name in the network before (`same_module`), and reads the same values, gives
     the same output to the last bit, and is not run again. Memory holds, besides one network's activations, those
     few that later networks begin with.
 
-    networks: in the order of their rates. A module that is no `Network` is run as it is.
+    networks: in the order of their rates, at least one. A module that is no `Network` is run as it is.
     """
 
     def __init__(self, networks: Iterable[nn.Module]) -> None:
-        self.channels_last = False
         calls: list[_Call] = []
         self._ends: list[tuple[int, int]] = []  # of each network: the call after its last one, where its logits are
         before: dict[str, _Call] = {}
         self.networks = tuple(networks)
-        for network in self.networks:
-            if not isinstance(network, Network):
-                network = Network([Step("model", (0,), 1)], {"model": network}, 1)
+        in_steps = [_in_steps(network) for network in self.networks]
+        self._ordered = in_steps[0].ordered
+        for network in in_steps:
             before = self._add(network, before, calls)
         last_read = {slot: index for index, call in enumerate(calls) for slot in call.inputs}
         for end, result in self._ends:  # the caller reads it then
@@ -57,15 +55,12 @@ class Family:
     def _add(self, network: Network, before: dict[str, _Call], calls: list[_Call]) -> dict[str, _Call]:
         """Appends what a network does that `before` does not; its steps by name."""
         modules = network.modules_by_step()
-        in_order = _runs_channels_last(modules)
-        self.channels_last |= in_order
         slots, known = {0: 0}, {}
         for step in network.steps:
             inputs = tuple(slots[slot] for slot in step.inputs)
             module, call = modules[step.name], before.get(step.name)
             if call is None or call.inputs != inputs or not same_module(call.module, module):
-                run = _channels_last(module) if in_order else module
-                call = _Call(module, run, inputs, len(calls) + 1)
+                call = _Call(module, module, inputs, len(calls) + 1)
                 calls.append(call)
             slots[step.output], known[step.name] = call.output, call
         self._ends.append((len(calls), slots[network.result]))
@@ -82,9 +77,7 @@ class Family:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> list[Tensor]:
         """The logits of each network, shape (batch, classes)."""
-        if self.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        values, logits = {0: images}, []
+        values, logits = {0: self._ordered(images)}, []
         ends = iter(self._ends)
         end, result = next(ends)
         for index, (call, expired) in enumerate(zip(self._calls, self._expired, strict=True)):
@@ -95,6 +88,12 @@ class Family:
             for slot in expired:
                 values.pop(slot, None)
         return logits + [values[result] for result in (result, *(result for _, result in ends))]
+
+
+def _in_steps(network: nn.Module) -> Network:
+    if isinstance(network, Network):
+        return network
+    return Network([Step("model", (0,), 1)], {"model": network}, 1)
 
 
 class _Call(NamedTuple):
@@ -136,29 +135,6 @@ def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a is b or (a.shape == b.shape and torch.equal(a, b))
     return type(a) is type(b) and bool(a == b)
-
-
-def _runs_channels_last(modules: dict[str, nn.Module]) -> bool:
-    """Whether channels-last is the fastest order: for convolutions, unless a LayerNorm wants its own."""
-    if any(isinstance(module, nn.LayerNorm) for module in modules.values()):
-        return False
-    return any(_in_planes(module) for module in modules.values())
-
-
-def _in_planes(module: nn.Module) -> bool:
-    """Whether it is a convolution that runs as one, not as a matrix."""
-    return isinstance(module, nn.Conv2d) and not (isinstance(module, Convolution) and module.has_been_flat)
-
-
-def _channels_last(module: nn.Module) -> nn.Module:
-    """A convolution with its weights in channels-last order; others as they are.
-
-    A copy: the graph's weights stay in the order in which relevance is collected, to the last bit.
-    """
-    if not _in_planes(module):
-        return module
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    return clone(module, weight=weight.contiguous(memory_format=torch.channels_last))
 
 
 def groups(networks: Iterable[Network]) -> Iterator[list[Network]]:

@@ -100,6 +100,7 @@ class Graph:
     def to(self, device: torch.device | str) -> Graph:
         """The graph, moved in place."""
         self.network.to(device)
+        object.__setattr__(self, "network", self.network.replaced({}))  # weights in the order that the device likes
         for name, norm in self.norms.items():
             moved = Norm(norm.gamma.to(device), norm.beta.to(device), norm.std.to(device), norm.eps)
             self.norms[name] = moved  # type: ignore[index]
