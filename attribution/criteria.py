@@ -35,9 +35,34 @@ def magnitude(graph: Graph, inputs: Batches, targets: Tensor, units: str | None,
     return scores
 
 
+@torch.no_grad()
 def activation(graph: Graph, inputs: Batches, targets: Tensor, units: str | None, batch_size: int, seed: int) -> Scores:
-    """Absolute output of the unit."""
-    return scores_of(graph, units, inputs, targets, batch_size, lambda output, gradient: output)
+    """Absolute output of the unit. Of a head that is the sum over its tokens' features: its softmax, a unit's output
+    elsewhere, sums to one in every head."""
+    modules = graph.network.modules_by_step()
+    like = next(graph.network.parameters())
+    totals = {name: like.new_zeros(size) for name, size in graph.units(units).items()}
+
+    def record(name: str, kind: str) -> Callable[[nn.Module, object, Tensor], None]:
+        def on_forward(module: nn.Module, args: object, output: Tensor) -> None:
+            values = output.abs().sum((0, 2, 3)) if kind == "heads" else per_unit(output, kind, signed=False)
+            totals[name] += of_units(module, values)
+
+        return on_forward
+
+    handles = []
+    for name, values in totals.items():
+        kind = graph.kinds[name]
+        step = f"{name.rpartition('.')[0]}.attention_value" if kind == "heads" else name
+        if len(values) and step in modules:
+            handles.append(modules[step].register_forward_hook(record(name, kind)))
+    try:
+        for start in range(0, len(targets), batch_size):
+            graph.network(inputs[start : start + batch_size])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return totals
 
 
 def gradient(graph: Graph, inputs: Batches, targets: Tensor, units: str | None, batch_size: int, seed: int) -> Scores:

@@ -306,6 +306,8 @@ def run(options: Options) -> int:
     from ..studies.storage import check_storage, storage_errors
     from .progress import Screen
 
+    if options.draws > 1 and options.pruner != "none":
+        raise UserError(f"--pruner {options.pruner} races on one draw: give --draws 1, or --pruner none")
     check_storage(options.storage)
     check_target(options.export, options.storage)
     screen = Screen(quiet=options.quiet)
@@ -340,6 +342,7 @@ def _memory_errors() -> Iterator[None]:
 def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     from ..studies.export import composite_document, write_json
     from ..studies.storage import open_storage
+    from .draws import tasks_of
     from .known import earlier_composite, mixed_composites
     from .memory import keep_batch_size
     from .pruners import Race, check_reports, make_pruner
@@ -361,7 +364,7 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     )
     from .space import Space
     from .spacefile import read_space
-    from .trial import evaluate
+    from .trial import mean_evaluation
 
     conditional = options.sampler not in UNCONDITIONAL
     make = Space.named if options.space in SPACES else read_space
@@ -396,18 +399,20 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     done = count_finished(study)
     state = f"continues, {done} of {options.trials} trials finished" if done else f"{options.trials} trials"
     screen.line(f"study   {name} in {options.storage}: {state}")
-    task, plain = prepared.task, prepared.task.plain()
+    task = prepared.task
+    tasks = tasks_of(prepared, options.draws)
+    plain = [drawn.plain() for drawn in tasks]
     if options.batch_size == "auto":
         keep_batch_size(study, task.batching, task.graph.device.type)
     task.batching.tell = screen.line
     task.curves[task.measured(task.search)] = known_curves(study)
-    is_plain = (str(task.schedule), task.repair_name) == (str(plain.schedule), plain.repair_name)
+    is_plain = (str(task.schedule), task.repair_name) == (str(plain[0].schedule), plain[0].repair_name)
     try:
         with screen.search(standing(study, options.trials)) as watch:
             run_search(
                 study,
                 space,
-                lambda composite, stop=None: evaluate(task, composite, stop=stop),
+                lambda composite, stop=None: mean_evaluation(tasks, composite, stop=stop),
                 trials=options.trials,
                 timeout=options.timeout,
                 start_from=start_from,
@@ -419,14 +424,17 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
         if count_complete(study):
             if options.rescore > 1 and not is_rescored(study, options.rescore):
                 with screen("score the best again", options.rescore) as advance:
-                    rescore(study, options.rescore, *fresh_measure(prepared), advance)
+                    rescore(study, options.rescore, *fresh_measure(prepared, tasks), advance)
             count = len(space.fixed_composites()) + len(best_trials(study)) + 1 - is_plain
             with screen("score on holdout samples", count) as advance:
-                score_holdout(study, lambda composite: evaluate(task, composite, task.holdout), advance)
+                score_holdout(study, lambda composite: mean_evaluation(tasks, composite, "holdout"), advance)
                 if not is_plain:
                     score_plain(
                         study,
-                        lambda composite: (evaluate(plain, composite), evaluate(plain, composite, plain.holdout)),
+                        lambda composite: (
+                            mean_evaluation(plain, composite),
+                            mean_evaluation(plain, composite, "holdout"),
+                        ),
                         advance,
                     )
     except KeyboardInterrupt:

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import optuna
-import torch
 from numpy.typing import NDArray
 from optuna.storages import BaseStorage
 from optuna.study import Study
 
 from ..attribution import CRITERIA, Composite
-from ..pruning import NotFinite, correct
+from ..pruning import NotFinite
 from ..studies.comparison import Line, compare
 from ..studies.export import complete_trial
 from ..studies.fingerprint import Fingerprint, difference
@@ -23,6 +22,7 @@ from .data import Progress
 from .draws import with_reference
 from .errors import UserError
 from .prepare import Prepared
+from .racing import right_predictions
 from .search import count_complete, count_finished
 from .space import Space
 from .task import Task
@@ -139,20 +139,7 @@ def compare_study(
 
 def correctness(task: Task, method: Method) -> NDArray[np.bool_]:
     """Whether the network at each rate is right on each holdout sample, shape (rates, samples)."""
-    holdout = task.holdout
-    networks = plan_of(task, method).networks(task.graph, task.rates, task.repair)
-    right = [
-        correct(
-            made.network,
-            holdout.inputs,
-            holdout.targets,
-            logits=task.logits,
-            batch_size=task.batch_size,
-            precision=task.precision,
-        )
-        for made in networks
-    ]
-    return torch.stack(right).cpu().numpy()
+    return right_predictions(task, plan_of(task, method), task.holdout).cpu().numpy()
 
 
 def about(study: Study, prepared: Prepared, best: str, paper: Study | None, seeds: int) -> dict[str, Any]:

@@ -153,8 +153,8 @@ def parse_space(value: object) -> str:
     return str(value)
 
 
-def count_from(minimum: int) -> Parser:
-    """A parser of whole numbers from `minimum` on."""
+def count_from(minimum: int, maximum: int | None = None) -> Parser:
+    """A parser of whole numbers from `minimum` on, up to `maximum`."""
 
     def parse(value: object) -> int:
         try:
@@ -165,6 +165,8 @@ def count_from(minimum: int) -> Parser:
             raise ValueError(f"{value!r} is not a whole number")
         if number < minimum:
             raise ValueError(f"{number} is too small: at least {minimum}")
+        if maximum is not None and number > maximum:
+            raise ValueError(f"{number} is too large: at most {maximum}")
         return number
 
     return parse
@@ -281,6 +283,13 @@ class Options:
         10,
         "Images per class that relevance is computed on, from the training images.",
         parse=count_from(1),
+        metavar="N",
+    )
+    draws: int = _option(
+        1,
+        "Draws of the reference images that a trial's AUC is the mean over, each as costly as the first one: a "
+        "composite that is best for one draw may not be for the next.",
+        parse=count_from(1, 50),
         metavar="N",
     )
     search_samples: int | None = _option(

@@ -26,6 +26,11 @@ def with_reference(prepared: Prepared, draw: int) -> Task:
     return replace(task, reference=reference, repair=repair, curves={}, plans={}, unpruned={})
 
 
+def tasks_of(prepared: Prepared, draws: int) -> list[Task]:
+    """The task with each of the study's draws of reference images, its own first."""
+    return [prepared.task, *(with_reference(prepared, draw) for draw in range(1, draws))]
+
+
 def other_reference(source: Source, draw: int) -> Indices:
     """Rows of the training split, as many of each class as the study's own reference images, in random order.
 

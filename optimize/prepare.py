@@ -160,6 +160,7 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
         schedule=schedule,
         repair=repair,
         precision=options.precision,
+        draws=options.draws,
     )
     lines = _describe(options, dataset, task, model.description, len(classes), model.num_classes)
     source = Source(dataset, classes, drawn, options.reference_samples, options.seed, read, repair_images)
@@ -295,6 +296,7 @@ def _describe(
     coarser = "" if task.precision == "fp32" else f", accuracies in {task.precision}"
     masked = "" if task.logits is None else f"; {n_outputs - n_classes} of {n_outputs} outputs ignored"
     unlabelled_images = "" if options.repair_samples is None else f" from {options.repair_samples} images"
+    draws = "" if options.draws == 1 else f" in each of {options.draws} draws"
     stored = [name for name in SPLITS if getattr(task, name).inputs.in_file]
     where = f"; {', '.join(stored)} on disk (--sample-memory)" if stored else ""
     return (
@@ -303,6 +305,6 @@ def _describe(
         f"data    {dataset.name}, {n_classes} classes at {size} x {size}{masked} (--data DIR for your own)",
         f"pruning {task.schedule}, repair {task.repair_name}{unlabelled_images} "
         "(--schedule, --repair, --repair-samples)",
-        f"samples {len(task.reference)} reference, {len(task.search)} search, {len(task.holdout)} holdout "
+        f"samples {len(task.reference)} reference{draws}, {len(task.search)} search, {len(task.holdout)} holdout "
         f"(--reference-samples, --search-samples, --holdout-samples){where}",
     )

@@ -7,7 +7,7 @@ prediction does not hang on the batch that a sample is in, but for rounding.)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -38,12 +38,11 @@ def chunks(targets: Tensor) -> list[Tensor]:
 def measure(task: Task, plan: Plan, samples: Samples, stop: Stop | None = None) -> Curve:
     """The curve of a plan on these samples; with `stop` up to the chunk after which it says so."""
     rows = chunks(samples.targets)
-    networks = (graph.network for graph in plan.networks(task.graph, task.rates, task.repair))
     if stop is None or len(rows) < 2:
-        flags = torch.cat([_right(task, group, samples) for group in groups(networks)])
+        flags = right_predictions(task, plan, samples)
         counts = torch.stack([flags[:, of_chunk].sum(1) for of_chunk in rows]).tolist()
     else:
-        counts = _race(task, networks, samples, rows, stop)
+        counts = _race(task, _networks(task, plan), samples, rows, stop)
     sizes = [len(of_chunk) for of_chunk in rows[: len(counts)]]
     total = sum(sizes)
     return Curve(
@@ -51,6 +50,15 @@ def measure(task: Task, plan: Plan, samples: Samples, stop: Stop | None = None) 
         chunks=[_auc(task, count, size) for count, size in zip(counts, sizes, strict=True)],
         samples=total,
     )
+
+
+def right_predictions(task: Task, plan: Plan, samples: Samples) -> Tensor:
+    """Whether the network at each rate is right on each sample: bool, shape (rates, samples)."""
+    return torch.cat([_right(task, group, samples) for group in groups(_networks(task, plan))])
+
+
+def _networks(task: Task, plan: Plan) -> Iterator[Network]:
+    return (graph.network for graph in plan.networks(task.graph, task.rates, task.repair))
 
 
 def _race(

@@ -6,8 +6,8 @@ search's images, ranked by other reference images.
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from optuna.study import Study
 
@@ -16,7 +16,8 @@ from ..pruning import NotFinite
 from ..studies.best import RESCORED, candidates
 from .draws import left_over, with_reference
 from .prepare import SPLITS, Prepared
-from .trial import evaluate
+from .task import Task
+from .trial import mean_evaluation
 
 DRAWS = 2
 """Draws of other reference images, where no validation images are left."""
@@ -24,17 +25,20 @@ DRAWS = 2
 Measure = Callable[[Composite], float]
 
 
-def fresh_measure(prepared: Prepared) -> tuple[str, Measure]:
+def fresh_measure(prepared: Prepared, tasks: Sequence[Task]) -> tuple[str, Measure]:
     """Which samples the best are measured on, in words, and the AUC of a composite on them.
+
+    tasks: the study's own, one for each draw of its reference images.
 
     NotFinite (relevance that is not finite with these samples) is for the caller to handle.
     """
     rows = left_over(prepared.source)
     if rows is not None:
         fresh = prepared.source.read(SPLITS["search"], rows)
-        return f"{len(fresh)} other validation images", lambda c: evaluate(prepared.task, c, fresh).auc
-    tasks = [with_reference(prepared, draw) for draw in range(1, DRAWS + 1)]
-    return f"{DRAWS} other draws of the reference images", lambda c: statistics.mean(evaluate(t, c).auc for t in tasks)
+        others = [replace(task, search=fresh) for task in tasks]
+        return f"{len(fresh)} other validation images", lambda c: mean_evaluation(others, c).auc
+    others = [with_reference(prepared, draw) for draw in range(len(tasks), len(tasks) + DRAWS)]
+    return f"{DRAWS} other draws of the reference images", lambda c: mean_evaluation(others, c).auc
 
 
 def is_rescored(study: Study, count: int) -> bool:

@@ -45,21 +45,19 @@ class Range:
 Rules = Mapping[str, Range | None]
 
 RULES: dict[str, Range | None] = {
-    # Below 1e-6 epsilon only guards against dividing by zero, so rankings no longer differ; above 1 it
-    # swallows most contributions of networks whose activations are of order one.
-    "epsilon": Range("epsilon", 1e-6, 1.0, log=True),
+    # In units of the layer's mean output, so that one range fits every layer: from 1e-3, where epsilon only guards
+    # against dividing by zero (rankings no longer differ), to 10, where it swallows most contributions.
+    "epsilon_relative": Range("epsilon", 1e-3, 10.0, log=True, label="epsilon_relative"),
     # Towards 0 gamma is epsilon's rule, far above 1 it is z-plus: the range reaches both ends.
     "gamma": Range("gamma", 1e-2, 10.0, log=True),
     # beta is alpha - 1; alpha = 1 is z-plus where inputs are not negative.
     "alpha_beta": Range("alpha", 1.0, 3.0, log=False),
     "zplus": None,
 }
+"""The rules that are searched, with the range of their number."""
 
-ALL_RULES: dict[str, Range | None] = {
-    **RULES,
-    # In units of the mean output: from 1e-3, where it guards, to 10, where it swallows most, in every layer.
-    "epsilon_relative": Range("epsilon", 1e-3, 10.0, log=True, label="epsilon_relative"),
-}
+# Below 1e-6 epsilon only guards; above 1 it swallows most of what activations of order one contribute.
+ALL_RULES: dict[str, Range | None] = {"epsilon": Range("epsilon", 1e-6, 1.0, log=True), **RULES}
 """With those that only a space of one's own has (`spacefile`)."""
 
 # How much more a mean neuron counts, where neurons are ranked together with filters or heads.
@@ -77,7 +75,7 @@ FIXED_RULES: Rules = {
     name: number and replace(number, low=spec[number.name], high=spec[number.name])
     for spec in FIXED.values()
     for name in [spec["rule"]]
-    for number in [RULES[name]]
+    for number in [ALL_RULES[name]]
 }
 """The rules with the numbers of the fixed composites."""
 
@@ -294,7 +292,11 @@ class Space:
         return points
 
 
-LIMITS = {"epsilon": ("gamma", 0.0), "zplus": ("gamma", math.inf), "alpha_beta": ("gamma", math.inf)}
+LIMITS = {
+    "epsilon": (("epsilon_relative", 0.0), ("gamma", 0.0)),
+    "zplus": (("gamma", math.inf),),
+    "alpha_beta": (("gamma", math.inf),),
+}
 """Rules that are the limit of another one's number, or (alpha-beta, which begins as z-plus) nearest to that."""
 
 
@@ -303,9 +305,9 @@ def _nearest(rules: Rules, spec: RuleSpec) -> tuple[str, float] | None:
     rule = spec.rule
     number = rules.get(rule)
     value = 0.0 if number is None else spec.parameters[number.name]
-    if rule not in rules and LIMITS.get(rule, ("",))[0] in rules:
-        rule, value = LIMITS[rule]
-        number = rules[rule]
+    if rule not in rules:
+        rule, value = next((limit for limit in LIMITS.get(rule, ()) if limit[0] in rules), (rule, value))
+        number = rules.get(rule)
     if rule not in rules or (number is not None and number.fixed and value != number.low):
         return None
     return rule, value if number is None else _clipped(value, number)

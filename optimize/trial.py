@@ -6,8 +6,11 @@ what is left, cut, repair.
 
 from __future__ import annotations
 
+import hashlib
+import statistics
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -76,6 +79,34 @@ def evaluate(
         stopped=curve.samples < len(samples),
         steps=pack(plan.ranking, task.rates),
     )
+
+
+def mean_evaluation(
+    tasks: Sequence[Task], method: Composite | Baseline, samples: str = "search", stop: Stop | None = None
+) -> Evaluation:
+    """What a method is worth in the mean over tasks that differ by their draw of the reference samples.
+
+    samples: "search" or "holdout". stop: as in `evaluate`; of a single task only. Seconds are summed.
+
+    Raises:
+        As `evaluate`.
+    """
+    if len(tasks) == 1:
+        return evaluate(tasks[0], method, getattr(tasks[0], samples), stop)
+    parts = [evaluate(task, method, getattr(task, samples)) for task in tasks]
+    digest = hashlib.sha256("".join(part.ranking_hash for part in parts).encode()).hexdigest()
+    return replace(
+        parts[0],
+        accuracy=_means(part.accuracy for part in parts),
+        auc=statistics.mean(part.auc for part in parts),
+        seconds={key: sum(part.seconds[key] for part in parts) for key in parts[0].seconds},
+        ranking_hash=digest,
+        chunks=_means(part.chunks for part in parts),
+    )
+
+
+def _means(rows: Iterable[Sequence[float]]) -> list[float]:
+    return [statistics.mean(column) for column in zip(*rows, strict=True)]
 
 
 def plan_of(task: Task, method: Composite | Baseline) -> Plan:

@@ -81,6 +81,7 @@ def composite_document(study: Study, number: int | None = None) -> dict[str, Any
             **({"holdout_auc": holdout["auc"]} if holdout else {}),
             **({"rescored_auc": rescored["auc"], "rescored_on": rescored["on"]} if rescored else {}),
             **({"search_best": {"trial": search_best.number, "auc": search_best.value}} if rescored else {}),
+            **({"draws": fingerprint["draws"]} if fingerprint.get("draws", 1) > 1 else {}),
             "study": study.study_name,
             "trial": trial.number,
             "rates": fingerprint["rates"],

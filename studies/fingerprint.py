@@ -8,7 +8,7 @@ from typing import Any
 DEFINITIONS = 1
 """Raised whenever a definition changes what a trial's value is: relevance, ranking, curve, AUC."""
 
-ADDED = {"precision": "fp32"}
+ADDED = {"precision": "fp32", "draws": 1}
 """Keys that came later, with what holds for a study without them."""
 
 Fingerprint = dict[str, Any]
@@ -27,6 +27,7 @@ def fingerprint(
     schedule: str = "oneshot",
     repair: str = "none",
     precision: str = "fp32",
+    draws: int = 1,
 ) -> Fingerprint:
     """The fingerprint as plain JSON values.
 
@@ -41,6 +42,7 @@ def fingerprint(
         rates: pruning rates.
         schedule, repair: how a ranking is used.
         precision: of the networks whose accuracy is measured.
+        draws: of the reference samples, which a trial's value is the mean over.
     """
     return {
         "definitions": DEFINITIONS,
@@ -55,6 +57,7 @@ def fingerprint(
         "schedule": schedule,
         "repair": repair,
         "precision": precision,
+        "draws": draws,
     }
 
 

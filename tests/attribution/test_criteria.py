@@ -66,6 +66,21 @@ def test_random_hangs_on_the_seed(residual: nn.Module, images: Images) -> None:
     assert not any(torch.equal(first[name], other[name]) for name in first)
 
 
+def test_activation_tells_heads_apart(vision_transformer: nn.Module, images: Images) -> None:
+    """By what a head writes, not by its softmax; a head whose values are zero writes nothing."""
+    model = vision_transformer()
+    name, attention = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention))
+    width = attention.head_dim
+    with torch.no_grad():
+        values = 2 * attention.embed_dim
+        attention.in_proj_weight[values + width : values + 2 * width] = 0
+        attention.in_proj_bias[values + width : values + 2 * width] = 0
+    scores = collect_scores(trace(model), "activation", *images, "heads")[f"{name}.softmax"]
+    assert scores[1] == 0
+    assert (scores[torch.arange(len(scores)) != 1] > 0).all()
+    assert len(scores.unique()) == len(scores)
+
+
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("units", ["heads", "neurons"])
 def test_on_a_compact_transformer(vision_transformer: nn.Module, images: Images, criterion: str, units: str) -> None:

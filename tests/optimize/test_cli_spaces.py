@@ -55,18 +55,18 @@ def by_type(project) -> optuna.Study:
 
 
 def test_layers_by_cmaes(project):
-    study = run(project, "layer", "--space", "layer", "--sampler", "cmaes", "--trials", "12")
+    study = run(project, "layer", "--space", "layer", "--sampler", "cmaes", "--trials", "13")
     layers = study.user_attrs["layers"]
-    for trial in study.trials[8:]:
+    for trial in study.trials[9:]:
         assert set(trial.params) == {f"{name}.gamma" for name in layers}
         assert set(trial.system_attrs["pxp:relative_params"]) == set(trial.params)
         assert set(trial.user_attrs["composite"]["layers"]) == set(layers)
-    assert [trial.user_attrs.get("known") for trial in study.trials[4:8]] == list(MIXED)
-    result = project.run("export", "--storage", "layer.db", "--trial", "11", "-o", "eleven.json")
+    assert [trial.user_attrs.get("known") for trial in study.trials[4:9]] == list(MIXED)
+    result = project.run("export", "--storage", "layer.db", "--trial", "12", "-o", "twelve.json")
     assert result.returncode == 0, result.stderr
-    composite = load_composite(project.folder / "eleven.json")
+    composite = load_composite(project.folder / "twelve.json")
     assert {f"{name}.gamma": spec.parameters["gamma"] for name, spec in composite.layers.items()} == (
-        study.trials[11].params
+        study.trials[12].params
     )
 
 
@@ -82,13 +82,13 @@ def test_a_study_starts_from_a_trial_of_another(project, by_type):
 
 def test_a_space_of_ones_own(project):
     (project.folder / "mine.toml").write_text(MINE)
-    study = run(project, "mine", "--space", "mine.toml", "--trials", "12")
-    for trial in study.trials[8:]:
+    study = run(project, "mine", "--space", "mine.toml", "--trials", "13")
+    for trial in study.trials[9:]:
         assert set(trial.params) >= {"classifier.epsilon", "0.[03].rule", "*.rule", "normalization"}
         assert 1e-4 <= trial.params["classifier.epsilon"] <= 0.1
         rules = trial.user_attrs["composite"]["layers"]
         assert rules["0.0"] == rules["0.3"]
-    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 12
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 13
     (project.folder / "mine.toml").write_text(MINE.replace('"epsilon", "zplus"', '"epsilon", "gamma"'))
     before = project.files()
     result = project.run(*command(project, "mine", "--space", "mine.toml", "--trials", "13"))

@@ -134,7 +134,7 @@ def test_a_run_scores_its_best_again_and_exports_that(project, monkeypatch, hold
     monkeypatch.chdir(project.folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(project.folder / "cache"))
     prepared = prepare(stored_options(study))
-    _, measure = fresh_measure(prepared)
+    _, measure = fresh_measure(prepared, [prepared.task])
     composite = Composite.from_dict(best.user_attrs["composite"])
     assert measure(composite) == pytest.approx(found["rescored_auc"])
     assert evaluate(prepared.task, composite).auc == pytest.approx(best.value)

@@ -21,7 +21,7 @@ def space_for(name: str) -> Space:
 def value(params: dict) -> float:
     """Best for z-plus high up and a large epsilon at the bottom."""
     good = params["classifier.rule"] == "zplus"
-    return good + (params["low.epsilon"] if params["low.rule"] == "epsilon" else -1.0)
+    return good + (params["low.epsilon_relative"] / 10 if params["low.rule"] == "epsilon_relative" else -1.0)
 
 
 def search(name: str, seed: int, trials: int, study: optuna.Study | None = None) -> optuna.Study:
@@ -56,7 +56,7 @@ def test_parameters_that_were_drawn_before_a_cut_do_not_change_the_rest(name):
     cut = search(name, 0, 12)
     cut.sampler = make_sampler(name, 0)
     trial = cut.ask()
-    trial.suggest_categorical("low.rule", ("epsilon", "gamma", "alpha_beta", "zplus"))
+    trial.suggest_categorical("low.rule", ("epsilon_relative", "gamma", "alpha_beta", "zplus"))
     cut._storage.set_trial_state_values(trial._trial_id, state=TrialState.WAITING)
     cut.sampler = make_sampler(name, 0)
     trial = cut.ask()

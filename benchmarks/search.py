@@ -1,0 +1,129 @@
+"""How soon each sampler finds a good composite in each space, against the paper's grid: run by hand, prints a table.
+
+    python benchmarks/search.py --schedule oneshot --repair none --seeds 5
+    python benchmarks/search.py --runs tpe:depth --trials 40 --seeds 5 --json default.json
+    python benchmarks/search.py --model vit_tiny --units neurons --runs tpe:type,random:type,grid:paper
+
+A run is SAMPLER:SPACE. Each seed draws other samples; all runs of a seed have the same. A cell holds the holdout AUC
+(mean and standard deviation over the seeds) of the trial that is best on the search samples among the first so many,
+and the seconds that they took. The grid is run to its end: 256 trials.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from typing import Any
+
+import optuna
+from pxp_optimize.attribution import Composite
+from pxp_optimize.optimize.config import DEFAULT_RATES, Options, parse_rates
+from pxp_optimize.optimize.known import mixed_composites
+from pxp_optimize.optimize.prepare import Prepared, prepare
+from pxp_optimize.optimize.samplers import GRID, UNCONDITIONAL, make_sampler
+from pxp_optimize.optimize.search import run_search
+from pxp_optimize.optimize.space import Space
+from pxp_optimize.optimize.trial import evaluate
+
+RUNS = "random:depth,tpe:depth,gp:depth,cmaes:depth,cmaes:layer,tpe:type,grid:paper"
+
+
+def run(prepared: Prepared, sampler: str, space_name: str, trials: int, marks: list[int], seed: int) -> dict[str, Any]:
+    """One search: what the best of the first so many trials is worth, on search and holdout samples."""
+    task = prepared.task
+    space = Space.named(space_name, prepared.layers, sampler not in UNCONDITIONAL, mixed="+" in task.units)
+    queue = space.grid(seed) if sampler == GRID else []
+    study = optuna.create_study(direction="maximize", sampler=make_sampler(sampler, seed))
+    task.curves.clear()  # no run profits from what another one has measured
+    task.plans.clear()
+    start = time.perf_counter()
+    run_search(
+        study,
+        space,
+        lambda composite, *stop: evaluate(task, composite),
+        trials=len(queue) + 4 if queue else trials,
+        known={} if queue else mixed_composites(space),
+        queue=queue,
+    )
+    seconds = time.perf_counter() - start
+    done = [trial for trial in study.get_trials(deepcopy=False) if trial.value is not None]
+    found: dict[str, Any] = {"sampler": sampler, "space": space_name, "seed": seed, "seconds": seconds, "at": {}}
+    found["trials"] = [{"value": trial.value, "params": trial.params} for trial in done]
+    for mark in [len(done)] if queue else marks:
+        best = max(done[:mark], key=lambda trial: trial.value)
+        composite = Composite.from_dict(best.user_attrs["composite"])
+        holdout = evaluate(task, composite, task.holdout)
+        spent = sum(sum(trial.user_attrs["seconds"].values()) for trial in done[:mark])
+        found["at"][mark] = {
+            "search": best.value,
+            "holdout": holdout.auc,
+            "seconds": spent,
+            "trial": best.number,
+            "composite": best.user_attrs["composite"],
+        }
+    found["fixed"] = {
+        name: evaluate(task, composite, task.holdout).auc for name, composite in space.fixed_composites().items()
+    }
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--units", default="auto")
+    parser.add_argument("--runs", default=RUNS)
+    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--at", default="25,40,50,100", help="after how many trials to look")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--schedule", default="auto")
+    parser.add_argument("--repair", default="auto")
+    parser.add_argument("--search-samples", type=int, default=200)
+    parser.add_argument("--holdout-samples", type=int, default=500)
+    parser.add_argument("--rates", default=DEFAULT_RATES)
+    parser.add_argument("--json", help="write the figures here")
+    args = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    marks = [mark for mark in map(int, args.at.split(",")) if mark <= args.trials]
+    rows: list[dict[str, Any]] = []
+    for seed in range(args.seeds):
+        prepared = prepare(
+            Options(
+                model=args.model,
+                units=args.units,
+                seed=seed,
+                search_samples=args.search_samples,
+                holdout_samples=args.holdout_samples,
+                rates=parse_rates(args.rates),
+                schedule=args.schedule,
+                repair=args.repair,
+            )
+        )
+        for name in args.runs.split(","):
+            sampler, _, space = name.partition(":")
+            rows.append(run(prepared, sampler, space, args.trials, marks, seed))
+            at = "  ".join(f"{mark}: {cell['holdout']:.4f}" for mark, cell in rows[-1]["at"].items())
+            print(f"seed {seed}, {name}: {at}  ({rows[-1]['seconds']:.0f} s)", file=sys.stderr, flush=True)
+            if args.json:
+                with open(args.json, "w", encoding="utf-8") as file:
+                    json.dump({"options": vars(args), "rows": rows}, file, indent=2)
+    print(f"{args.model}, {prepared.task.units}, {prepared.description[2]}, {args.seeds} seeds, holdout AUC")
+    for name in args.runs.split(","):
+        of_run = [row for row in rows if f"{row['sampler']}:{row['space']}" == name]
+        cells = []
+        for mark in of_run[0]["at"]:
+            at = [row["at"][mark] for row in of_run]
+            values, seconds = [cell["holdout"] for cell in at], statistics.mean(cell["seconds"] for cell in at)
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            cells.append(f"{mark}: {statistics.mean(values):.3f} +- {spread:.3f} ({seconds:.0f} s)")
+        print(f"{name:16} {'   '.join(cells)}")
+    first = args.runs.split(",")[0]
+    fixed = [row["fixed"] for row in rows if f"{row['sampler']}:{row['space']}" == first]
+    for name in fixed[0]:
+        print(f"{name:16} {statistics.mean(row[name] for row in fixed):.3f}")
+
+
+if __name__ == "__main__":
+    main()

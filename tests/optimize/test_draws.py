@@ -1,0 +1,67 @@
+"""Trials that are a mean over several draws of the reference images."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from pxp_optimize.attribution import Composite, RuleSpec
+from pxp_optimize.optimize.draws import tasks_of, with_reference
+from pxp_optimize.optimize.prepare import Prepared, prepare
+from pxp_optimize.optimize.trial import evaluate, mean_evaluation
+
+GAMMA = Composite.uniform(RuleSpec("gamma"))
+
+
+@pytest.fixture(scope="module")
+def prepared(project) -> Prepared:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project.folder)
+        patch.syspath_prepend(str(project.folder))
+        patch.setenv("XDG_CACHE_HOME", str(project.folder / "cache"))
+        images = str(project.folder / "images")  # they are read later, too
+        return prepare(replace(project.python_options, data=images, rates=(0.0, 0.3, 0.6), reference_samples=3))
+
+
+def test_a_trial_is_the_mean_over_its_draws(prepared):
+    tasks = tasks_of(prepared, 3)
+    assert tasks[0] is prepared.task
+    parts = [evaluate(task, GAMMA, task.holdout) for task in tasks]
+    assert len({part.ranking_hash for part in parts}) > 1, "draws that agree could hide anything"
+    found = mean_evaluation(tasks, GAMMA, "holdout")
+    assert found.auc == pytest.approx(sum(part.auc for part in parts) / 3)
+    for at_rate, *of_parts in zip(found.accuracy, *(part.accuracy for part in parts), strict=True):
+        assert at_rate == pytest.approx(sum(of_parts) / 3)
+    assert found.ranking_hash == mean_evaluation(tasks, GAMMA).ranking_hash
+    assert found.ranking_hash not in {part.ranking_hash for part in parts}
+    assert found.ranking_hash != mean_evaluation(tasks[:2], GAMMA).ranking_hash
+    assert not found.stopped
+    assert mean_evaluation(tasks[:1], GAMMA, "holdout").accuracy == parts[0].accuracy
+
+
+def test_the_draws_are_those_of_their_numbers(prepared):
+    for number, task in enumerate(tasks_of(prepared, 3)[1:], 1):
+        again = with_reference(prepared, number)
+        assert task.reference.inputs.pixels.equal(again.reference.inputs.pixels)
+        assert not task.reference.inputs.pixels.equal(prepared.task.reference.inputs.pixels)
+        assert task.search is prepared.task.search
+
+
+def test_from_the_command_line(project):
+    own = [*project.options, "--draws", "2", "--storage", "draws.db", "--export", "draws.json", "--trials", "5"]
+    result = project.run(*own)
+    assert result.returncode == 0, result.stderr
+    assert "in each of 2 draws" in result.stderr
+    document = json.loads((project.folder / "draws.json").read_text())
+    assert document["result"]["draws"] == 2
+    refused = project.run(*own, "--draws", "1")
+    assert refused.returncode == 2
+    assert "draws: stored 2, now 1" in refused.stderr
+    raced = project.run(*own, "--pruner", "wilcoxon")
+    assert raced.returncode == 2
+    assert "--draws 1" in raced.stderr
+    assert len(raced.stderr.strip().splitlines()) == 1
+    again = project.run(*own)  # nothing is left to do
+    assert again.returncode == 0
+    assert again.stdout == result.stdout
