@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .config import SPACES, Options, Parser, count_from, read_config
+from .config import SPACES, Options, Parser, count_from, parse_rate, read_config
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -238,6 +238,58 @@ def compare(
         write_json(output, comparison_document(lines, rates, comparing.about(found, prepared, best, paper, seeds)))
     if csv is not None:
         write_whole(csv, comparison_csv(lines, rates).encode())
+
+
+@main.command(short_help="Write the smaller network of a study.")
+@click.option("--study", metavar="NAME", help="Name of the study.  [default: the only one in the database]")
+@click.option("--trial", type=int, metavar="N", help="Number of the trial whose composite ranks.  [default: the best]")
+@click.option(
+    "--rate",
+    type=Parsed(parse_rate, "RATE"),
+    metavar="RATE",
+    help="Part of the units to remove.  [default: the largest that keeps 95 % of the accuracy on the search samples]",
+)
+@click.option("-o", "--output", default="small.safetensors", show_default=True, metavar="FILE", help="File to write.")
+@_storage_option
+@click.option("--device", metavar="NAME", help="Where to compute.  [default: as the study]")
+@click.option("-q", "--quiet", is_flag=True, help="Show nothing but the results.")
+def prune(
+    study: str | None,
+    trial: int | None,
+    rate: float | None,
+    output: str,
+    storage: str,
+    device: str | None,
+    quiet: bool,
+) -> None:
+    """Write the network that a study's best composite leaves, with its steps and its repair, as safetensors.
+
+    The accuracies that are shown are the holdout samples'. Python reads the file by
+    `pxp_optimize.optimize.pruned.load_pruned(model, FILE)`. The study is only read.
+    """
+    from ..studies.export import check_target, complete_trial
+    from ..studies.storage import open_storage, storage_errors
+    from . import compare as comparing
+    from .prepare import prepare
+    from .progress import Screen
+    from .pruned import is_pruned, write_pruned
+
+    check_target(output, storage, is_pruned, "pruned network")
+    _quiet_optuna(verbose=False)
+    screen = Screen(quiet=quiet)
+    with storage_errors(storage), _memory_errors():
+        found = _find_study(open_storage(storage, must_exist=True), study)
+        chosen = complete_trial(found, trial)
+        options = comparing.stored_options(found, **({} if device is None else {"device": device}))
+        prepared = prepare(options, screen)
+        comparing.check_unchanged(found, prepared.fingerprint)
+        for line in prepared.description:
+            screen.line(line)
+        with screen("prune", 1) as advance:
+            lines = write_pruned(output, prepared, found, chosen, rate)
+            advance(1)
+    for text in lines:
+        click.echo(text)
 
 
 @main.command()

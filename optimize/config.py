@@ -69,6 +69,18 @@ def parse_rates(value: object) -> tuple[float, ...]:
     return rates
 
 
+def parse_rate(value: object) -> float:
+    """A pruning rate: 0 or more, below 1.
+
+    Raises:
+        ValueError: not a number, or out of range.
+    """
+    (rate,) = _numbers([value], value)
+    if not 0 <= rate < 1:
+        raise ValueError(f"{value!r} is not a rate: from 0 up to, but not, 1")
+    return rate
+
+
 def parse_classes(value: object) -> str:
     """Which classes, as `data.pick_classes` reads it: names or indices, or a number of them to draw.
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -70,6 +70,12 @@ class Project:
             mean=(0.5,),
             std=(0.25,),
         )
+
+    def network(self) -> Any:
+        """The network of `--model`, as its function returns it."""
+        namespace: dict[str, Any] = {}
+        exec((self.folder / "network.py").read_text(), namespace)
+        return namespace["small"]()
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """The real command, in the project's folder."""

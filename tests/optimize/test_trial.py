@@ -129,7 +129,7 @@ def test_masked_classes_do_not_compete(make_task):
 @pytest.mark.parametrize(("schedule", "repair"), [("oneshot", "none"), ("every:0.2", "batchnorm")])
 def test_the_smaller_network_is_the_one_that_was_measured(make_task, schedule, repair, project):
     task: Task = make_task(schedule=schedule, repair=repair)
-    module = namespace_of(project)["small"]()
+    module = project.network()
     module.load_state_dict(torch.load(project.folder / "weights.pt", weights_only=True))
     document = {
         "format": "pxp-composite/1",
@@ -190,9 +190,3 @@ def test_a_trial_on_cuda_is_that_of_the_cpu(make_task, repair):
     cuda = pruned(other.graph, {name: kept.cuda() for name, kept in masks.items()}, other.repair).network
     images = task.search.inputs[0:30]
     assert torch.allclose(cuda(images.cuda()).cpu(), cpu(images), rtol=1e-3, atol=1e-3)
-
-
-def namespace_of(project) -> dict:
-    namespace: dict = {}
-    exec((project.folder / "network.py").read_text(), namespace)
-    return namespace

@@ -1,0 +1,174 @@
+"""The smaller network as a file: weights and masks, nothing that would have to be unpickled.
+
+A safetensors file with the state dict of the pruned (and repaired) network, and a mask for each layer that says which
+units of the original are left. The architecture is the original's, made smaller again when the file is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..attribution import Composite
+from ..pruning import Graph, Masks, Network, NotFinite, Plan, accuracy, compact, sparsity_at, trace
+from ..pruning.convolution import plain
+from ..studies.export import write_whole
+from .errors import UserError
+from .prepare import Prepared
+from .task import Task
+from .trial import scores
+
+FORMAT = "pxp-pruned/1"
+MASK = "pxp.mask."
+"""What the names of masks begin with."""
+
+
+def prune_task(task: Task, composite: Composite, rate: float) -> tuple[Graph, Masks]:
+    """The network of a task at a rate, ranked, cut and repaired as its trials are; and which units are left."""
+    plan = Plan.make(task.graph, lambda graph: scores(task, composite, graph), task.schedule, task.repair, rate)
+    return next(plan.networks(task.graph, [rate], task.repair)), plan.ranking.masks(rate)
+
+
+def save_pruned(path: str | Path, network: Network, masks: Masks, about: Mapping[str, Any]) -> None:
+    """Write a pruned network. A reader sees the old file or the whole new one.
+
+    about: what the file says of how it was made, as JSON values.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    tensors = {name: value.detach().cpu().contiguous() for name, value in plain(network).state_dict().items()}
+    tensors |= {MASK + name: kept.cpu().to(torch.uint8) for name, kept in masks.items()}
+    metadata = {"format": FORMAT, "about": json.dumps(about)}
+    write_whole(path, save({name: value.clone() for name, value in tensors.items()}, metadata))
+
+
+def load_pruned(model: nn.Module, path: str | Path) -> nn.Module:
+    """The pruned network that `pxp-optimize prune` wrote, on the CPU, in eval mode and without gradients.
+
+    model: the original network, as its architecture; its weights are not used, and it stays as it is.
+
+    Raises:
+        ValueError: no such file, or the masks or weights do not fit the model.
+        TraceError: see `pruning.trace`.
+    """
+    about_pruned(path)
+    tensors = load_file(path)
+    masks = {name.removeprefix(MASK): tensors.pop(name).bool() for name in [*tensors] if name.startswith(MASK)}
+    try:
+        network = plain(compact(trace(model).to("cpu"), masks).network)
+        _add_biases(network, tensors)
+        network.load_state_dict(tensors)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} does not fit this model: {' '.join(str(error).split())}") from error
+    return network
+
+
+def about_pruned(path: str | Path) -> dict[str, Any]:
+    """What a pruned network's file says of how it was made.
+
+    Raises:
+        ValueError: no such file, or it holds no pruned network.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} holds no pruned network: pxp-optimize prune writes one")
+    about: dict[str, Any] = json.loads(metadata["about"])
+    return about
+
+
+def write_pruned(
+    path: str | Path, prepared: Prepared, study: Study, trial: FrozenTrial, rate: float | None
+) -> list[str]:
+    """Prune a study's network by a trial's composite, write it, and say in a few lines what is left of it.
+
+    rate: None for the largest that keeps 95 % of the accuracy on the search samples.
+
+    Raises:
+        UserError: the file cannot be written, or relevance is not finite.
+    """
+    task = prepared.task
+    if rate is None:
+        rate = sparsity_at(task.rates, trial.user_attrs["accuracy"])
+    try:
+        graph, masks = prune_task(task, Composite.from_dict(trial.user_attrs["composite"]), rate)
+    except NotFinite as error:
+        raise UserError(f"trial {trial.number}: {error}") from error
+    whole, small = task.graph.network, graph.network
+    before, after = (
+        accuracy(
+            network,
+            task.holdout.inputs,
+            task.holdout.targets,
+            logits=task.logits,
+            batch_size=task.batch_size,
+            precision=task.precision,
+        )
+        for network in (whole, small)
+    )
+    mark = prepared.fingerprint
+    about = {
+        **{key: mark[key] for key in ("model", "weights", "units", "classes", "image", "schedule", "repair")},
+        "study": study.study_name,
+        "trial": trial.number,
+        "rate": rate,
+        "holdout_accuracy": after,
+    }
+    save_pruned(path, small, masks, about)
+    total, left = sum(len(kept) for kept in masks.values()), sum(int(kept.sum()) for kept in masks.values())
+    image = task.holdout.inputs[0:1]
+    return [
+        f"{path}: trial {trial.number} of {study.study_name}, {total - left} of {total} {task.units} removed",
+        f"accuracy: {after:.1%} on holdout samples, unpruned {before:.1%}",
+        f"parameters: {_millions(parameters(small), parameters(whole))}",
+        f"multiply-adds: {_millions(macs(small, image), macs(whole, image))}",
+    ]
+
+
+def _millions(part: float, whole: float) -> str:
+    return f"{part / 1e6:.2f} M of {whole / 1e6:.2f} M ({part / whole:.0%})"
+
+
+def parameters(network: nn.Module) -> int:
+    """How many weights and biases a network has."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def macs(network: nn.Module, image: Tensor) -> float:
+    """Multiply-adds of a network for one image, shape (1, channels, height, width); those with padding count."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(image)
+    return counter.get_total_flops() / 2
+
+
+def is_pruned(path: Path) -> bool:
+    """Whether a file is empty, or holds a pruned network: whether it may be written over by another one."""
+    try:
+        about_pruned(path)
+    except ValueError:
+        return path.stat().st_size == 0
+    return True
+
+
+def _add_biases(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Layers that a repair gave a bias they did not have."""
+    for name, value in tensors.items():
+        owner, _, key = name.rpartition(".")
+        if key == "bias":
+            layer = network.get_submodule(owner)
+            if layer.bias is None:
+                layer.bias = nn.Parameter(torch.empty_like(value), requires_grad=False)
