@@ -42,12 +42,12 @@ from pxp_optimize.pruning import (
     accuracy,
     accuracy_curve,
     compact_model,
+    macs,
     nested,
     rank,
     trace,
 )
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from zennit.composites import NameLayerMapComposite, layer_map_base
 from zennit.core import Hook
 
@@ -153,13 +153,6 @@ def _resident(key: str) -> int:
     """A line of the process's memory status, in KiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(key)).split()[1])
-
-
-def macs(model: nn.Module, image: Tensor) -> float:
-    """Multiply-adds of one image; those with padding count, as they are done or left out on both sides."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(image)
-    return counter.get_total_flops() / 2
 
 
 def samples_of(options: argparse.Namespace) -> tuple[nn.Module, Graph, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

@@ -357,9 +357,15 @@ def run(options: Options) -> int:
     from ..studies.export import check_target
     from ..studies.storage import check_storage, storage_errors
     from .progress import Screen
+    from .samplers import MULTI_OBJECTIVE
 
     if options.draws > 1 and options.pruner != "none":
         raise UserError(f"--pruner {options.pruner} races on one draw: give --draws 1, or --pruner none")
+    if "," in options.objective and options.pruner != "none":
+        raise UserError(f"--pruner {options.pruner} knows one objective: give --objective auc, or --pruner none")
+    if "," in options.objective and options.sampler not in MULTI_OBJECTIVE:
+        known = ", ".join(MULTI_OBJECTIVE)
+        raise UserError(f"--sampler {options.sampler} knows one objective: give --objective auc, or one of {known}")
     check_storage(options.storage)
     check_target(options.export, options.storage)
     screen = Screen(quiet=options.quiet)
@@ -430,7 +436,7 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     if options.start_from is not None:
         start_from[options.start_from] = earlier_composite(options.start_from, space, prepared.layers, options.space)
     storage = open_storage(options.storage)
-    present = check_study(storage, name, prepared.fingerprint)
+    present = check_study(storage, name, prepared.fingerprint, options.objective)
     if present is not None:
         check_space(present, space, options.space)
     reports = check_reports(present, options.pruner)
@@ -443,7 +449,7 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
         "layers": prepared.layers,
         "device": str(prepared.task.graph.device),
     }
-    study = open_study(storage, name, prepared.fingerprint, attrs)
+    study = open_study(storage, name, prepared.fingerprint, attrs, options.objective)
     study.sampler = make_sampler(options.sampler, options.seed)
     study.pruner = make_pruner(options.pruner, len(sizes))
     for line in prepared.description:  # not before it is sure that the run can go on: an error is one line
@@ -459,6 +465,7 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     task.batching.tell = screen.line
     task.curves[task.measured(task.search)] = known_curves(study)
     is_plain = (str(task.schedule), task.repair_name) == (str(plain[0].schedule), plain[0].repair_name)
+    race = Race(sizes, reports, options.pruner, grid=options.sampler == GRID)
     try:
         with screen.search(standing(study, options.trials)) as watch:
             run_search(
@@ -471,7 +478,7 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
                 known=mixed_composites(space),
                 queue=grid,
                 watch=watch,
-                race=Race(sizes, reports, options.pruner, grid=options.sampler == GRID),
+                race=None if "," in options.objective else race,
             )
         if count_complete(study):
             if options.rescore > 1 and not is_rescored(study, options.rescore):
@@ -511,7 +518,7 @@ def default_study_name(fingerprint: Mapping[str, Any]) -> str:
 def _report(study: Study, options: Options) -> None:
     """The results, on stdout."""
     from ..studies.best import best_trial
-    from ..studies.report import rescored_text, result_lines, result_table
+    from ..studies.report import front_lines, rescored_text, result_lines, result_table
     from ..studies.storage import database_file, storage_url
 
     best = best_trial(study)
@@ -521,6 +528,8 @@ def _report(study: Study, options: Options) -> None:
         f"{holdout['accuracy'][0]:.1%} on holdout samples"
     )
     _print_table(result_table(result_lines(study)))
+    for line in front_lines(study):
+        click.echo(line)
     if rescored := rescored_text(study):
         click.echo(rescored)
     click.echo(f"database:  {database_file(options.storage) or options.storage}, study {study.study_name}")

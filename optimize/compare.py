@@ -22,7 +22,7 @@ from .data import Progress
 from .draws import with_reference
 from .errors import UserError
 from .prepare import Prepared
-from .racing import right_predictions
+from .racing import networks_of, right_predictions
 from .search import count_complete, count_finished
 from .space import Space
 from .task import Task
@@ -139,7 +139,7 @@ def compare_study(
 
 def correctness(task: Task, method: Method) -> NDArray[np.bool_]:
     """Whether the network at each rate is right on each holdout sample, shape (rates, samples)."""
-    return right_predictions(task, plan_of(task, method), task.holdout).cpu().numpy()
+    return right_predictions(task, networks_of(task, plan_of(task, method)), task.holdout).cpu().numpy()
 
 
 def about(study: Study, prepared: Prepared, best: str, paper: Study | None, seeds: int) -> dict[str, Any]:

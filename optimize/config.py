@@ -29,6 +29,7 @@ REPAIRS = ("auto", "none", "batchnorm", "least-squares", "batchnorm+least-square
 PRECISIONS = ("fp32", "tf32", "bf16")
 SPACES = ("auto", "depth", "type", "layer", "paper")
 UNITS = ("auto", "filters", "neurons", "heads")
+OBJECTIVES = ("auc", "auc,macs", "auc,latency")
 DEFAULT_RATES = "0:0.95:0.05"
 
 LISTS = ("mean", "std", "classes", "rates")
@@ -363,6 +364,14 @@ class Options:
         metavar="FILE",
         unset="none",
         alias="from",
+    )
+    objective: str = _option(
+        "auc",
+        "What trials are judged by: `auc`, the area under accuracy against the part of the units that is gone, or "
+        "also, as a second objective, against the part of the multiply-adds (auc,macs) or of the time (auc,latency) "
+        "that is saved. With two, the front of the trials that none beats in both is listed, and the one with the "
+        "highest AUC exported.",
+        choices=OBJECTIVES,
     )
     trials: int = _option(
         100, "Finished trials to reach, those of earlier runs included.", parse=count_from(1), metavar="N"

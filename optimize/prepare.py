@@ -145,6 +145,7 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
         holdout=samples["holdout"],
         schedule=Schedule.parse(schedule),
         precision=options.precision,
+        cost=options.objective.partition(",")[2] or None,
         repair=repair_from(repair, graph, reference, repair_images),
     )
     _check_graph(model.module, task, options.model)

@@ -17,10 +17,9 @@ from optuna.trial import FrozenTrial
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..attribution import Composite
-from ..pruning import Graph, Masks, Network, NotFinite, Plan, accuracy, compact, sparsity_at, trace
+from ..pruning import Graph, Masks, Network, NotFinite, Plan, accuracy, compact, macs, sparsity_at, trace
 from ..pruning.convolution import plain
 from ..studies.export import write_whole
 from .errors import UserError
@@ -146,13 +145,6 @@ def _millions(part: float, whole: float) -> str:
 def parameters(network: nn.Module) -> int:
     """How many weights and biases a network has."""
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def macs(network: nn.Module, image: Tensor) -> float:
-    """Multiply-adds of a network for one image, shape (1, channels, height, width); those with padding count."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(image)
-    return counter.get_total_flops() / 2
 
 
 def is_pruned(path: Path) -> bool:

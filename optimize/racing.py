@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..pruning import Family, Network, Plan, auc, correct_each, groups, network_bytes
+from ..pruning import COSTS, Cost, Family, Network, Plan, auc, correct_each, groups, network_bytes
 from .pruners import Stop
 from .task import Curve, Samples, Task
 
@@ -38,27 +38,40 @@ def chunks(targets: Tensor) -> list[Tensor]:
 def measure(task: Task, plan: Plan, samples: Samples, stop: Stop | None = None) -> Curve:
     """The curve of a plan on these samples; with `stop` up to the chunk after which it says so."""
     rows = chunks(samples.targets)
+    costs: list[float] = []
+    networks = networks_of(task, plan)
+    if task.cost is not None:
+        networks = _weighed(networks, COSTS[task.cost], samples.inputs[0 : task.batch_size], costs)
     if stop is None or len(rows) < 2:
-        flags = right_predictions(task, plan, samples)
+        flags = right_predictions(task, networks, samples)
         counts = torch.stack([flags[:, of_chunk].sum(1) for of_chunk in rows]).tolist()
     else:
-        counts = _race(task, _networks(task, plan), samples, rows, stop)
+        counts = _race(task, networks, samples, rows, stop)
     sizes = [len(of_chunk) for of_chunk in rows[: len(counts)]]
     total = sum(sizes)
     return Curve(
         accuracy=[sum(at_rate) / total for at_rate in zip(*counts, strict=True)],
         chunks=[_auc(task, count, size) for count, size in zip(counts, sizes, strict=True)],
         samples=total,
+        costs=[cost / costs[0] for cost in costs],
     )
 
 
-def right_predictions(task: Task, plan: Plan, samples: Samples) -> Tensor:
-    """Whether the network at each rate is right on each sample: bool, shape (rates, samples)."""
-    return torch.cat([_right(task, group, samples) for group in groups(_networks(task, plan))])
-
-
-def _networks(task: Task, plan: Plan) -> Iterator[Network]:
+def networks_of(task: Task, plan: Plan) -> Iterator[Network]:
+    """The network at each of the task's rates, built when it is asked for."""
     return (graph.network for graph in plan.networks(task.graph, task.rates, task.repair))
+
+
+def _weighed(networks: Iterable[Network], cost: Cost, images: Tensor, costs: list[float]) -> Iterator[Network]:
+    """The same networks; what each costs is noted on the way."""
+    for network in networks:
+        costs.append(cost(network, images))
+        yield network
+
+
+def right_predictions(task: Task, networks: Iterable[Network], samples: Samples) -> Tensor:
+    """Whether each network is right on each sample: bool, shape (networks, samples)."""
+    return torch.cat([_right(task, group, samples) for group in groups(networks)])
 
 
 def _race(

@@ -55,6 +55,8 @@ def _gp(seed: int) -> BaseSampler:
 SAMPLERS: dict[str, Factory] = {"tpe": _tpe, "random": _random, "cmaes": _cmaes, "gp": _gp}
 GRID = "grid"
 """Every composite of a space without numbers, once, in an order shuffled by the seed (`Space.grid`)."""
+MULTI_OBJECTIVE = ("tpe", "random", GRID)
+"""Those that can search for two objectives at once."""
 UNCONDITIONAL = frozenset({"cmaes", "gp"})
 """Samplers that model only what every trial has, so that every trial needs all numbers."""
 

@@ -23,8 +23,8 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ..attribution import Composite, CompositeError
-from ..pruning import NotFinite
-from ..studies.best import best_trial
+from ..pruning import NotFinite, area_over
+from ..studies.best import auc_of, best_trial, search_best
 from ..studies.fingerprint import Fingerprint, difference
 from ..studies.report import fixed_trials, name_of
 from .errors import UserError
@@ -73,7 +73,9 @@ Evaluate = Callable[..., Result]
 Watch = Callable[[Standing, str], None]
 
 
-def check_study(storage: optuna.storages.BaseStorage, name: str, fingerprint: Fingerprint) -> Study | None:
+def check_study(
+    storage: optuna.storages.BaseStorage, name: str, fingerprint: Fingerprint, objective: str = "auc"
+) -> Study | None:
     """The study of this name, or None where there is none. Writes nothing.
 
     Raises:
@@ -90,6 +92,12 @@ def check_study(storage: optuna.storages.BaseStorage, name: str, fingerprint: Fi
         raise UserError(
             f"study {name!r} was made with other settings ({'; '.join(found)}): "
             "use those again, or give another name with --study"
+        )
+    before = study.user_attrs.get("config", {}).get("objective", "auc")
+    if stored is not None and before != objective:
+        raise UserError(
+            f"study {name!r} was made with --objective {before}, not {objective}: "
+            "give that, or another name with --study"
         )
     return study
 
@@ -119,19 +127,27 @@ def check_space(study: Study, space: Space, name: str) -> None:
 
 
 def open_study(
-    storage: optuna.storages.BaseStorage, name: str, fingerprint: Fingerprint, attrs: Mapping[str, Any]
+    storage: optuna.storages.BaseStorage,
+    name: str,
+    fingerprint: Fingerprint,
+    attrs: Mapping[str, Any],
+    objective: str = "auc",
 ) -> Study:
     """The study to run, created if there is none, with its attributes (`rates`, `config`, `layers`, ...).
+
+    objective: one of `config.OBJECTIVES`.
 
     Raises:
         UserError: as `check_study`; nothing has been written then.
     """
-    study = check_study(storage, name, fingerprint)
+    study = check_study(storage, name, fingerprint, objective)
     if study is None:
-        study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
+        names = ["AUC", *(f"AUC over {cost}" for cost in objective.split(",")[1:])]
+        directions = ["maximize"] * len(names)
+        study = optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.set_metric_names(["AUC"])  # what plots and the dashboard call it
+            study.set_metric_names(names)  # what plots and the dashboard call them
     for key, value in {**attrs, "fingerprint": fingerprint}.items():
         if study.user_attrs.get(key) != value:
             study.set_user_attr(key, value)
@@ -239,7 +255,10 @@ def _run_trial(study: Study, space: Space, evaluate: Evaluate, race: Race | None
         if result.stopped:
             study.tell(trial, state=TrialState.PRUNED)
             return trial, result
-    study.tell(trial, result.auc)
+    costs = list(getattr(result, "costs", ()))
+    if costs:
+        trial.set_user_attr("costs", costs)
+    study.tell(trial, [result.auc, area_over(costs, result.accuracy)] if len(study.directions) > 1 else result.auc)
     return trial, result
 
 
@@ -301,6 +320,7 @@ def known_curves(study: Study) -> dict[str, Curve]:
             list(trial.user_attrs["accuracy"]),
             list(trial.user_attrs.get("chunks", ())),
             trial.user_attrs.get("samples", count),
+            list(trial.user_attrs.get("costs", ())),
         )
         for trial in complete
     }
@@ -311,11 +331,11 @@ def standing(study: Study, trials: int) -> Standing:
     done, complete = count_finished(study), count_complete(study)
     if not complete:
         return Standing(done, trials, stopped=done)
-    best = study.best_trial
-    fixed = [(name, trial.value) for name, trial in fixed_trials(study).items() if trial.value is not None]
+    best = search_best(study)
+    fixed = [(name, auc_of(trial)) for name, trial in fixed_trials(study).items() if trial.values]
     fixed_name, fixed_value = max(fixed, key=lambda item: item[1], default=("", None))
     best_name = name_of(best) or f"no. {best.number}"
-    return Standing(done, trials, best.value, best_name, fixed_value, fixed_name, done - complete)
+    return Standing(done, trials, auc_of(best), best_name, fixed_value, fixed_name, done - complete)
 
 
 def score_holdout(study: Study, evaluate: Evaluate, advance: Callable[[int], None]) -> None:
@@ -338,7 +358,7 @@ def score_holdout(study: Study, evaluate: Evaluate, advance: Callable[[int], Non
 
 def best_trials(study: Study) -> list[FrozenTrial]:
     """The best trial, and the search's own best where re-scoring said otherwise."""
-    found = {trial.number: trial for trial in (best_trial(study), study.best_trial)}
+    found = {trial.number: trial for trial in (best_trial(study), search_best(study))}
     return list(found.values())
 
 

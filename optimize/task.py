@@ -61,12 +61,14 @@ class Curve(NamedTuple):
     """What was measured of one ranking on some samples.
 
     accuracy: at each rate, over the samples that were seen. chunks: AUC of each chunk that was seen
-    (`racing.chunks`); empty where a study kept none. samples: how many were seen.
+    (`racing.chunks`); empty where a study kept none. samples: how many were seen. costs: of the network at each
+    rate, as parts of the unpruned one's; empty where the task has no cost.
     """
 
     accuracy: list[float]
     chunks: list[float]
     samples: int
+    costs: list[float] = []  # noqa: RUF012
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class Task:
     units: the kind of units (see `Graph.units`). rates: pruning rates, ascending. batching: samples a pass.
     schedule: when relevance is recomputed. repair: what is done to a pruned network before it is used.
     logits: the logits that compete for the top-1 prediction (domain restriction), or None for all. precision:
-    what accuracies are measured in (see `pruning.computed_in`).
+    what accuracies are measured in (see `pruning.computed_in`). cost: what networks cost, by its name in
+    `pruning.COSTS`, where that is an objective.
     """
 
     graph: Graph
@@ -90,6 +93,7 @@ class Task:
     schedule: Schedule = field(default_factory=Schedule)
     repair: Repair | None = None
     precision: str = "fp32"
+    cost: str | None = None
     # What trials share, so that nothing is measured twice: orders of units by method, curves by samples (with
     # the precision, see `measured`) and ranking, which samples the unpruned network gets right.
     curves: dict[tuple[int, str], dict[str, Curve]] = field(default_factory=dict, compare=False, repr=False)

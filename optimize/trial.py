@@ -10,7 +10,7 @@ import hashlib
 import statistics
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -38,7 +38,7 @@ class Evaluation:
     "relevance" (all steps, with their repairs) and of "evaluation". ranking_hash: two trials of a task share
     it exactly when they prune the same units at every rate. chunks: AUC of each chunk of samples that was seen
     (`racing.chunks`). samples: how many were seen; accuracy and auc are over these. stopped: whether that is
-    not all. steps: when each unit goes (`likeness.pack`).
+    not all. steps: when each unit goes (`likeness.pack`). costs: see `Curve`.
     """
 
     accuracy: list[float]
@@ -49,6 +49,7 @@ class Evaluation:
     samples: int
     stopped: bool
     steps: str
+    costs: list[float] = field(default_factory=list)
 
 
 def evaluate(
@@ -78,6 +79,7 @@ def evaluate(
         samples=curve.samples,
         stopped=curve.samples < len(samples),
         steps=pack(plan.ranking, task.rates),
+        costs=list(curve.costs),
     )
 
 
@@ -102,6 +104,7 @@ def mean_evaluation(
         seconds={key: sum(part.seconds[key] for part in parts) for key in parts[0].seconds},
         ranking_hash=digest,
         chunks=_means(part.chunks for part in parts),
+        costs=_means(part.costs for part in parts),
     )
 
 

@@ -1,6 +1,7 @@
 """The graph of a model, its units, ranking, masks, compact models and accuracy curves."""
 
 from .compact import compact, compact_model, masked_model
+from .cost import COSTS, Cost, area_over, macs
 from .curve import DEFAULT_RATES, Batches, accuracy, accuracy_curve, auc, correct, correct_each, sparsity_at
 from .family import Family, groups, network_bytes
 from .graph import Graph, TraceError, trace
@@ -11,10 +12,12 @@ from .repair import REPAIRS, Repair, make_repair
 from .schedule import Plan, Schedule, pruned
 
 __all__ = [
+    "COSTS",
     "DEFAULT_RATES",
     "PRECISIONS",
     "REPAIRS",
     "Batches",
+    "Cost",
     "Family",
     "Graph",
     "Masks",
@@ -27,6 +30,7 @@ __all__ = [
     "TraceError",
     "accuracy",
     "accuracy_curve",
+    "area_over",
     "auc",
     "compact",
     "compact_model",
@@ -34,6 +38,7 @@ __all__ = [
     "correct",
     "correct_each",
     "groups",
+    "macs",
     "make_repair",
     "masked_model",
     "nested",

@@ -16,6 +16,22 @@ RESCORED = "rescored"
 """The study attribute that holds the new scores: by trial number, `{"auc": ..., "on": which samples}`."""
 
 
+def auc_of(trial: FrozenTrial) -> float:
+    """The AUC of a complete trial, also where it has a second objective; 0 of any other."""
+    return trial.values[0] if trial.values else 0.0
+
+
+def search_best(study: Study) -> FrozenTrial:
+    """The complete trial with the highest AUC, the first of equal ones.
+
+    Raises:
+        ValueError: no trial is complete.
+    """
+    from optuna.trial import TrialState
+
+    return max(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)), key=auc_of)
+
+
 def best_trial(study: Study) -> FrozenTrial:
     """The re-scored trial with the highest new score; the search's own best where that was not re-scored (the study
     is from before, it went on since, or its run was told not to).
@@ -23,13 +39,13 @@ def best_trial(study: Study) -> FrozenTrial:
     Raises:
         ValueError: no trial is complete.
     """
-    best = study.best_trial
+    best = search_best(study)
     scores = study.user_attrs.get(RESCORED, {})
     if str(best.number) not in scores:
         return best
     trials = {str(trial.number): trial for trial in study.get_trials(deepcopy=False)}
     # of equal scores the one that the search found better, then the earlier one
-    number = max(scores, key=lambda number: (scores[number]["auc"], trials[number].value, -int(number)))
+    number = max(scores, key=lambda number: (scores[number]["auc"], auc_of(trials[number]), -int(number)))
     return trials[number]
 
 
@@ -39,6 +55,6 @@ def candidates(study: Study, count: int) -> list[FrozenTrial]:
 
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     by_ranking: dict[str, FrozenTrial] = {}
-    for trial in sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number)):
+    for trial in sorted(complete, key=lambda trial: (-auc_of(trial), trial.number)):
         by_ranking.setdefault(trial.user_attrs.get("ranking_hash", str(trial.number)), trial)
     return list(by_ranking.values())[:count]

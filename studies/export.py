@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..optimize.errors import UserError
-from .best import RESCORED, best_trial
+from .best import RESCORED, auc_of, best_trial, search_best
 from .storage import database_file
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ def composite_document(study: Study, number: int | None = None) -> dict[str, Any
     trial = complete_trial(study, number)
     composite: dict[str, Any] = trial.user_attrs["composite"]
     holdout, rescored = (study.user_attrs.get(key, {}).get(str(trial.number)) for key in ("holdout", RESCORED))
-    search_best = study.best_trial
+    first = search_best(study)
+    cost = study.user_attrs.get("config", {}).get("objective", "auc").partition(",")[2]
     return {
         "format": FORMAT,
         "model": fingerprint["model"],
@@ -77,10 +78,11 @@ def composite_document(study: Study, number: int | None = None) -> dict[str, Any
         },
         "layers": resolve_layers(composite, layers),
         "result": {
-            "auc": trial.value,
+            "auc": auc_of(trial),
+            **({f"auc_over_{cost}": trial.values[1]} if cost else {}),
             **({"holdout_auc": holdout["auc"]} if holdout else {}),
             **({"rescored_auc": rescored["auc"], "rescored_on": rescored["on"]} if rescored else {}),
-            **({"search_best": {"trial": search_best.number, "auc": search_best.value}} if rescored else {}),
+            **({"search_best": {"trial": first.number, "auc": auc_of(first)}} if rescored else {}),
             **({"draws": fingerprint["draws"]} if fingerprint.get("draws", 1) > 1 else {}),
             "study": study.study_name,
             "trial": trial.number,

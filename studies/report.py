@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from .best import RESCORED, best_trial
+from .best import RESCORED, auc_of, best_trial, search_best
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -74,10 +74,10 @@ def list_studies(storage: BaseStorage) -> list[StudyLine]:
 
 
 def _best_value(study: Study, complete: Sequence[FrozenTrial]) -> float | None:
-    """A study with several objectives, which only another program can have made, has no best value."""
-    if not complete or len(study.directions) > 1:
+    """The highest AUC; of another program's study the best value, which it lacks where it has several objectives."""
+    if not complete or (len(study.directions) > 1 and "fingerprint" not in study.user_attrs):
         return None
-    return study.best_value
+    return auc_of(search_best(study)) if "fingerprint" in study.user_attrs else study.best_value
 
 
 def studies_table(lines: Iterable[StudyLine]) -> Table:
@@ -107,13 +107,13 @@ def result_lines(study: Study) -> list[ResultLine]:
             return ResultLine(name, None, None, None)
         scored = holdout.get(str(trial.number))
         curve = scored["accuracy"] if scored else trial.user_attrs["accuracy"]
-        return ResultLine(name, trial.value, scored["auc"] if scored else None, sparsity_at(rates, curve, KEPT))
+        return ResultLine(name, auc_of(trial), scored["auc"] if scored else None, sparsity_at(rates, curve, KEPT))
 
     lines = [line(name, trial) for name, trial in fixed_trials(study).items()]
     if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        best, search_best = best_trial(study), study.best_trial
-        if best.number != search_best.number:
-            lines.append(line(f"the search's best (trial {search_best.number})", search_best))
+        best, first = best_trial(study), search_best(study)
+        if best.number != first.number:
+            lines.append(line(f"the search's best (trial {first.number})", first))
         given = name_of(best)
         lines.append(line(f"best (trial {best.number}{f', {given}' if given else ''})", best))
         plain = study.user_attrs.get("plain", {}).get(str(best.number))
@@ -121,6 +121,19 @@ def result_lines(study: Study) -> list[ResultLine]:
             sparsity = sparsity_at(rates, plain["accuracy"], KEPT)
             name = "the same, ranked once, no repair"
             lines.append(ResultLine(name, plain["auc"], plain["holdout_auc"], sparsity))
+    return lines
+
+
+def front_lines(study: Study) -> list[str]:
+    """The trials that no other one beats in both objectives, by falling AUC; nothing where there is one objective."""
+    if len(study.directions) < 2:
+        return []
+    names = study.metric_names or ["AUC", "second objective"]
+    front = sorted(study.best_trials, key=lambda trial: (-auc_of(trial), trial.number))
+    lines = [f"front of {len(front)} trials that none beats in both (export --trial N writes one):"]
+    for trial in front:
+        values = (f"{name} {value:.4f}" for name, value in zip(names, trial.values, strict=True))
+        lines.append(f"  trial {trial.number}: {', '.join(values)}")
     return lines
 
 

@@ -1,0 +1,109 @@
+"""Studies with a second objective: what a network costs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from itertools import pairwise
+
+import optuna
+import pytest
+from pxp_optimize.attribution import load_composite
+from pxp_optimize.pruning import area_over
+from pxp_optimize.studies.best import auc_of, best_trial, search_best
+from pxp_optimize.studies.storage import open_storage
+
+STUDY = "network:small-images-filters"
+
+
+def load(project, name: str) -> optuna.Study:
+    return optuna.load_study(study_name=STUDY, storage=open_storage(str(project.folder / f"{name}.db")))
+
+
+def command(project, cost: str, *more: str) -> list[str]:
+    names = ["--storage", f"{cost}.db", "--export", f"{cost}.json"]
+    return [*project.options, *names, "--objective", f"auc,{cost}", "--trials", "11", *more]
+
+
+@pytest.fixture(scope="module", params=["macs", "latency"])
+def searched(request, project):
+    result = project.run(*command(project, request.param))
+    assert result.returncode == 0, result.stderr
+    return project, request.param, result
+
+
+def test_trials_have_both_areas(searched):
+    project, cost, _ = searched
+    study = load(project, cost)
+    assert study.metric_names == ["AUC", f"AUC over {cost}"]
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 11
+    for trial in study.trials:
+        costs = trial.user_attrs["costs"]
+        assert costs[0] == 1
+        assert trial.values[1] == pytest.approx(area_over(costs, trial.user_attrs["accuracy"]))
+        if cost == "macs":
+            assert all(later <= earlier for earlier, later in pairwise(costs))
+            assert costs[-1] < 0.7
+
+
+def test_the_front_is_listed_and_the_highest_auc_exported(searched):
+    project, cost, result = searched
+    study = load(project, cost)
+    front = study.best_trials
+    assert f"front of {len(front)} trials" in result.stdout
+    for trial in front:
+        line = f"  trial {trial.number}: AUC {trial.values[0]:.4f}, AUC over {cost} {trial.values[1]:.4f}"
+        assert line in result.stdout.splitlines()
+    assert auc_of(search_best(study)) == max(auc_of(trial) for trial in study.trials)
+    document = json.loads((project.folder / f"{cost}.json").read_text())
+    best = best_trial(study)
+    assert document["result"]["trial"] == best.number
+    assert (document["result"]["auc"], document["result"][f"auc_over_{cost}"]) == tuple(best.values)
+    load_composite(document)
+    other = next(trial.number for trial in front)
+    exported = project.run("export", "--storage", f"{cost}.db", "--trial", str(other), "-o", "front.json")
+    assert exported.returncode == 0, exported.stderr
+
+
+def test_the_other_commands_read_such_a_study(searched):
+    project, cost, _ = searched
+    listed = project.run("studies", "--storage", f"{cost}.db")
+    assert f"{auc_of(search_best(load(project, cost))):.4f}" in listed.stdout
+    pruned = project.run("prune", "--storage", f"{cost}.db", "-o", f"{cost}.safetensors", "-q")
+    assert pruned.returncode == 0, pruned.stderr
+    compared = project.run("compare", "--storage", f"{cost}.db", "--seeds", "1", "-q")
+    assert compared.returncode == 0, compared.stderr
+
+
+def test_a_study_goes_on_with_its_objective_only(searched):
+    project, cost, _ = searched
+    before = project.files()
+    other = project.run(*command(project, cost, "--objective", "auc"))
+    assert other.returncode == 2
+    assert f"was made with --objective auc,{cost}, not auc" in other.stderr
+    assert project.files() == before
+    more = project.run(*command(project, cost, "--trials", "12"))
+    assert more.returncode == 0, more.stderr
+    trials = load(project, cost).trials
+    assert len(trials) == 12
+    if cost == "macs":  # times are never the same again
+        shutil.rmtree(project.folder / "again", ignore_errors=True)
+        again = project.run(*command(project, cost, "--trials", "12", "--storage", "again.db"))
+        assert again.returncode == 0, again.stderr
+        assert [trial.values for trial in load(project, "again").trials] == [trial.values for trial in trials]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--pruner", "wilcoxon"], "--pruner wilcoxon knows one objective"),
+        (["--sampler", "cmaes"], "--sampler cmaes knows one objective"),
+        (["--sampler", "gp"], "give --objective auc, or one of tpe, random, grid"),
+        (["--objective", "macs"], "is not one of"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(project, more, message):
+    result = project.run(*command(project, "macs", *more))
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
