@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ..attribution import Composite, CompositeError
@@ -143,7 +143,7 @@ def open_study(
     study = check_study(storage, name, fingerprint, objective)
     if study is None:
         names = ["AUC", *(f"AUC over {cost}" for cost in objective.split(",")[1:])]
-        directions = ["maximize"] * len(names)
+        directions = [StudyDirection.MAXIMIZE] * len(names)
         study = optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..attribution import GROUPS, Composite, CompositeError, RuleSpec
 from ..attribution.attention import SOFTMAX_RULES
-from ..attribution.composites import AGGREGATIONS, ATTENTION_TYPES, NORMALIZATIONS, keys_of, resolve
+from ..attribution.composites import AGGREGATIONS, ATTENTION_TYPES, keys_of, resolve
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -59,6 +59,10 @@ RULES: dict[str, Range | None] = {
 # Below 1e-6 epsilon only guards; above 1 it swallows most of what activations of order one contribute.
 ALL_RULES: dict[str, Range | None] = {"epsilon": Range("epsilon", 1e-6, 1.0, log=True), **RULES}
 """With those that only a space of one's own has (`spacefile`)."""
+
+# Without "max": no composite with it came near the best (resnet18: 0.52 against 0.65, 49 random trials).
+SEARCHED = ("none", "l1", "l2")
+"""The normalisations that are searched, where a space of one's own says nothing else."""
 
 # How much more a mean neuron counts, where neurons are ranked together with filters or heads.
 BALANCE = Range("balance", 0.1, 10.0, log=True)
@@ -136,7 +140,7 @@ class Space:
         self.transformer = transformer
         self.mixed = mixed and not fixed_numbers
         self.network = network
-        ranking = {"aggregation": AGGREGATIONS, "normalization": NORMALIZATIONS}
+        ranking = {"aggregation": AGGREGATIONS, "normalization": SEARCHED}
         if fixed_numbers:
             ranking = {"aggregation": ("abs",), "normalization": ("none",)}
         plain = {"reduction": ("auto",), "start": ("logit",)}

@@ -191,26 +191,31 @@ def ridge(
     (units, features). Returns weights, (units, features), and bias, (units,). The ridge is chosen by the exact
     leave-one-out error of ridge regression, on at most `max_rows` rows, evenly spaced.
     """
-    count, sum_x, sum_y = 0, prior.new_zeros(prior.shape[1]), prior.new_zeros(prior.shape[0])
+    features = prior.shape[1]
+    count, sum_x, sum_y = 0, prior.new_zeros(features), prior.new_zeros(prior.shape[0])
     for x, y in pairs():
         count, sum_x, sum_y = count + len(x), sum_x + x.sum(0), sum_y + y.sum(0)
     mean_x, mean_y = sum_x / count, sum_y / count
     stride = max(1, -(-count // max_rows))
-    gram = prior.new_zeros(prior.shape[1], prior.shape[1])
-    cross = prior.new_zeros(prior.shape[1], prior.shape[0])
-    sample, left, offset = [], [], 0
+    few = count < features  # then all rows take less memory than the features' products, and much less time
+    gram = prior.new_zeros(0 if few else features, features)
+    cross = prior.new_zeros(features, prior.shape[0])
+    rows, sample, left, offset = [], [], [], 0
     for x, y in pairs():
         x = x - mean_x
         y = y - mean_y - x @ prior.T  # what the prior leaves unexplained
-        gram.addmm_(x.T, x)
+        if few:
+            rows.append(x)
+        else:
+            gram.addmm_(x.T, x)
         cross.addmm_(x.T, y)
         sample.append(x[-offset % stride :: stride])
         left.append(y[-offset % stride :: stride])
         offset += len(x)
-    eigenvalues, vectors = torch.linalg.eigh(gram)
+    eigenvalues, vectors = _spectrum_of_rows(torch.cat(rows)) if few else torch.linalg.eigh(gram)
     eigenvalues = eigenvalues.clamp(min=0)
     rotated = vectors.T @ cross
-    scale = eigenvalues.mean().clamp(min=torch.finfo(eigenvalues.dtype).tiny)
+    scale = (eigenvalues.sum() / features).clamp(min=torch.finfo(eigenvalues.dtype).tiny)
     projected, residual = torch.cat(sample) @ vectors, torch.cat(left)
     best = min(
         (float(_leave_one_out(projected, residual, eigenvalues, rotated, strength * scale, count)), strength)
@@ -219,6 +224,14 @@ def ridge(
     change = vectors @ (rotated / (eigenvalues + best * scale).unsqueeze(1))
     weight = prior + change.T
     return weight, mean_y - weight @ mean_x
+
+
+def _spectrum_of_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues of the features' products, and their vectors, (features, count): those that are not zero, from the
+    smaller matrix of the rows' products, which has the same ones."""
+    eigenvalues, vectors = torch.linalg.eigh(rows @ rows.T)
+    large = eigenvalues > eigenvalues[-1].clamp(min=0) * len(rows) * torch.finfo(rows.dtype).eps
+    return eigenvalues[large], rows.T @ vectors[:, large] / eigenvalues[large].sqrt()
 
 
 def _leave_one_out(

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from pxp_optimize.pruning import Graph, Masks, compact, make_repair, prune_masks, trace
-from pxp_optimize.pruning.repair import BatchNormRepair, LeastSquaresRepair, ridge
+from pxp_optimize.pruning.repair import RIDGES, BatchNormRepair, LeastSquaresRepair, _leave_one_out, ridge
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
@@ -140,6 +140,25 @@ def test_ridge_is_the_closed_form(images: Tensor) -> None:
     weight, bias = ridge(lambda: iter([(x[:25], y[:25]), (x[25:], y[25:])]), torch.zeros_like(truth))
     assert torch.allclose(weight, truth, atol=1e-4)
     assert torch.allclose(bias, torch.full((2,), 3.0, dtype=torch.float64), atol=1e-3)
+
+
+@pytest.mark.parametrize("count", [7, 29, 31])
+def test_fewer_rows_than_features_give_the_same_by_a_shorter_way(count: int) -> None:
+    """The same as the normal equations, whose eigenvalues beyond the rows are zero."""
+    torch.manual_seed(3)
+    x, y, prior = (torch.randn(*shape, dtype=torch.float64) for shape in ((count, 30), (count, 4), (4, 30)))
+    weight, bias = ridge(lambda: iter([(x[:5], y[:5]), (x[5:], y[5:])]), prior)
+    centred, goal = x - x.mean(0), y - y.mean(0)
+    left = goal - centred @ prior.T
+    eigenvalues, vectors = torch.linalg.eigh(centred.T @ centred)
+    eigenvalues = eigenvalues.clamp(min=0)
+    rotated, scale = vectors.T @ centred.T @ left, eigenvalues.mean()
+    errors = {r: _leave_one_out(centred @ vectors, left, eigenvalues, rotated, r * scale, count) for r in RIDGES}
+    strength = min(errors, key=lambda r: float(errors[r])) * scale
+    gram = centred.T @ centred + strength * torch.eye(30, dtype=torch.float64)
+    expected = prior + torch.linalg.solve(gram, centred.T @ left).T
+    assert torch.allclose(weight, expected, rtol=1e-6, atol=1e-8)
+    assert torch.allclose(bias, y.mean(0) - weight @ x.mean(0))
 
 
 def test_ridge_chooses_by_the_error_of_left_out_rows() -> None:
