@@ -338,7 +338,7 @@ class Options:
         "What is done to a pruned network, without labels or training, from the reference images: `none`, "
         "`batchnorm` (its statistics re-estimated where it follows a layer), "
         "`least-squares` (layers that read pruned units refitted). "
-        "`auto` is batchnorm where the network has any, else least-squares.",
+        "`auto` is least-squares.",
         choices=REPAIRS,
     )
     repair_samples: int | None = _option(

@@ -168,7 +168,7 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
     return Prepared(task, mark, layers_of(graph), lines, source)
 
 
-AUTO_SCHEDULE = "every:0.1"
+AUTO_SCHEDULE, AUTO_REPAIR = "every:0.1", "least-squares"
 REPAIR_SAMPLES = 512
 """Repairs keep all their images' activations of a layer at a time: of no more images than this."""
 
@@ -193,7 +193,7 @@ def how_pruned(graph: Graph, schedule: str, repair: str) -> tuple[str, str]:
     if schedule == "auto":
         schedule = AUTO_SCHEDULE
     if repair == "auto":
-        repair = "batchnorm" if graph.norms else "least-squares"
+        repair = AUTO_REPAIR
     if "batchnorm" in repair and not graph.norms:
         raise UserError(f"--repair {repair}: the network has no BatchNorm to re-estimate; give least-squares")
     return schedule, repair

@@ -98,13 +98,14 @@ class LeastSquaresRepair(Repair):
     stays what it was. The ridge is the one of `RIDGES` with the least leave-one-out error. Normal equations are
     summed chunk by chunk, so memory does not grow with the samples' positions.
 
-    inputs: float images, unlabelled. max_features: wider layers are left as they are.
+    inputs: float images, unlabelled. most: a layer whose rows and features are both more is left as it is.
+    enough: of rows, for each feature; of more, so many are taken, evenly spaced.
     """
 
     inputs: Batches
     chunk: int = 64
-    max_features: int = 5000
-    max_rows: int = 4096
+    most: int = 5000
+    enough: int = 16
     name = "least-squares"
 
     @torch.no_grad()
@@ -113,34 +114,40 @@ class LeastSquaresRepair(Repair):
         originals = graph.network.modules_by_step()
         targets = _Targets(graph, self.inputs, self.chunk)
         for visit in small.network.walk(_chunks(self.inputs, self.chunk)):
-            if self._refits(visit.module, originals.get(visit.name)):
+            if _lost_inputs(visit.module, originals.get(visit.name)):
                 wanted = targets.at(visit.name, masks.get(visit.name))
                 visit.module = self._refit(visit.module, [values[0] for values in visit.arguments], wanted)
                 modules[visit.name] = visit.module
         return replace(small, network=small.network.replaced(modules))
 
-    def _refits(self, module: nn.Module, original: nn.Module | None) -> bool:
-        """Whether a layer lost inputs, and can be refitted: linear or an ungrouped convolution."""
-        if isinstance(module, nn.Linear) and isinstance(original, nn.Linear):
-            features, lost = module.in_features, module.in_features < original.in_features
-        elif isinstance(module, nn.Conv2d) and isinstance(original, nn.Conv2d) and module.groups == 1:
-            features = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
-            lost = module.in_channels < original.in_channels
-        else:
-            return False
-        return lost and 0 < features <= self.max_features
-
     def _refit(self, module: nn.Module, inputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> nn.Module:
         weight: Tensor = module.weight  # type: ignore[assignment]
+        features = weight[0].numel()
+        goals = [_goal_rows(module, goal) for goal in wanted]
+        count = sum(map(len, goals))
+        # a layer without units left keeps one channel of zeros
+        if features == 0 or min(features, count) > self.most or goals[0].shape[1] != len(weight):
+            return module
+        stride = max(1, count // (self.enough * features))
 
         def pairs() -> Iterator[tuple[Tensor, Tensor]]:
-            for value, goal in zip(inputs, wanted, strict=True):
-                yield _precise(_rows(module, value)), _precise(_goal_rows(module, goal))
+            offset = 0
+            for value, goal in zip(inputs, goals, strict=True):
+                first = -offset % stride
+                offset += len(goal)
+                yield _precise(_rows(module, value)[first::stride]), _precise(goal[first::stride])
 
-        if next(pairs())[1].shape[1] != len(weight):  # a layer without units left keeps one channel of zeros
-            return module
-        fitted, bias = ridge(pairs, _precise(weight.flatten(1)), self.max_rows)
+        fitted, bias = ridge(pairs, _precise(weight.flatten(1)))
         return clone(module, weight=fitted.to(weight).view(weight.shape), bias=bias.to(weight))
+
+
+def _lost_inputs(module: nn.Module, original: nn.Module | None) -> bool:
+    """Whether a linear layer or an ungrouped convolution reads less than it did."""
+    if isinstance(module, nn.Linear) and isinstance(original, nn.Linear):
+        return module.in_features < original.in_features
+    if isinstance(module, nn.Conv2d) and isinstance(original, nn.Conv2d) and module.groups == 1:
+        return module.in_channels < original.in_channels
+    return False
 
 
 class _Targets:

@@ -58,7 +58,7 @@ def test_a_comparison_says_the_same_in_table_csv_and_json(studies):
     assert [entry["name"] for entry in document["methods"]] == names
     assert (document["paper_study"], document["draws"], document["holdout_samples"]) == ("paper", 2, 30)
     assert "paper   study paper" in result.stderr
-    assert document["pruning"] == {"schedule": "every:0.1", "repair": "batchnorm"}
+    assert document["pruning"] == {"schedule": "every:0.1", "repair": "least-squares"}
     assert [row["method"] for row in csv.DictReader((studies.folder / "c.csv").open())] == names
     first, second = result.stdout.split("accuracy at rate")
     for entry in document["methods"]:
@@ -112,7 +112,7 @@ def test_what_is_left_of_the_validation_images(prepared):
     ("arguments", "named"),
     [
         (["--study", "none"], "no study 'none'"),
-        (["--study", STUDY, "--paper-study", "other"], "is of another task (repair: stored batchnorm, now none)"),
+        (["--study", STUDY, "--paper-study", "other"], "is of another task (repair: stored least-squares, now none)"),
         (["--study", STUDY, "--paper-study", STUDY], "has no trials of --space paper"),
         (["--study", STUDY, "--paper-study", "none"], "no study 'none' in the database (--paper-study)"),
         (["--study", STUDY, "--seeds", "0"], "at least 1"),
