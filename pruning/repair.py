@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -85,6 +85,8 @@ def _rescaled(module: nn.Module, scale: Tensor, shift: Tensor) -> nn.Module:
     return clone(module, weight=weight * scale.view(-1, *[1] * (weight.dim() - 1)), bias=bias)
 
 
+ROOM = 2**28
+"""Bytes that the unpruned network's outputs may take, to be kept from one repair to the next."""
 RIDGES = tuple(10.0**power for power in range(-6, 5))  # relative to the mean square of the features
 
 
@@ -106,19 +108,30 @@ class LeastSquaresRepair(Repair):
     chunk: int = 64
     most: int = 5000
     enough: int = 16
+    _known: _Targets | None = field(default=None, init=False, repr=False, compare=False)
     name = "least-squares"
 
     @torch.no_grad()
     def __call__(self, graph: Graph, small: Graph, masks: Masks) -> Graph:
         modules: dict[str, nn.Module] = {}
         originals = graph.network.modules_by_step()
-        targets = _Targets(graph, self.inputs, self.chunk)
+        targets = self._targets_of(graph)
         for visit in small.network.walk(_chunks(self.inputs, self.chunk)):
             if _lost_inputs(visit.module, originals.get(visit.name)):
                 wanted = targets.at(visit.name, masks.get(visit.name))
                 visit.module = self._refit(visit.module, [values[0] for values in visit.arguments], wanted)
                 modules[visit.name] = visit.module
         return replace(small, network=small.network.replaced(modules))
+
+    def _targets_of(self, graph: Graph) -> _Targets:
+        """What the unpruned network's layers give: the same for every network and trial, so kept if there is room."""
+        if self._known is not None and self._known.graph is graph:
+            return self._known
+        targets = _Targets(graph, self.inputs, self.chunk)
+        if not targets.keep(ROOM):
+            return _Targets(graph, self.inputs, self.chunk)
+        self._known = targets
+        return targets
 
     def _refit(self, module: nn.Module, inputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> nn.Module:
         weight: Tensor = module.weight  # type: ignore[assignment]
@@ -137,7 +150,8 @@ class LeastSquaresRepair(Repair):
                 offset += len(goal)
                 yield _precise(_rows(module, value)[first::stride]), _precise(goal[first::stride])
 
-        fitted, bias = ridge(pairs, _precise(weight.flatten(1)))
+        known = list(pairs()) if count // stride * features * 8 <= ROOM else None
+        fitted, bias = ridge(pairs if known is None else known.__iter__, _precise(weight.flatten(1)))
         return clone(module, weight=fitted.to(weight).view(weight.shape), bias=bias.to(weight))
 
 
@@ -151,15 +165,31 @@ def _lost_inputs(module: nn.Module, original: nn.Module | None) -> bool:
 
 
 class _Targets:
-    """Outputs of the unpruned network's layers, computed one after the other as they are asked for."""
+    """Outputs of the unpruned network's layers, computed one after the other as they are asked for, or all kept."""
 
     def __init__(self, graph: Graph, inputs: Batches, chunk: int) -> None:
         self.graph = graph
         self.walk = graph.network.walk(_chunks(inputs, chunk))
+        self.kept: dict[str, list[Tensor]] | None = None
+
+    def keep(self, room: int) -> bool:
+        """Computes and keeps all outputs, if they take no more than `room` bytes; whether they do."""
+        kept: dict[str, list[Tensor]] = {}
+        for visit in self.walk:
+            if isinstance(visit.module, (nn.Conv2d, nn.Linear)):
+                kept[visit.name] = visit.outputs
+                room -= sum(value.nbytes for value in visit.outputs)
+                if room < 0:
+                    return False
+        self.kept = kept
+        return True
 
     def at(self, layer: str, kept: Tensor | None) -> list[Tensor]:
         """The layer's outputs, of the units that are kept. Layers are asked for in the network's order."""
-        outputs = next(visit.outputs for visit in self.walk if visit.name == layer)
+        if self.kept is None:
+            outputs = next(visit.outputs for visit in self.walk if visit.name == layer)
+        else:
+            outputs = self.kept[layer]
         if kept is None:
             return outputs
         dim = 1 if isinstance(self.graph.network.get_submodule(layer), nn.Conv2d) else -1
