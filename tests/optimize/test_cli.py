@@ -23,6 +23,8 @@ from pxp_optimize.studies.best import best_trial
 from pxp_optimize.studies.storage import open_storage
 
 NAME = "network:small-images-filters"
+REACH = 30
+"""Trials of a study that is cut off in between: enough that it is not done before the signal comes."""
 
 
 def load(project, database: str = "pxp.db", name: str = NAME) -> optuna.Study:
@@ -43,8 +45,8 @@ def first_run(project) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(project) -> str:
-    """The database of a study of eight trials in one go."""
-    result = project.run(*project.options, "--trials", "8", "--storage", "whole.db", "--export", "whole.json")
+    """The database of a study of `REACH` trials in one go."""
+    result = project.run(*project.options, "--trials", str(REACH), "--storage", "whole.db", "--export", "whole.json")
     assert result.returncode == 0, result.stderr
     return "whole.db"
 
@@ -104,12 +106,12 @@ def test_the_best_composite_is_left_as_json(project, first_run):
 
 def test_the_same_command_continues_and_repeats(project, first_run, uninterrupted):
     before = values(load(project))
-    again = project.run(*project.options, "--trials", "8")
+    again = project.run(*project.options, "--trials", str(REACH))
     assert again.returncode == 0, again.stderr
-    assert "continues, 6 of 8 trials finished" in again.stderr
+    assert f"continues, 6 of {REACH} trials finished" in again.stderr
     after = values(load(project))
     assert after[:6] == before
-    assert len(after) == 8
+    assert len(after) == REACH
     assert values(load(project, uninterrupted)) == after
 
 
@@ -125,7 +127,7 @@ def test_a_study_that_is_done_only_reports(project, first_run):
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_was_stopped_goes_on(project, uninterrupted, how):
     database = f"{how.name}.db"
-    command = [*project.options, "--storage", database, "--export", f"{how.name}.json", "--trials", "8"]
+    command = [*project.options, "--storage", database, "--export", f"{how.name}.json", "--trials", str(REACH)]
     with project.start(*command) as process:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and process.poll() is None:
@@ -138,10 +140,10 @@ def test_a_run_that_was_stopped_goes_on(project, uninterrupted, how):
         process.send_signal(how)
         _, err = process.communicate(timeout=60)
     stopped = values_of_complete(load(project, database))
-    assert 2 <= len(stopped) < 8
+    assert 2 <= len(stopped) < REACH
     if how == signal.SIGINT:
         assert process.returncode == 130
-        assert f"Stopped after {len(stopped)} of 8 trials." in err
+        assert f"Stopped after {len(stopped)} of {REACH} trials." in err
         assert "Traceback" not in err
     resumed = project.run(*command)
     assert resumed.returncode == 0, resumed.stderr
