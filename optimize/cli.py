@@ -265,7 +265,8 @@ def prune(
     """Write the network that a study's best composite leaves, with its steps and its repair, as safetensors.
 
     The accuracies that are shown are the holdout samples'. Python reads the file by
-    `pxp_optimize.optimize.pruned.load_pruned(model, FILE)`. The study is only read.
+    `pxp_optimize.optimize.pruned.load_pruned(model, FILE)`. Of a study with several --draws, the first one's reference
+    images rank. The study is only read.
     """
     from ..studies.export import check_target, complete_trial
     from ..studies.storage import open_storage, storage_errors
@@ -435,6 +436,7 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     start_from: dict[str, Composite] = {}
     if options.start_from is not None:
         start_from[options.start_from] = earlier_composite(options.start_from, space, prepared.layers, options.space)
+    tasks = tasks_of(prepared, options.draws)
     storage = open_storage(options.storage)
     present = check_study(storage, name, prepared.fingerprint, options.objective)
     if present is not None:
@@ -458,7 +460,6 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     state = f"continues, {done} of {options.trials} trials finished" if done else f"{options.trials} trials"
     screen.line(f"study   {name} in {options.storage}: {state}")
     task = prepared.task
-    tasks = tasks_of(prepared, options.draws)
     plain = [drawn.plain() for drawn in tasks]
     if options.batch_size == "auto":
         keep_batch_size(study, task.batching, task.graph.device.type)

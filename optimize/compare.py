@@ -49,6 +49,8 @@ def stored_options(study: Study, **changes: Any) -> Options:
     for name in LISTS:
         if isinstance(values.get(name), list):
             values[name] = tuple(values[name])
+    # what `auto` stood for then, which may be another thing by now
+    values |= {key: study.user_attrs["fingerprint"].get(key, values.get(key)) for key in ("schedule", "repair")}
     return replace(Options(**values), **changes)
 
 

@@ -22,7 +22,9 @@ def with_reference(prepared: Prepared, draw: int) -> Task:
     """
     task = prepared.task
     reference = prepared.source.read(SPLITS["reference"], other_reference(prepared.source, draw))
-    repair = repair_from(task.repair_name, task.graph, reference, prepared.source.repair)
+    repair = task.repair  # of images of its own, or of the reference images
+    if prepared.source.repair is None:
+        repair = repair_from(task.repair_name, task.graph, reference)
     return replace(task, reference=reference, repair=repair, curves={}, plans={}, unpruned={})
 
 

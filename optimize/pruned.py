@@ -19,11 +19,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ..attribution import Composite
-from ..pruning import Graph, Masks, Network, NotFinite, Plan, accuracy, compact, macs, sparsity_at, trace
+from ..pruning import Graph, Masks, Network, NotFinite, Plan, compact, macs, sparsity_at, trace
 from ..pruning.convolution import plain
 from ..studies.export import write_whole
 from .errors import UserError
 from .prepare import Prepared
+from .racing import right_predictions
 from .task import Task
 from .trial import scores
 
@@ -68,7 +69,7 @@ def load_pruned(model: nn.Module, path: str | Path) -> nn.Module:
         network = plain(compact(trace(model).to("cpu"), masks).network)
         _add_biases(network, tensors)
         network.load_state_dict(tensors)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, AttributeError) as error:
         raise ValueError(f"{path} does not fit this model: {' '.join(str(error).split())}") from error
     return network
 
@@ -86,7 +87,7 @@ def about_pruned(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"cannot read {path}: {error}") from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} holds no pruned network: pxp-optimize prune writes one")
-    about: dict[str, Any] = json.loads(metadata["about"])
+    about: dict[str, Any] = json.loads(metadata.get("about", "{}"))
     return about
 
 
@@ -108,20 +109,10 @@ def write_pruned(
     except NotFinite as error:
         raise UserError(f"trial {trial.number}: {error}") from error
     whole, small = task.graph.network, graph.network
-    before, after = (
-        accuracy(
-            network,
-            task.holdout.inputs,
-            task.holdout.targets,
-            logits=task.logits,
-            batch_size=task.batch_size,
-            precision=task.precision,
-        )
-        for network in (whole, small)
-    )
+    before, after = (float(flags.double().mean()) for flags in right_predictions(task, (whole, small), task.holdout))
     mark = prepared.fingerprint
     about = {
-        **{key: mark[key] for key in ("model", "weights", "units", "classes", "image", "schedule", "repair")},
+        **{key: mark[key] for key in ("model", "weights", "data", "units", "classes", "image", "schedule", "repair")},
         "study": study.study_name,
         "trial": trial.number,
         "rate": rate,

@@ -8,11 +8,12 @@ prediction does not hang on the batch that a sample is in, but for rounding.)
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..pruning import COSTS, Cost, Family, Network, Plan, auc, correct_each, groups, network_bytes
+from ..pruning import COSTS, Cost, Family, Network, Plan, auc, computed_in, correct_each, groups, network_bytes
 from .pruners import Stop
 from .task import Curve, Samples, Task
 
@@ -40,8 +41,8 @@ def measure(task: Task, plan: Plan, samples: Samples, stop: Stop | None = None) 
     rows = chunks(samples.targets)
     costs: list[float] = []
     networks = networks_of(task, plan)
-    if task.cost is not None:
-        networks = _weighed(networks, COSTS[task.cost], samples.inputs[0 : task.batch_size], costs)
+    if task.cost is not None and samples is task.search:  # what is measured on others is compared by its AUC
+        networks = _weighed(task, networks, costs)
     if stop is None or len(rows) < 2:
         flags = right_predictions(task, networks, samples)
         counts = torch.stack([flags[:, of_chunk].sum(1) for of_chunk in rows]).tolist()
@@ -62,10 +63,17 @@ def networks_of(task: Task, plan: Plan) -> Iterator[Network]:
     return (graph.network for graph in plan.networks(task.graph, task.rates, task.repair))
 
 
-def _weighed(networks: Iterable[Network], cost: Cost, images: Tensor, costs: list[float]) -> Iterator[Network]:
+def _weighed(task: Task, networks: Iterable[Network], costs: list[float]) -> Iterator[Network]:
     """The same networks; what each costs is noted on the way."""
+    cost: Cost = COSTS[task.cost or "macs"]
+
+    def measured(network: Network, size: int) -> float:
+        images = task.search.inputs[0:size]
+        with computed_in(task.precision, images.device):
+            return cost(network, images)
+
     for network in networks:
-        costs.append(cost(network, images))
+        costs.append(task.batching.run(partial(measured, network)))
         yield network
 
 

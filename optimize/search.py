@@ -93,8 +93,9 @@ def check_study(
             f"study {name!r} was made with other settings ({'; '.join(found)}): "
             "use those again, or give another name with --study"
         )
-    before = study.user_attrs.get("config", {}).get("objective", "auc")
-    if stored is not None and before != objective:
+    # a study that was cut off while it was made has directions and nothing else
+    before = study.user_attrs.get("config", {}).get("objective", "auc" if len(study.directions) == 1 else "auc,...")
+    if len(study.directions) != len(objective.split(",")) or (stored is not None and before != objective):
         raise UserError(
             f"study {name!r} was made with --objective {before}, not {objective}: "
             "give that, or another name with --study"
@@ -122,7 +123,7 @@ def check_space(study: Study, space: Space, name: str) -> None:
             if before != now:
                 raise UserError(
                     f"study {study.study_name!r} chose {key} from {before}, and --space {name} offers {now}: "
-                    "give another name with --study, or the space it was made with"
+                    "give another name with --study, or the space it was made with (by an older version, maybe)"
                 )
 
 

@@ -27,7 +27,7 @@ A table for each part of the network says which rules it may get, and the range 
 A part is named by a group ("low", "mid", "high", "classifier"), by a type of layer within one ("mid.3x3",
 "high.mlp"), or by a pattern over layer names, in which `*` stands for any characters. A layer belongs to the
 first part that names it, and all layers of a part have the same rule. What is left out is searched as in the
-other spaces. Three things are searched only here: the rule "epsilon" (the range
+other spaces. Four things are searched only here: the normalisation "max", the rule "epsilon" (the range
 of "epsilon_relative" is `epsilon_relative`), and in [ranking] `reduction` ("auto", "sum", "abs", "max") and `start`
 ("logit", "softmax", "contrastive").
 """

@@ -6,6 +6,7 @@ lost a unit in between. Most rankings let the units of early layers go late, and
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -67,11 +68,12 @@ class Family:
         return known
 
     def _overwrite_inputs(self) -> None:
-        """Lets a ReLU write into its input, where nothing else reads that."""
+        """Lets a ReLU write into its input, where nothing else reads that: another reader's output may be a view."""
         makers = {call.output: call.module for call in self._calls}
+        readers = Counter(slot for call in self._calls for slot in call.inputs)
         for index, (call, expired) in enumerate(zip(self._calls, self._expired, strict=True)):
             slot = call.inputs[0] if len(call.inputs) == 1 else 0
-            if _is_relu(call.module) and slot in expired and isinstance(makers.get(slot), FRESH):
+            if _is_relu(call.module) and readers[slot] == 1 and slot in expired and isinstance(makers.get(slot), FRESH):
                 self._calls[index] = call._replace(run=torch.relu_)
 
     @torch.inference_mode()

@@ -265,7 +265,8 @@ class _Builder:
             function = getattr(torch, name.rstrip("_"))
             self._emit(node.name, ops.Activation(function, ops.ELEMENTWISE_METHODS[name]), node.args[:1], node)
         elif name in ROUTING_METHODS:
-            self._call(node, getattr(torch.Tensor, name))
+            # a view would hang on the order that maps have in memory, which is the network's to choose
+            self._call(node, getattr(torch.Tensor, name.replace("view", "reshape")))
         else:
             raise TraceError(f"the model calls the tensor method {name}, which no rule covers")
 

@@ -85,8 +85,8 @@ def _rescaled(module: nn.Module, scale: Tensor, shift: Tensor) -> nn.Module:
     return clone(module, weight=weight * scale.view(-1, *[1] * (weight.dim() - 1)), bias=bias)
 
 
-ROOM = 2**28
-"""Bytes that the unpruned network's outputs may take, to be kept from one repair to the next."""
+ROOM = 2**26
+"""Bytes that the unpruned network's outputs may take, to be kept from one repair to the next; and a layer's rows."""
 RIDGES = tuple(10.0**power for power in range(-6, 5))  # relative to the mean square of the features
 
 
@@ -109,6 +109,7 @@ class LeastSquaresRepair(Repair):
     most: int = 5000
     enough: int = 16
     _known: _Targets | None = field(default=None, init=False, repr=False, compare=False)
+    _large: bool = field(default=False, init=False, repr=False, compare=False)
     name = "least-squares"
 
     @torch.no_grad()
@@ -128,7 +129,8 @@ class LeastSquaresRepair(Repair):
         if self._known is not None and self._known.graph is graph:
             return self._known
         targets = _Targets(graph, self.inputs, self.chunk)
-        if not targets.keep(ROOM):
+        if self._large or not targets.keep(ROOM):
+            self._large = True
             return _Targets(graph, self.inputs, self.chunk)
         self._known = targets
         return targets

@@ -8,6 +8,9 @@ from typing import Any
 DEFINITIONS = 1
 """Raised whenever a definition changes what a trial's value is: relevance, ranking, curve, AUC."""
 
+LEAST_SQUARES = 2
+"""Raised whenever that repair gives other networks; kept with the studies that use it."""
+
 ADDED = {"precision": "fp32", "draws": 1}
 """Keys that came later, with what holds for a study without them."""
 
@@ -58,6 +61,7 @@ def fingerprint(
         "repair": repair,
         "precision": precision,
         "draws": draws,
+        **({"least-squares": LEAST_SQUARES} if "least-squares" in repair else {}),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from dataclasses import replace
 
 import numpy as np
@@ -118,7 +119,9 @@ def test_bad_files_and_models_are_named(here, tmp_path):
         load_pruned(nn.Identity(), tmp_path / "other.safetensors")
     save_pruned(tmp_path / "own.safetensors", trace(here.network()).network, {}, {})
     with pytest.raises(ValueError, match="does not fit this model"):
-        load_pruned(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.LazyLinear(2)), tmp_path / "own.safetensors")
+        load_pruned(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(2, 2)), tmp_path / "own.safetensors")
+    with pytest.raises(ValueError, match="does not fit this model"):
+        load_pruned(nn.Sequential(OrderedDict(head=here.network())), tmp_path / "own.safetensors")
 
 
 @pytest.mark.parametrize(

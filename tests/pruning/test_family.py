@@ -11,6 +11,7 @@ from pxp_optimize.pruning import (
     Family,
     Graph,
     compact,
+    compact_model,
     correct_each,
     groups,
     make_repair,
@@ -114,6 +115,48 @@ def test_a_relu_writes_into_its_input_only_where_nothing_else_reads_it():
     for _ in range(2):
         assert torch.allclose(family(images)[0], model(images), atol=1e-6)
     assert torch.equal(images, before)
+
+
+class Chunked(nn.Module):
+    """Reads a convolution's output by a ReLU, and through views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 4, 1)
+        self.b = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        first, second = y.chunk(2, 1)
+        turned = y.permute(0, 2, 3, 1)
+        return (self.b(torch.relu(y)) + torch.cat([second, first], 1) + turned.permute(0, 3, 1, 2)).mean((2, 3))
+
+
+def test_a_relu_leaves_alone_what_views_still_show():
+    torch.manual_seed(0)
+    model, images = Chunked(), torch.randn(2, 3, 4, 4)
+    assert torch.allclose(Family([trace(model).network])(images)[0], model(images), atol=1e-6)
+
+
+def test_a_view_of_maps_does_not_hang_on_their_order():
+    class Viewed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Conv2d(3, 6, 3, padding=1)
+            self.b = nn.Linear(6 * 16, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.relu(self.a(x)).view(x.size(0), -1))
+
+    torch.manual_seed(0)
+    model, images = Viewed(), torch.randn(2, 3, 4, 4)
+    graph = trace(model)
+    assert torch.allclose(graph.network(images), model(images), atol=1e-6)
+    small = compact_model(model, {"a": torch.arange(6) > 2})
+    with torch.no_grad():
+        model.a.weight[:3] = 0
+        model.a.bias[:3] = 0
+    assert torch.allclose(small(images), model(images), atol=1e-6)
 
 
 def test_modules_are_the_same_where_all_their_numbers_are():
