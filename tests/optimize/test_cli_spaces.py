@@ -95,7 +95,7 @@ def test_a_space_of_ones_own(project):
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == (
         f"Error: study '{NAME}' chose *.rule from epsilon, zplus, and --space mine.toml offers epsilon, gamma: "
-        "give another name with --study, or the space it was made with\n"
+        "give another name with --study, or the space it was made with (by an older version, maybe)\n"
     )
     assert project.files() == before
 
