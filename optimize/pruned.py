@@ -47,10 +47,10 @@ def save_pruned(path: str | Path, network: Network, masks: Masks, about: Mapping
     Raises:
         UserError: the file cannot be written.
     """
-    tensors = {name: value.detach().cpu().contiguous() for name, value in plain(network).state_dict().items()}
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in plain(network).state_dict().items()}
     tensors |= {MASK + name: kept.cpu().to(torch.uint8) for name, kept in masks.items()}
     metadata = {"format": FORMAT, "about": json.dumps(about)}
-    write_whole(path, save({name: value.clone() for name, value in tensors.items()}, metadata))
+    write_whole(path, save(tensors, metadata))
 
 
 def load_pruned(model: nn.Module, path: str | Path) -> nn.Module:

@@ -42,7 +42,7 @@ def measure(task: Task, plan: Plan, samples: Samples, stop: Stop | None = None) 
     costs: list[float] = []
     networks = networks_of(task, plan)
     if task.cost is not None and samples is task.search:  # what is measured on others is compared by its AUC
-        networks = _weighed(task, networks, costs)
+        networks = _weighed(task, COSTS[task.cost], networks, costs)
     if stop is None or len(rows) < 2:
         flags = right_predictions(task, networks, samples)
         counts = torch.stack([flags[:, of_chunk].sum(1) for of_chunk in rows]).tolist()
@@ -63,9 +63,8 @@ def networks_of(task: Task, plan: Plan) -> Iterator[Network]:
     return (graph.network for graph in plan.networks(task.graph, task.rates, task.repair))
 
 
-def _weighed(task: Task, networks: Iterable[Network], costs: list[float]) -> Iterator[Network]:
+def _weighed(task: Task, cost: Cost, networks: Iterable[Network], costs: list[float]) -> Iterator[Network]:
     """The same networks; what each costs is noted on the way."""
-    cost: Cost = COSTS[task.cost or "macs"]
 
     def measured(network: Network, size: int) -> float:
         images = task.search.inputs[0:size]
