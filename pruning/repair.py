@@ -85,9 +85,10 @@ def _rescaled(module: nn.Module, scale: Tensor, shift: Tensor) -> nn.Module:
     return clone(module, weight=weight * scale.view(-1, *[1] * (weight.dim() - 1)), bias=bias)
 
 
-ROOM = 2**26
+ROOM = 2**28
 """Bytes that the unpruned network's outputs may take, to be kept from one repair to the next; and a layer's rows."""
-RIDGES = tuple(10.0**power for power in range(-6, 5))  # relative to the mean square of the features
+RIDGES = tuple(10.0**power for power in range(-5, 4))
+"""In units of the features' mean square. Below 1e-5 lies what float32 rounds away; at 1e3 a layer hardly moves."""
 
 
 @dataclass
@@ -150,11 +151,11 @@ class LeastSquaresRepair(Repair):
             for value, goal in zip(inputs, goals, strict=True):
                 first = -offset % stride
                 offset += len(goal)
-                yield _precise(_rows(module, value)[first::stride]), _precise(goal[first::stride])
+                yield _rows(module, value, first, stride), goal[first::stride]
 
-        known = list(pairs()) if count // stride * features * 8 <= ROOM else None
-        fitted, bias = ridge(pairs if known is None else known.__iter__, _precise(weight.flatten(1)))
-        return clone(module, weight=fitted.to(weight).view(weight.shape), bias=bias.to(weight))
+        known = list(pairs()) if count // stride * features * weight.element_size() <= ROOM else None
+        fitted, bias = ridge(pairs if known is None else known.__iter__, weight.flatten(1))
+        return clone(module, weight=fitted.view(weight.shape), bias=bias)
 
 
 def _lost_inputs(module: nn.Module, original: nn.Module | None) -> bool:
@@ -198,37 +199,50 @@ class _Targets:
         return [value.index_select(dim, kept.nonzero().flatten()) for value in outputs]
 
 
-def _rows(module: nn.Module, value: Tensor) -> Tensor:
-    """What the layer reads at each position: (rows, features)."""
-    if isinstance(module, nn.Conv2d):
-        patches = F.unfold(
-            value,
-            module.kernel_size,
-            dilation=module.dilation,
-            padding=module.padding,  # type: ignore[arg-type]
-            stride=module.stride,
-        )
-        return patches.transpose(1, 2).flatten(0, 1)
-    return value.flatten(0, -2)
+def _rows(module: nn.Module, value: Tensor, first: int = 0, stride: int = 1) -> Tensor:
+    """What the layer reads at each position (every `stride`-th from `first` on): (rows, features)."""
+    if not isinstance(module, nn.Conv2d):
+        return value.flatten(0, -2)[first::stride]
+    windows = _windows(module, value)
+    if stride == 1 and first == 0:
+        return windows.reshape(-1, windows[0, 0, 0].numel())
+    _, height, width = windows.shape[:3]
+    picked = torch.arange(first, len(windows) * height * width, stride, device=value.device)
+    image, pixel = picked // (height * width), picked % (height * width)
+    return windows[image, pixel // width, pixel % width].flatten(1)
+
+
+def _windows(module: nn.Conv2d, value: Tensor) -> Tensor:
+    """A view of a convolution's patches: (samples, height, width, channels, kernel height, kernel width)."""
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    value = F.pad(value, module._reversed_padding_repeated_twice, mode)
+    (samples, channels, *size), (batch, channel, *steps) = value.shape, value.stride()
+    spans = [dilation * (kernel - 1) for dilation, kernel in zip(module.dilation, module.kernel_size, strict=True)]
+    outside = [(size[axis] - spans[axis] - 1) // module.stride[axis] + 1 for axis in range(2)]
+    return value.as_strided(
+        (samples, *outside, channels, *module.kernel_size),
+        (
+            batch,
+            *(steps[axis] * module.stride[axis] for axis in range(2)),
+            channel,
+            *(steps[axis] * module.dilation[axis] for axis in range(2)),
+        ),
+        value.storage_offset(),
+    )
 
 
 def _goal_rows(module: nn.Module, value: Tensor) -> Tensor:
-    return value.flatten(2).transpose(1, 2).flatten(0, 1) if isinstance(module, nn.Conv2d) else value.flatten(0, -2)
-
-
-def _precise(values: Tensor) -> Tensor:
-    """As float64, where the device has it (Apple's has not)."""
-    return values.float() if values.device.type == "mps" else values.double()
+    return value.permute(0, 2, 3, 1).flatten(0, 2) if isinstance(module, nn.Conv2d) else value.flatten(0, -2)
 
 
 def ridge(
-    pairs: Callable[[], Iterator[tuple[Tensor, Tensor]]], prior: Tensor, max_rows: int = 4096
+    pairs: Callable[[], Iterator[tuple[Tensor, Tensor]]], prior: Tensor, max_rows: int = 1024
 ) -> tuple[Tensor, Tensor]:
     """Weights and bias nearest to the goals, shrunk towards a prior.
 
-    pairs: gives, each time anew, chunks of rows (rows, features) and goals (rows, units), float64. prior:
-    (units, features). Returns weights, (units, features), and bias, (units,). The ridge is chosen by the exact
-    leave-one-out error of ridge regression, on at most `max_rows` rows, evenly spaced.
+    pairs: gives, each time anew, chunks of rows (rows, features) and goals (rows, units). prior: (units,
+    features). Returns weights, (units, features), and bias, (units,). The ridge is chosen by the leave-one-out
+    error of ridge regression in closed form, on at most `max_rows` rows, evenly spaced.
     """
     features = prior.shape[1]
     count, sum_x, sum_y = 0, prior.new_zeros(features), prior.new_zeros(prior.shape[0])
@@ -242,7 +256,7 @@ def ridge(
     rows, sample, left, offset = [], [], [], 0
     for x, y in pairs():
         x = x - mean_x
-        y = y - mean_y - x @ prior.T  # what the prior leaves unexplained
+        y = torch.addmm(y - mean_y, x, prior.T, alpha=-1)  # what the prior leaves unexplained
         if few:
             rows.append(x)
         else:
@@ -251,26 +265,45 @@ def ridge(
         sample.append(x[-offset % stride :: stride])
         left.append(y[-offset % stride :: stride])
         offset += len(x)
-    eigenvalues, vectors = _spectrum_of_rows(torch.cat(rows)) if few else torch.linalg.eigh(gram)
-    eigenvalues = eigenvalues.clamp(min=0)
+    eigenvalues, vectors = _spectrum_of_rows(torch.cat(rows)) if few else _spectrum(gram)
     rotated = vectors.T @ cross
     scale = (eigenvalues.sum() / features).clamp(min=torch.finfo(eigenvalues.dtype).tiny)
     projected, residual = torch.cat(sample) @ vectors, torch.cat(left)
-    best = min(
-        (float(_leave_one_out(projected, residual, eigenvalues, rotated, strength * scale, count)), strength)
-        for strength in RIDGES
-    )[1]
+    errors = [_leave_one_out(projected, residual, eigenvalues, rotated, ridge * scale, count) for ridge in RIDGES]
+    best = prior.new_tensor(RIDGES)[torch.stack(errors).argmin()]
     change = vectors @ (rotated / (eigenvalues + best * scale).unsqueeze(1))
     weight = prior + change.T
     return weight, mean_y - weight @ mean_x
 
 
+def _spectrum(products: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues of a matrix of products, 0 and above, and their vectors.
+
+    Float32 is half the time of float64, and what it rounds away lies below all `RIDGES`. But LAPACK fails there on
+    matrices that are zero for the most part (kernels that meet padding only), unless they are scaled and shifted.
+    """
+    scale = products.diagonal().mean().clamp(min=torch.finfo(products.dtype).tiny)
+    shift = 0.1 * RIDGES[0]
+    shifted = (products / scale).diagonal_scatter(products.diagonal() / scale + shift)
+    try:
+        eigenvalues, vectors = torch.linalg.eigh(shifted)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        eigenvalues, vectors = (part.to(products) for part in torch.linalg.eigh(shifted.cpu().double()))
+    return (eigenvalues - shift).clamp(min=0) * scale, vectors
+
+
 def _spectrum_of_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues of the features' products, and their vectors, (features, count): those that are not zero, from the
-    smaller matrix of the rows' products, which has the same ones."""
-    eigenvalues, vectors = torch.linalg.eigh(rows @ rows.T)
-    large = eigenvalues > eigenvalues[-1].clamp(min=0) * len(rows) * torch.finfo(rows.dtype).eps
-    return eigenvalues[large], rows.T @ vectors[:, large] / eigenvalues[large].sqrt()
+    smaller matrix of the rows' products, which has the same ones.
+
+    In float64, where the device has it (Apple's has not): rows that are hardly more than the features can be fitted
+    closely, and then what float32 rounds away matters.
+    """
+    exact = rows if rows.device.type == "mps" else rows.double()
+    eigenvalues, vectors = torch.linalg.eigh(exact @ exact.T)
+    large = eigenvalues > eigenvalues[-1].clamp(min=0) * len(rows) * (1e-9 if exact.dtype is torch.float64 else 1e-7)
+    values = eigenvalues[large]
+    return values.to(rows), (exact.T @ vectors[:, large] / values.sqrt()).to(rows)
 
 
 def _leave_one_out(
@@ -278,9 +311,9 @@ def _leave_one_out(
 ) -> Tensor:
     """Mean squared error of each row's prediction by the fit without that row (the mean's share included)."""
     damped = 1 / (eigenvalues + strength)
-    residual = left - projected @ (rotated * damped.unsqueeze(1))
+    residual = torch.addmm(left, projected, rotated * damped.unsqueeze(1), alpha=-1)
     leverage = (projected.square() @ damped) + 1 / count
-    return (residual / (1 - leverage).clamp(min=1e-9).unsqueeze(1)).square().mean()
+    return (residual.square().sum(1) / (1 - leverage).clamp(min=1e-6).square()).mean()
 
 
 @dataclass
