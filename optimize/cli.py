@@ -222,11 +222,14 @@ def compare(
         paper = comparing.paper_study(opened, found, paper_study)
         prepared = prepare(options, screen)
         comparing.check_unchanged(found, prepared.fingerprint)
+        prepared = comparing.pruned_as_best(found, prepared)
         best, methods = comparing.methods_of(found, options, prepared, paper)
         for line in prepared.description:
             screen.line(line)
         if paper is not None:
             screen.line(f"paper   study {paper.study_name} (--paper-study)")
+        if any("," in getattr(options, key) for key in prepared.pruning):
+            screen.line(f"all     {prepared.task.schedule}, repair {prepared.task.repair_name}, as the best trial")
         lines, problems = comparing.compare_study(prepared, methods, best, seeds, screen)
     rates = prepared.task.rates
     for table in comparison_tables(lines, rates):
@@ -399,8 +402,10 @@ def _memory_errors() -> Iterator[None]:
 
 
 def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
+    from ..studies.best import best_trial
     from ..studies.export import composite_document, write_json
     from ..studies.storage import open_storage
+    from .candidate import pruning_of
     from .draws import tasks_of
     from .known import earlier_composite, mixed_composites
     from .memory import keep_batch_size
@@ -427,7 +432,8 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
 
     conditional = options.sampler not in UNCONDITIONAL
     make = Space.named if options.space in SPACES else read_space
-    space = make(options.space, prepared.layers, conditional, mixed="+" in prepared.task.units)
+    mixed = "+" in prepared.task.units
+    space = make(options.space, prepared.layers, conditional, mixed=mixed, pruning=prepared.pruning)
     try:
         grid = space.grid(options.seed) if options.sampler == GRID else []
     except ValueError as error:
@@ -465,14 +471,13 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
         keep_batch_size(study, task.batching, task.graph.device.type)
     task.batching.tell = screen.line
     task.curves[task.measured(task.search)] = known_curves(study)
-    is_plain = (str(task.schedule), task.repair_name) == (str(plain[0].schedule), plain[0].repair_name)
     race = Race(sizes, reports, options.pruner, grid=options.sampler == GRID)
     try:
         with screen.search(standing(study, options.trials)) as watch:
             run_search(
                 study,
                 space,
-                lambda composite, stop=None: mean_evaluation(tasks, composite, stop=stop),
+                lambda candidate, stop=None: mean_evaluation(tasks, candidate, stop=stop),
                 trials=options.trials,
                 timeout=options.timeout,
                 start_from=start_from,
@@ -485,9 +490,11 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
             if options.rescore > 1 and not is_rescored(study, options.rescore):
                 with screen("score the best again", options.rescore) as advance:
                     rescore(study, options.rescore, *fresh_measure(prepared, tasks), advance)
+            used = task.pruned_as(pruning_of(best_trial(study)))
+            is_plain = (str(used.schedule), used.repair_name) == (str(plain[0].schedule), plain[0].repair_name)
             count = len(space.fixed_composites()) + len(best_trials(study)) + 1 - is_plain
             with screen("score on holdout samples", count) as advance:
-                score_holdout(study, lambda composite: mean_evaluation(tasks, composite, "holdout"), advance)
+                score_holdout(study, lambda candidate: mean_evaluation(tasks, candidate, "holdout"), advance)
                 if not is_plain:
                     score_plain(
                         study,
@@ -521,6 +528,7 @@ def _report(study: Study, options: Options) -> None:
     from ..studies.best import best_trial
     from ..studies.report import front_lines, rescored_text, result_lines, result_table
     from ..studies.storage import database_file, storage_url
+    from .candidate import pruning_of
 
     best = best_trial(study)
     holdout = study.user_attrs["holdout"][str(best.number)]
@@ -529,6 +537,8 @@ def _report(study: Study, options: Options) -> None:
         f"{holdout['accuracy'][0]:.1%} on holdout samples"
     )
     _print_table(result_table(result_lines(study)))
+    if pruning := pruning_of(best):
+        click.echo(f"pruning:   {pruning} (of the best)")
     for line in front_lines(study):
         click.echo(line)
     if rescored := rescored_text(study):

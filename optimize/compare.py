@@ -17,6 +17,7 @@ from ..pruning import NotFinite
 from ..studies.comparison import Line, compare
 from ..studies.export import complete_trial
 from ..studies.fingerprint import Fingerprint, difference
+from .candidate import pruning_of
 from .config import LISTS, Options
 from .data import Progress
 from .draws import with_reference
@@ -108,6 +109,11 @@ def methods_of(
     return name, {**methods, **{criterion: Baseline(criterion) for criterion in CRITERIA}}
 
 
+def pruned_as_best(study: Study, prepared: Prepared) -> Prepared:
+    """The task in the pruning of the study's best trial, where the study searches it: all methods are used so."""
+    return replace(prepared, task=prepared.task.pruned_as(pruning_of(complete_trial(study))))
+
+
 def compare_study(
     prepared: Prepared, methods: Mapping[str, Method], best: str, seeds: int, progress: Progress
 ) -> tuple[list[Line], list[str]]:
@@ -152,7 +158,7 @@ def about(study: Study, prepared: Prepared, best: str, paper: Study | None, seed
         "paper_study": None if paper is None else paper.study_name,
         "best": best,
         **{key: mark[key] for key in ("model", "data", "units")},
-        "pruning": {key: mark[key] for key in ("schedule", "repair")},
+        "pruning": {"schedule": str(prepared.task.schedule), "repair": prepared.task.repair_name},
         "holdout_samples": len(prepared.task.holdout),
         "draws": seeds,
         "seed": prepared.source.seed,

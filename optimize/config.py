@@ -126,11 +126,14 @@ def parse_deviation(value: object) -> tuple[float, ...]:
 
 
 def parse_schedule(value: object) -> str:
-    """When relevance is recomputed: "auto", "oneshot", "every:RATE" or "steps:N".
+    """When relevance is recomputed: "auto", "oneshot", "every:RATE" or "steps:N"; or a list of them, to search.
 
     Raises:
-        ValueError: something else, or a number out of range.
+        ValueError: something else, a number out of range, one that is named twice, or "auto" in a list.
     """
+    texts = str(value).split(",")
+    if len(texts) > 1:
+        return _several(texts, parse_schedule, value)
     kind, _, number = str(value).partition(":")
     if kind in ("auto", "oneshot") and not number:
         return kind
@@ -140,6 +143,29 @@ def parse_schedule(value: object) -> str:
         if kind == "steps" and 2 <= int(number) <= 1000:
             return f"every:{1 / int(number):g}"
     raise ValueError(f"{value!r} is not auto, oneshot, every:RATE (such as every:0.05) or steps:N (such as steps:10)")
+
+
+def parse_repair(value: object) -> str:
+    """A repair of `REPAIRS`, or a list of them, to search.
+
+    Raises:
+        ValueError: something else, one that is named twice, or "auto" in a list.
+    """
+    texts = str(value).split(",")
+    if len(texts) > 1:
+        return _several(texts, parse_repair, value)
+    if value not in REPAIRS:
+        raise ValueError(f"{value!r} is not {', '.join(REPAIRS)}")
+    return str(value)
+
+
+def _several(texts: Sequence[str], parse: Callable[[object], str], whole: object) -> str:
+    found = [parse(text.strip()) for text in texts]
+    if "auto" in found:
+        raise ValueError(f"{whole!r}: auto stands alone")
+    if len(set(found)) < len(found):
+        raise ValueError(f"{whole!r} names one twice")
+    return ",".join(found)
 
 
 def parse_units(value: object) -> str:
@@ -329,7 +355,8 @@ class Options:
     schedule: str = _option(
         "auto",
         "When relevance is recomputed: `oneshot` ranks all units once (the paper's way), every:0.05 again on the "
-        "network as pruned so far after each such step, steps:N in N steps. `auto` is every:0.1.",
+        "network as pruned so far after each such step, steps:N in N steps. Several, joined by commas, are searched; "
+        "composites that are known before take the first. `auto` is every:0.1.",
         parse=parse_schedule,
         metavar="SCHEDULE",
     )
@@ -338,8 +365,9 @@ class Options:
         "What is done to a pruned network, without labels or training, from the reference images: `none`, "
         "`batchnorm` (its statistics re-estimated where it follows a layer), "
         "`least-squares` (layers that read pruned units refitted). "
-        "`auto` is least-squares.",
-        choices=REPAIRS,
+        "Or both, batchnorm+least-squares. Several, joined by commas, are searched. `auto` is least-squares.",
+        parse=parse_repair,
+        metavar="REPAIR",
     )
     repair_samples: int | None = _option(
         None,

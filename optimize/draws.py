@@ -10,8 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..pruning import make_repair
 from .data import Indices, share
-from .prepare import SPLITS, Prepared, Source, repair_from
+from .prepare import SPLITS, Prepared, Source, images_for_repair
 from .task import Task
 
 
@@ -22,10 +23,11 @@ def with_reference(prepared: Prepared, draw: int) -> Task:
     """
     task = prepared.task
     reference = prepared.source.read(SPLITS["reference"], other_reference(prepared.source, draw))
-    repair = task.repair  # of images of its own, or of the reference images
-    if prepared.source.repair is None:
-        repair = repair_from(task.repair_name, task.graph, reference)
-    return replace(task, reference=reference, repair=repair, curves={}, plans={}, unpruned={})
+    fresh = replace(task, reference=reference, curves={}, plans={}, unpruned={}, variants={})
+    if prepared.source.repair is not None:  # repairs read images of their own
+        return fresh
+    images = images_for_repair(reference)
+    return replace(fresh, repair=make_repair(task.repair_name, task.graph, images), repair_images=images)
 
 
 def tasks_of(prepared: Prepared, draws: int) -> list[Task]:

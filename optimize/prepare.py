@@ -12,7 +12,7 @@ import torch
 from platformdirs import user_cache_path
 from torch import Tensor
 
-from ..pruning import Graph, Repair, Schedule, TraceError, make_repair, trace
+from ..pruning import Graph, Schedule, TraceError, make_repair, trace
 from ..studies.export import layers_of
 from ..studies.fingerprint import Fingerprint, fingerprint
 from .config import Options
@@ -47,7 +47,8 @@ class Prepared:
 
     fingerprint: what must be the same to continue a study. layers: group and type of each ruled layer.
     description: lines that say which model, weights and data these are, and how to use others. source: where the
-    samples come from, for other ones than the task's (`draws`).
+    samples come from, for other ones than the task's (`draws`). pruning: the schedules and the repairs that a study
+    may use, by "schedule" and "repair"; the task has the first ones.
     """
 
     task: Task
@@ -55,6 +56,7 @@ class Prepared:
     layers: dict[str, Any]
     description: tuple[str, ...]
     source: Source = field(repr=False)
+    pruning: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,9 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
     repair_images = samples["repair"].inputs if "repair" in samples else None
     competing = sorted(of_class[label] for label in classes)
     restricted = len(competing) < model.num_classes
-    schedule, repair = how_pruned(graph, options.schedule, options.repair)
+    schedules, repairs = how_pruned(graph, options.schedule, options.repair)
     reference = samples["reference"]
+    repair_from = images_for_repair(reference) if repair_images is None else repair_images
     batch_size = options.batch_size
     if isinstance(batch_size, str):
         batch_size = choose_batch_size(graph, units, reference.inputs, reference.targets)
@@ -143,10 +146,11 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
         reference=reference,
         search=samples["search"],
         holdout=samples["holdout"],
-        schedule=Schedule.parse(schedule),
+        schedule=Schedule.parse(schedules[0]),
         precision=options.precision,
         cost=options.objective.partition(",")[2] or None,
-        repair=repair_from(repair, graph, reference, repair_images),
+        repair=make_repair(repairs[0], graph, repair_from),
+        repair_images=repair_from,
     )
     _check_graph(model.module, task, options.model)
     mark = fingerprint(
@@ -158,14 +162,15 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
         samples={name: _sample_mark(drawn_samples) for name, drawn_samples in samples.items()},
         units=units,
         rates=options.rates,
-        schedule=schedule,
-        repair=repair,
+        schedule=",".join(schedules),
+        repair=",".join(repairs),
         precision=options.precision,
         draws=options.draws,
     )
-    lines = _describe(options, dataset, task, model.description, len(classes), model.num_classes)
+    pruning = {"schedule": schedules, "repair": repairs}
+    lines = _describe(options, dataset, task, pruning, model.description, len(classes), model.num_classes)
     source = Source(dataset, classes, drawn, options.reference_samples, options.seed, read, repair_images)
-    return Prepared(task, mark, layers_of(graph), lines, source)
+    return Prepared(task, mark, layers_of(graph), lines, source, pruning)
 
 
 AUTO_SCHEDULE, AUTO_REPAIR = "every:0.1", "least-squares"
@@ -173,9 +178,9 @@ REPAIR_SAMPLES = 512
 """Repairs keep all their images' activations of a layer at a time: of no more images than this."""
 
 
-def repair_from(name: str, graph: Graph, reference: Samples, images: Images | None = None) -> Repair | None:
-    """The repair of this name, from images of its own or from the reference samples."""
-    return make_repair(name, graph, _evenly(reference.inputs, REPAIR_SAMPLES) if images is None else images)
+def images_for_repair(reference: Samples) -> Images:
+    """What repairs read of the reference samples, where they have no images of their own."""
+    return _evenly(reference.inputs, REPAIR_SAMPLES)
 
 
 def _evenly(images: Images, most: int) -> Images:
@@ -184,8 +189,8 @@ def _evenly(images: Images, most: int) -> Images:
     return Images(images.pixels[::step], images.mean, images.std, images.in_file)
 
 
-def how_pruned(graph: Graph, schedule: str, repair: str) -> tuple[str, str]:
-    """The schedule and the repair that are meant: what `auto` stands for is what measured best (README).
+def how_pruned(graph: Graph, schedule: str, repair: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The schedules and the repairs that are meant: what `auto` stands for is what measured best (README).
 
     Raises:
         UserError: a repair of BatchNorm in a network without.
@@ -196,7 +201,7 @@ def how_pruned(graph: Graph, schedule: str, repair: str) -> tuple[str, str]:
         repair = AUTO_REPAIR
     if "batchnorm" in repair and not graph.norms:
         raise UserError(f"--repair {repair}: the network has no BatchNorm to re-estimate; give least-squares")
-    return schedule, repair
+    return tuple(schedule.split(",")), tuple(repair.split(","))
 
 
 @torch.inference_mode()
@@ -290,7 +295,13 @@ def _sample_mark(samples: Samples) -> dict[str, int | str]:
 
 
 def _describe(
-    options: Options, dataset: Dataset, task: Task, model: str, n_classes: int, n_outputs: int
+    options: Options,
+    dataset: Dataset,
+    task: Task,
+    pruning: Mapping[str, tuple[str, ...]],
+    model: str,
+    n_classes: int,
+    n_outputs: int,
 ) -> tuple[str, ...]:
     units = task.graph.units(task.units)
     size = task.reference.inputs.pixels.shape[-1]
@@ -304,7 +315,7 @@ def _describe(
         f"model   {options.model}, {model}; {sum(units.values())} {task.units} in {len(units)} layers, "
         f"on {task.graph.device}{coarser} (--model, --weights)",
         f"data    {dataset.name}, {n_classes} classes at {size} x {size}{masked} (--data DIR for your own)",
-        f"pruning {task.schedule}, repair {task.repair_name}{unlabelled_images} "
+        f"pruning {' or '.join(pruning['schedule'])}, repair {' or '.join(pruning['repair'])}{unlabelled_images} "
         "(--schedule, --repair, --repair-samples)",
         f"samples {len(task.reference)} reference{draws}, {len(task.search)} search, {len(task.holdout)} holdout "
         f"(--reference-samples, --search-samples, --holdout-samples){where}",

@@ -22,6 +22,7 @@ from ..attribution import Composite
 from ..pruning import Graph, Masks, Network, NotFinite, Plan, compact, macs, sparsity_at, trace
 from ..pruning.convolution import plain
 from ..studies.export import write_whole
+from .candidate import pruning_of
 from .errors import UserError
 from .prepare import Prepared
 from .racing import right_predictions
@@ -101,7 +102,7 @@ def write_pruned(
     Raises:
         UserError: the file cannot be written, or relevance is not finite.
     """
-    task = prepared.task
+    task = prepared.task.pruned_as(pruning_of(trial))
     if rate is None:
         rate = sparsity_at(task.rates, trial.user_attrs["accuracy"])
     try:
@@ -112,7 +113,9 @@ def write_pruned(
     before, after = (float(flags.double().mean()) for flags in right_predictions(task, (whole, small), task.holdout))
     mark = prepared.fingerprint
     about = {
-        **{key: mark[key] for key in ("model", "weights", "data", "units", "classes", "image", "schedule", "repair")},
+        **{key: mark[key] for key in ("model", "weights", "data", "units", "classes", "image")},
+        "schedule": str(task.schedule),
+        "repair": task.repair_name,
         "study": study.study_name,
         "trial": trial.number,
         "rate": rate,

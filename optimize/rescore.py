@@ -14,6 +14,7 @@ from optuna.study import Study
 from ..attribution import Composite
 from ..pruning import NotFinite
 from ..studies.best import RESCORED, candidates
+from .candidate import Candidate, candidate_of
 from .draws import left_over, with_reference
 from .prepare import SPLITS, Prepared
 from .task import Task
@@ -22,11 +23,11 @@ from .trial import mean_evaluation
 DRAWS = 2
 """Draws of other reference images, where no validation images are left."""
 
-Measure = Callable[[Composite], float]
+Measure = Callable[[Composite | Candidate], float]
 
 
 def fresh_measure(prepared: Prepared, tasks: Sequence[Task]) -> tuple[str, Measure]:
-    """Which samples the best are measured on, in words, and the AUC of a composite on them.
+    """Which samples the best are measured on, in words, and the AUC of a candidate on them.
 
     tasks: the study's own, one for each draw of its reference images.
 
@@ -35,7 +36,7 @@ def fresh_measure(prepared: Prepared, tasks: Sequence[Task]) -> tuple[str, Measu
     rows = left_over(prepared.source)
     if rows is not None:
         fresh = prepared.source.read(SPLITS["search"], rows)
-        others = [replace(task, search=fresh) for task in tasks]
+        others = [replace(task, search=fresh, variants={}) for task in tasks]
         return f"{len(fresh)} other validation images", lambda c: mean_evaluation(others, c).auc
     others = [with_reference(prepared, draw) for draw in range(len(tasks), len(tasks) + DRAWS)]
     return f"{DRAWS} other draws of the reference images", lambda c: mean_evaluation(others, c).auc
@@ -61,7 +62,7 @@ def rescore(study: Study, count: int, on: str, measure: Measure, advance: Callab
     for trial in reversed(candidates(study, count)):
         if str(trial.number) not in scores:
             try:
-                value = measure(Composite.from_dict(trial.user_attrs["composite"]))
+                value = measure(candidate_of(trial))
             except NotFinite:
                 value = 0.0  # of no use with other images
             scores[str(trial.number)] = {"auc": value, "on": on}

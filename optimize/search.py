@@ -27,6 +27,7 @@ from ..pruning import NotFinite, area_over
 from ..studies.best import auc_of, best_trial, search_best
 from ..studies.fingerprint import Fingerprint, difference
 from ..studies.report import fixed_trials, name_of
+from .candidate import Pruning, candidate, candidate_of, keep_candidate, pruning_of
 from .errors import UserError
 from .likeness import nearest
 from .progress import Standing
@@ -69,7 +70,7 @@ class Raced(Result, Protocol):
 
 
 Evaluate = Callable[..., Result]
-"""Called with a composite; in a race also with what says when to stop (`pruners.Stop`)."""
+"""Called with a composite or a `Candidate`; in a race also with what says when to stop (`pruners.Stop`)."""
 Watch = Callable[[Standing, str], None]
 
 
@@ -218,7 +219,8 @@ def _told(trial: Trial, outcome: Result | NotFinite) -> str:
     """What became of a trial, in a few words."""
     if isinstance(outcome, NotFinite):
         return f"failed, {outcome}"
-    text = f"AUC {outcome.auc:.4f}"
+    pruning = pruning_of(trial)
+    text = f"AUC {outcome.auc:.4f}" + (f" ({pruning})" if pruning else "")
     if isinstance(outcome, Raced) and outcome.stopped:
         text = f"stopped at {text} after {outcome.samples} samples"
     like = trial.user_attrs.get("like")
@@ -239,11 +241,12 @@ def _run_trial(study: Study, space: Space, evaluate: Evaluate, race: Race | None
     trial = study.ask()
     if trial.user_attrs.get("owner") != _owner():  # another process was faster, and this is the next one
         trial.set_user_attr("owner", _owner())
-    composite = _composite_of(trial, space)
-    trial.set_user_attr("composite", composite.to_dict())
+    composite, pruning = _proposed(trial, space)
+    keep_candidate(trial, composite, pruning)
+    method = candidate(composite, pruning)
     stop = None if race is None else race.stopper(study, trial)
     try:
-        result = evaluate(composite) if stop is None else evaluate(composite, stop)
+        result = evaluate(method) if stop is None else evaluate(method, stop)
     except NotFinite as error:
         trial.set_user_attr("error", str(error))
         study.tell(trial, state=TrialState.FAIL)
@@ -283,16 +286,17 @@ def _record_race(study: Study, trial: Trial, result: Raced, race: Race | None, s
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-def _composite_of(trial: Trial, space: Space) -> Composite:
-    """The composite that a trial was given when it was put into the queue, or else the sampler's."""
+def _proposed(trial: Trial, space: Space) -> tuple[Composite, Pruning | None]:
+    """What a trial was given when it was put into the queue, or else what the sampler proposes."""
     params = trial.user_attrs.get("given")
     if params is None:
-        return space.suggest(trial)
+        return space.suggest(trial), space.suggest_pruning(trial)
     composite = Composite.from_dict(trial.user_attrs["composite"])
     # with the parameters that were found for it then, unless the study goes on in another space
     if params and params == _params_of(space, composite):
         space.suggest(trial)
-    return composite
+        space.suggest_pruning(trial)
+    return composite, space.known_pruning()
 
 
 def _params_of(space: Space, composite: Composite) -> dict[str, Any] | None:
@@ -351,7 +355,7 @@ def score_holdout(study: Study, evaluate: Evaluate, advance: Callable[[int], Non
     scores: dict[str, Any] = dict(study.user_attrs.get("holdout", {}))
     for trial in [*fixed_trials(study).values(), *best_trials(study)]:
         if trial.state == TrialState.COMPLETE and str(trial.number) not in scores:
-            result = evaluate(Composite.from_dict(trial.user_attrs["composite"]))
+            result = evaluate(candidate_of(trial))
             scores[str(trial.number)] = {"auc": result.auc, "accuracy": list(result.accuracy)}
             study.set_user_attr("holdout", scores)
         advance(1)

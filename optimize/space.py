@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..attribution import GROUPS, Composite, CompositeError, RuleSpec
 from ..attribution.attention import SOFTMAX_RULES
 from ..attribution.composites import AGGREGATIONS, ATTENTION_TYPES, keys_of, resolve
+from .candidate import Pruning
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -115,6 +116,7 @@ class Space:
             among 256 composites of Hatefi et al.
         choices: what the network's own categories may be, where that is not all that is known.
         network: the layers, so that a composite with other groups or with single layers can be found in the space.
+        pruning: "schedule" and "repair" that a study may use, best known first; of several one is searched.
     """
 
     def __init__(
@@ -127,6 +129,7 @@ class Space:
         fixed_numbers: bool = False,
         choices: Mapping[str, tuple[str, ...]] | None = None,
         network: Network | None = None,
+        pruning: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
         rules = FIXED_RULES if fixed_numbers else RULES
         present = [part if isinstance(part, Part) else Part(part, rules) for part in dict.fromkeys(parts)]
@@ -140,6 +143,7 @@ class Space:
         self.transformer = transformer
         self.mixed = mixed and not fixed_numbers
         self.network = network
+        self.pruning = dict(pruning or {})
         ranking = {"aggregation": AGGREGATIONS, "normalization": SEARCHED}
         if fixed_numbers:
             ranking = {"aggregation": ("abs",), "normalization": ("none",)}
@@ -147,7 +151,15 @@ class Space:
         self.choices = {**({"softmax": SOFTMAX} if transformer else {}), **ranking, **plain, **(choices or {})}
 
     @classmethod
-    def named(cls, name: str, layers: Network, conditional: bool, *, mixed: bool) -> Space:
+    def named(
+        cls,
+        name: str,
+        layers: Network,
+        conditional: bool,
+        *,
+        mixed: bool,
+        pruning: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> Space:
         """A space of `config.SPACES` for a network's layers.
 
         `depth`: the depth groups. `type`: the types of layers within them, attention projections as one.
@@ -174,6 +186,7 @@ class Space:
             fixed_numbers=name == "paper",
             choices=choices,
             network=layers,
+            pruning=pruning,
         )
 
     def parameters(self) -> dict[str, tuple[str, ...] | Range]:
@@ -183,7 +196,7 @@ class Space:
             if len(part.rules) > 1:
                 found[f"{part.name}.rule"] = tuple(part.rules)
             found |= {f"{part.name}.{n.parameter}": n for n in part.rules.values() if n is not None and not n.fixed}
-        found |= {name: choices for name, choices in self.choices.items() if len(choices) > 1}
+        found |= {name: choices for name, choices in {**self.choices, **self.pruning}.items() if len(choices) > 1}
         return {**found, BALANCE.name: BALANCE} if self.mixed else found
 
     def suggest(self, trial: Trial) -> Composite:
@@ -202,6 +215,19 @@ class Space:
         if self.mixed:
             data["ranking"]["balance"] = _suggest(trial, BALANCE.name, BALANCE)
         return Composite.from_dict(data)
+
+    def suggest_pruning(self, trial: Trial) -> Pruning | None:
+        """How the sampler proposes to use the ranking; None where there is nothing to choose."""
+        return self._pruning(lambda name, choices: trial.suggest_categorical(name, choices))
+
+    def known_pruning(self) -> Pruning | None:
+        """How composites are used that the sampler does not propose: the first of each choice."""
+        return self._pruning(lambda name, choices: choices[0])
+
+    def _pruning(self, choose: Callable[[str, tuple[str, ...]], str]) -> Pruning | None:
+        if all(len(choices) == 1 for choices in self.pruning.values()):
+            return None
+        return Pruning(**{n: choose(n, known) if len(known) > 1 else known[0] for n, known in self.pruning.items()})
 
     def _suggest_rule(self, trial: Trial, part: Part) -> dict[str, Any]:
         rules = tuple(part.rules)
@@ -228,7 +254,8 @@ class Space:
         return Composite.from_dict({"groups": {key: rules[_depth(key)] for key in keys}, **more})
 
     def params_of(self, composite: Composite) -> dict[str, Any] | None:
-        """The parameters with which `suggest` gives this composite back, or one as close as the ranges allow.
+        """The parameters with which `suggest` gives this composite back, or one as close as the ranges allow; used as
+        `known_pruning` says.
 
         So a sampler can learn from a trial of a composite that lies outside. A rule that the space lacks is near
         another one's limit (`LIMITS`), or nowhere: then None.
@@ -257,6 +284,7 @@ class Space:
         if composite.bias != "whole" or any(own[name] not in choices for name, choices in self.choices.items()):
             return None
         params |= {name: own[name] for name, choices in self.choices.items() if len(choices) > 1}
+        params |= {name: choices[0] for name, choices in self.pruning.items() if len(choices) > 1}
         if self.mixed:
             params[BALANCE.name] = _clipped(composite.balance, BALANCE)
         return params

@@ -78,14 +78,20 @@ class SpaceError(ValueError):
     """A space that is malformed or does not fit the network. One line, with the path of the key."""
 
 
-def read_space(path: str | Path, network: Network, conditional: bool, *, mixed: bool) -> Space:
+Choices = Mapping[str, tuple[str, ...]]
+
+
+def read_space(
+    path: str | Path, network: Network, conditional: bool, *, mixed: bool, pruning: Choices | None = None
+) -> Space:
     """The space in a TOML file, for a network. Arguments as in `Space.named`.
 
     Raises:
         UserError: no such file, not TOML, or as `parse_space`.
     """
     try:
-        return parse_space(tomllib.loads(Path(path).read_text(encoding="utf-8")), network, conditional, mixed=mixed)
+        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_space(data, network, conditional, mixed=mixed, pruning=pruning)
     except OSError as error:
         raise UserError(f"--space: cannot read {path}: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -94,7 +100,14 @@ def read_space(path: str | Path, network: Network, conditional: bool, *, mixed: 
         raise UserError(f"--space {path}: {error}") from error
 
 
-def parse_space(data: Mapping[str, Any], network: Network, conditional: bool = True, *, mixed: bool = False) -> Space:
+def parse_space(
+    data: Mapping[str, Any],
+    network: Network,
+    conditional: bool = True,
+    *,
+    mixed: bool = False,
+    pruning: Choices | None = None,
+) -> Space:
     """The space that a TOML file's content describes, for a network.
 
     Raises:
@@ -118,7 +131,15 @@ def parse_space(data: Mapping[str, Any], network: Network, conditional: bool = T
         Part(name, _rules(table, f"parts.{name}"), () if _is_group(name) else members[name])
         for name, table in tables.items()
     ]
-    return Space(parts, conditional, transformer=transformer, mixed=mixed, choices=choices, network=network)
+    return Space(
+        parts,
+        conditional,
+        transformer=transformer,
+        mixed=mixed,
+        choices=choices,
+        network=network,
+        pruning=pruning,
+    )
 
 
 def _members(names: Iterable[str], network: Network) -> dict[str, tuple[str, ...]]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..pruning import Graph, Plan, Repair, Schedule
+from ..pruning import Graph, Plan, Repair, Schedule, make_repair
+from .candidate import Pruning
 from .memory import Batching
 from .pixels import Ahead
 
@@ -77,9 +79,10 @@ class Task:
 
     units: the kind of units (see `Graph.units`). rates: pruning rates, ascending. batching: samples a pass.
     schedule: when relevance is recomputed. repair: what is done to a pruned network before it is used.
+    repair_images: what repairs read, if not the reference samples.
     logits: the logits that compete for the top-1 prediction (domain restriction), or None for all. precision:
     what accuracies are measured in (see `pruning.computed_in`). cost: what networks cost, by its name in
-    `pruning.COSTS`, where that is an objective.
+    `pruning.COSTS`, where that is an objective. searched: whether the pruning is one of several of a study.
     """
 
     graph: Graph
@@ -92,13 +95,17 @@ class Task:
     batching: Batching
     schedule: Schedule = field(default_factory=Schedule)
     repair: Repair | None = None
+    repair_images: Images | None = None
     precision: str = "fp32"
     cost: str | None = None
+    searched: bool = False
     # What trials share, so that nothing is measured twice: orders of units by method, curves by samples (with
-    # the precision, see `measured`) and ranking, which samples the unpruned network gets right.
+    # the precision, see `measured`) and ranking, which samples the unpruned network gets right, the task in the
+    # prunings that are searched.
     curves: dict[tuple[int, str], dict[str, Curve]] = field(default_factory=dict, compare=False, repr=False)
     plans: dict[str, Plan] = field(default_factory=dict, compare=False, repr=False)
     unpruned: dict[tuple[int, str], Tensor] = field(default_factory=dict, compare=False, repr=False)
+    variants: dict[Pruning, Task] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def batch_size(self) -> int:
@@ -114,4 +121,27 @@ class Task:
 
     def plain(self) -> Task:
         """The same task, pruned as the paper does: ranked once, nothing repaired."""
-        return replace(self, schedule=Schedule(), repair=None, curves={}, plans={})
+        return replace(self, schedule=Schedule(), repair=None, searched=False, curves={}, plans={}, variants={})
+
+    def pruned_as(self, pruning: Pruning | None) -> Task:
+        """The same task with another schedule and repair, which shares what it can; itself for None.
+
+        Raises:
+            ValueError: as `Schedule.parse` and `make_repair`.
+        """
+        if pruning is None:
+            return self
+        if pruning not in self.variants:
+            schedule = Schedule.parse(pruning.schedule)
+            images = self.reference.inputs if self.repair_images is None else self.repair_images
+            alike = (task.repair for task in self.variants.values() if task.repair_name == pruning.repair)
+            repair = next(alike, None) or make_repair(pruning.repair, self.graph, images)
+            variant = replace(self, schedule=schedule, repair=repair, searched=True, plans={}, variants={})
+            self.variants[pruning] = variant
+        return self.variants[pruning]
+
+    def digest(self, plan: Plan) -> str:
+        """What tells apart networks that are not the same: the plan's units at the rates and, where several are
+        searched, the repair."""
+        found = plan.ranking.digest(self.rates)
+        return hashlib.sha256(f"{found} {self.repair_name}".encode()).hexdigest() if self.searched else found

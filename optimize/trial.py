@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..attribution import Composite, collect_relevance, collect_scores
 from ..pruning import Graph, Plan, auc
+from .candidate import Candidate
 from .likeness import pack
 from .pruners import Stop
 from .racing import measure
@@ -30,15 +31,18 @@ class Baseline:
     seed: int = 0
 
 
+Method = Composite | Candidate | Baseline
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What a trial measured.
 
     accuracy: top-1, one for each of the task's rates. auc: area under it, in [0, 1]. seconds: wall time of
     "relevance" (all steps, with their repairs) and of "evaluation". ranking_hash: two trials of a task share
-    it exactly when they prune the same units at every rate. chunks: AUC of each chunk of samples that was seen
-    (`racing.chunks`). samples: how many were seen; accuracy and auc are over these. stopped: whether that is
-    not all. steps: when each unit goes (`likeness.pack`). costs: see `Curve`.
+    it exactly when they prune the same units at every rate (and repair alike). chunks: AUC of each chunk of
+    samples that was seen (`racing.chunks`). samples: how many were seen; accuracy and auc are over these. stopped:
+    whether that is not all. steps: when each unit goes (`likeness.pack`). costs: see `Curve`.
     """
 
     accuracy: list[float]
@@ -52,10 +56,8 @@ class Evaluation:
     costs: list[float] = field(default_factory=list)
 
 
-def evaluate(
-    task: Task, method: Composite | Baseline, samples: Samples | None = None, stop: Stop | None = None
-) -> Evaluation:
-    """The accuracy curve of a composite (or of a baseline) on the search samples.
+def evaluate(task: Task, method: Method, samples: Samples | None = None, stop: Stop | None = None) -> Evaluation:
+    """The accuracy curve of a composite (a candidate with its own pruning, a baseline) on the search samples.
 
     samples: measure on these instead, for example the holdout. stop: asked after each chunk of samples.
 
@@ -64,9 +66,11 @@ def evaluate(
         ValueError: relevance that is not finite.
     """
     samples = task.search if samples is None else samples
+    if isinstance(method, Candidate):
+        return evaluate(task.pruned_as(method.pruning), method.composite, samples, stop)
     start = time.perf_counter()
     plan = plan_of(task, method)
-    digest = plan.ranking.digest(task.rates)
+    digest = task.digest(plan)
     ranked = time.perf_counter()
     curve = curve_of(task, plan, digest, samples, stop)
     done = time.perf_counter()
@@ -84,7 +88,7 @@ def evaluate(
 
 
 def mean_evaluation(
-    tasks: Sequence[Task], method: Composite | Baseline, samples: str = "search", stop: Stop | None = None
+    tasks: Sequence[Task], method: Method, samples: str = "search", stop: Stop | None = None
 ) -> Evaluation:
     """What a method is worth in the mean over tasks that differ by their draw of the reference samples.
 

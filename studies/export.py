@@ -70,6 +70,7 @@ def composite_document(study: Study, number: int | None = None) -> dict[str, Any
         **composite,
         "pruning": {
             **{key: fingerprint.get(key, plain) for key, plain in PLAIN.items()},
+            **trial.user_attrs.get("pruning", {}),  # where the study searches it
             **(
                 {"repair_samples": unlabelled["count"]}
                 if (unlabelled := fingerprint.get("samples", {}).get("repair"))

@@ -189,11 +189,17 @@ def test_config_that_is_not_there(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("text", "parsed"),
-    [("auto", "auto"), ("oneshot", "oneshot"), ("every:0.050", "every:0.05"), ("steps:10", "every:0.1")],
+    [
+        ("auto", "auto"),
+        ("oneshot", "oneshot"),
+        ("every:0.050", "every:0.05"),
+        ("steps:10", "every:0.1"),
+        ("steps:10, oneshot", "every:0.1,oneshot"),
+    ],
 )
 def test_schedules(text, parsed):
     assert parse_schedule(text) == parsed
-    if parsed != "auto":
+    if parsed != "auto" and "," not in parsed:
         assert str(Schedule.parse(parsed)) == parsed
 
 
