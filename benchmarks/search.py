@@ -2,6 +2,7 @@
 
     python benchmarks/search.py --schedule oneshot --repair none --seeds 5
     python benchmarks/search.py --runs tpe:depth --trials 40 --seeds 5 --json default.json
+    python benchmarks/search.py --runs tpe:depth --schedule every:0.1,oneshot --repair least-squares,none
     python benchmarks/search.py --model vit_tiny --units neurons --runs tpe:type,random:type,grid:paper
 
 A run is SAMPLER:SPACE. Each seed draws other samples; all runs of a seed have the same. A cell holds the holdout AUC
@@ -19,7 +20,7 @@ import time
 from typing import Any
 
 import optuna
-from pxp_optimize.attribution import Composite
+from pxp_optimize.optimize.candidate import candidate_of
 from pxp_optimize.optimize.config import DEFAULT_RATES, Options, parse_rates
 from pxp_optimize.optimize.known import mixed_composites
 from pxp_optimize.optimize.prepare import Prepared, prepare
@@ -34,11 +35,13 @@ RUNS = "random:depth,tpe:depth,gp:depth,cmaes:depth,cmaes:layer,tpe:type,grid:pa
 def run(prepared: Prepared, sampler: str, space_name: str, trials: int, marks: list[int], seed: int) -> dict[str, Any]:
     """One search: what the best of the first so many trials is worth, on search and holdout samples."""
     task = prepared.task
-    space = Space.named(space_name, prepared.layers, sampler not in UNCONDITIONAL, mixed="+" in task.units)
+    conditional, mixed = sampler not in UNCONDITIONAL, "+" in task.units
+    space = Space.named(space_name, prepared.layers, conditional, mixed=mixed, pruning=prepared.pruning)
     queue = space.grid(seed) if sampler == GRID else []
     study = optuna.create_study(direction="maximize", sampler=make_sampler(sampler, seed))
     task.curves.clear()  # no run profits from what another one has measured
     task.plans.clear()
+    task.variants.clear()
     start = time.perf_counter()
     run_search(
         study,
@@ -54,8 +57,7 @@ def run(prepared: Prepared, sampler: str, space_name: str, trials: int, marks: l
     found["trials"] = [{"value": trial.value, "params": trial.params} for trial in done]
     for mark in [len(done)] if queue else marks:
         best = max(done[:mark], key=lambda trial: trial.value)
-        composite = Composite.from_dict(best.user_attrs["composite"])
-        holdout = evaluate(task, composite, task.holdout)
+        holdout = evaluate(task, candidate_of(best), task.holdout)
         spent = sum(sum(trial.user_attrs["seconds"].values()) for trial in done[:mark])
         found["at"][mark] = {
             "search": best.value,
@@ -63,6 +65,7 @@ def run(prepared: Prepared, sampler: str, space_name: str, trials: int, marks: l
             "seconds": spent,
             "trial": best.number,
             "composite": best.user_attrs["composite"],
+            "pruning": best.user_attrs.get("pruning"),
         }
     found["fixed"] = {
         name: evaluate(task, composite, task.holdout).auc for name, composite in space.fixed_composites().items()
