@@ -16,6 +16,7 @@ import pytest
 
 if TYPE_CHECKING:
     from pxp_optimize.optimize.config import Options
+    from pxp_optimize.optimize.prepare import Prepared
     from torch import nn
 
 CLASSES = ("blue", "green", "red")
@@ -70,6 +71,19 @@ class Project:
             mean=(0.5,),
             std=(0.25,),
         )
+
+    def prepared(self, **changes: Any) -> Prepared:
+        """The task of `python_options` with changes, for a whole test module."""
+        from dataclasses import replace
+
+        from pxp_optimize.optimize.prepare import prepare
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.folder)
+            patch.syspath_prepend(str(self.folder))
+            patch.setenv("XDG_CACHE_HOME", str(self.folder / "cache"))
+            # images may be read later, too, from another folder
+            return prepare(replace(self.python_options, data=str(self.folder / "images"), **changes))
 
     def network(self) -> Any:
         """The network of `--model`, as its function returns it."""

@@ -9,7 +9,7 @@ import optuna
 import pytest
 from pxp_optimize.attribution import GROUPS, Composite, RuleSpec
 from pxp_optimize.optimize.candidate import Candidate, Pruning, candidate_of
-from pxp_optimize.optimize.prepare import Prepared, prepare
+from pxp_optimize.optimize.prepare import Prepared
 from pxp_optimize.optimize.pruned import about_pruned
 from pxp_optimize.optimize.space import FIXED, Space
 from pxp_optimize.optimize.trial import evaluate, mean_evaluation
@@ -22,12 +22,7 @@ LISTS = ("--schedule", "every:0.3,oneshot", "--repair", "least-squares,none,batc
 
 @pytest.fixture(scope="module")
 def prepared(project) -> Prepared:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(project.folder)
-        patch.syspath_prepend(str(project.folder))
-        patch.setenv("XDG_CACHE_HOME", str(project.folder / "cache"))
-        options = replace(project.python_options, data=str(project.folder / "images"), rates=(0.0, 0.3, 0.6))
-        return prepare(replace(options, schedule="every:0.3,oneshot", repair="least-squares,none,batchnorm"))
+    return project.prepared(rates=(0.0, 0.3, 0.6), schedule="every:0.3,oneshot", repair="least-squares,none,batchnorm")
 
 
 @pytest.mark.parametrize("schedule", CHOICES["schedule"])

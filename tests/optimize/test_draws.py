@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 from pxp_optimize.attribution import Composite, RuleSpec
 from pxp_optimize.optimize.draws import tasks_of, with_reference
-from pxp_optimize.optimize.prepare import Prepared, prepare
+from pxp_optimize.optimize.prepare import Prepared
 from pxp_optimize.optimize.trial import evaluate, mean_evaluation
 
 GAMMA = Composite.uniform(RuleSpec("gamma"))
@@ -16,12 +15,7 @@ GAMMA = Composite.uniform(RuleSpec("gamma"))
 
 @pytest.fixture(scope="module")
 def prepared(project) -> Prepared:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(project.folder)
-        patch.syspath_prepend(str(project.folder))
-        patch.setenv("XDG_CACHE_HOME", str(project.folder / "cache"))
-        images = str(project.folder / "images")  # they are read later, too
-        return prepare(replace(project.python_options, data=images, rates=(0.0, 0.3, 0.6), reference_samples=3))
+    return project.prepared(rates=(0.0, 0.3, 0.6), reference_samples=3)
 
 
 def test_a_trial_is_the_mean_over_its_draws(prepared):

@@ -249,3 +249,36 @@ def test_a_pruner_that_cannot_compare_the_trials_is_refused(raced):
 def test_an_unknown_pruner_is_refused():
     with pytest.raises(KeyError):
         make_pruner("magic", 5)
+
+
+def test_chunks_that_are_equal_are_no_ties_for_the_test(tmp_path, monkeypatch):
+    """With ties SciPy takes seconds for each of some ten chunks."""
+    from optuna.pruners import _wilcoxon  # which keeps SciPy's functions for itself
+
+    asked = []
+
+    def watched(differences, *arguments, **options):
+        asked.append(differences)
+        return original(differences, *arguments, **options)
+
+    def coarse(composite: Composite, stop=None) -> Evaluation:
+        found = toy(composite)
+        aucs: list[float] = []
+        for chunk in range(len(SIZES)):
+            aucs.append(round(found.chunks[chunk] * 4) / 4)
+            if stop is not None and stop(chunk + 1, aucs[-1]):
+                break
+        samples = sum(SIZES[: len(aucs)])
+        auc = sum(size * part for size, part in zip(SIZES, aucs, strict=False)) / samples
+        return replace(found, auc=auc, chunks=aucs, samples=samples, stopped=samples < TOTAL)
+
+    original = _wilcoxon.ss.wilcoxon
+    monkeypatch.setattr(_wilcoxon.ss, "wilcoxon", watched)
+    study = search(tmp_path / "a.db", "wilcoxon", 20, coarse)
+    assert asked
+    for differences in asked:
+        sizes = sorted(abs(value) for value in differences)
+        assert sizes[0] > 0
+        assert len(set(sizes)) == len(sizes)
+    kept = {value for trial in study.trials for value in list(trial.intermediate_values.values())[: len(SIZES)]}
+    assert any(value * 4 == round(value * 4) for value in kept), "what is stored is as it was measured"

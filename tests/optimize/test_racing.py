@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pxp_optimize.attribution import Composite, RuleSpec
 from pxp_optimize.optimize import racing
-from pxp_optimize.optimize.prepare import prepare
 from pxp_optimize.optimize.task import Images, Samples, Task
 from pxp_optimize.optimize.trial import evaluate
 from pxp_optimize.pruning import auc, schedule
@@ -22,14 +21,7 @@ RATES = (0.0, 0.2, 0.4, 0.6, 0.8)
 @pytest.fixture(scope="module")
 def prepared(project) -> Task:
     """The small project with 53 search samples in 5 chunks, pruned in steps."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(project.folder)
-        patch.syspath_prepend(str(project.folder))
-        patch.setenv("XDG_CACHE_HOME", str(project.folder / "cache"))
-        options = replace(
-            project.python_options, rates=RATES, search_samples=53, holdout_samples=7, schedule="every:0.4"
-        )
-        return prepare(options).task
+    return project.prepared(rates=RATES, search_samples=53, holdout_samples=7, schedule="every:0.4").task
 
 
 @pytest.fixture
