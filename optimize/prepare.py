@@ -56,7 +56,7 @@ class Prepared:
     layers: dict[str, Any]
     description: tuple[str, ...]
     source: Source = field(repr=False)
-    pruning: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    pruning: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -179,13 +179,10 @@ REPAIR_SAMPLES = 512
 
 
 def images_for_repair(reference: Samples) -> Images:
-    """What repairs read of the reference samples, where they have no images of their own."""
-    return _evenly(reference.inputs, REPAIR_SAMPLES)
-
-
-def _evenly(images: Images, most: int) -> Images:
-    """As many images, evenly spaced (they are sorted by class): all of them, if there are no more."""
-    step = max(1, -(-len(images) // most))
+    """What repairs read of the reference samples, where they have no images of their own: `REPAIR_SAMPLES` of them at
+    most, evenly spaced (they are sorted by class)."""
+    images = reference.inputs
+    step = max(1, -(-len(images) // REPAIR_SAMPLES))
     return Images(images.pixels[::step], images.mean, images.std, images.in_file)
 
 

@@ -74,11 +74,11 @@ CHOICES = {
 """The network's own categories, by their table."""
 
 
+Choices = Mapping[str, tuple[str, ...]]
+
+
 class SpaceError(ValueError):
     """A space that is malformed or does not fit the network. One line, with the path of the key."""
-
-
-Choices = Mapping[str, tuple[str, ...]]
 
 
 def read_space(

@@ -269,9 +269,10 @@ def ridge(
     rotated = vectors.T @ cross
     scale = (eigenvalues.sum() / features).clamp(min=torch.finfo(eigenvalues.dtype).tiny)
     projected, residual = torch.cat(sample) @ vectors, torch.cat(left)
-    errors = [_leave_one_out(projected, residual, eigenvalues, rotated, ridge * scale, count) for ridge in RIDGES]
-    best = prior.new_tensor(RIDGES)[torch.stack(errors).argmin()]
-    change = vectors @ (rotated / (eigenvalues + best * scale).unsqueeze(1))
+    strengths = prior.new_tensor(RIDGES) * scale
+    errors = [_leave_one_out(projected, residual, eigenvalues, rotated, strength, count) for strength in strengths]
+    best = strengths[torch.stack(errors).argmin()]
+    change = vectors @ (rotated / (eigenvalues + best).unsqueeze(1))
     weight = prior + change.T
     return weight, mean_y - weight @ mean_x
 
