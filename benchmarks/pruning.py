@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--data", default="digits")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--reference-samples", type=int, default=10)
+    parser.add_argument("--repair-samples", type=int, default=None, help="unlabelled images for repairs")
     parser.add_argument("--search-samples", type=int, default=None)
     parser.add_argument("--holdout-samples", type=int, default=None)
     parser.add_argument("--rates", default=DEFAULT_RATES)
@@ -50,6 +51,7 @@ def main() -> None:
             data=args.data,
             seed=seed,
             reference_samples=args.reference_samples,
+            repair_samples=args.repair_samples,
             holdout_samples=args.holdout_samples,
             search_samples=args.search_samples,
             rates=parse_rates(args.rates),
@@ -68,7 +70,7 @@ def main() -> None:
                 variant = replace(
                     task,
                     schedule=Schedule.parse(schedule),
-                    repair=make_repair(repair, task.graph, task.reference.inputs),
+                    repair=make_repair(repair, task.graph, task.repair_images),
                     curves={},
                     plans={},
                 )
@@ -87,7 +89,8 @@ def main() -> None:
                     )
                     print(f"seed {seed}: {schedule} {repair} {name}: {found.auc:.4f}", file=sys.stderr, flush=True)
     print(
-        f"{args.model}, {task.units}, {args.data}, {args.reference_samples} reference samples a class, "
+        f"{args.model}, {task.units}, {args.data}, {args.reference_samples} reference samples a class, repaired from "
+        f"{len(task.repair_images)}, "
         f"{args.seeds} seeds"
     )
     print(f"{'schedule':10} {'repair':24} {'method':22} {'AUC':>6} {'+-':>6} {'95 %':>6} {'time':>6}")

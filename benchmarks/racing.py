@@ -36,8 +36,7 @@ def replay(trials: Sequence[FrozenTrial], sizes: Sequence[int], name: str) -> li
             if stop is not None and stop(len(aucs), auc):
                 break
         stopped = len(aucs) < len(sizes)
-        share = sum(size * auc for size, auc in zip(sizes, aucs, strict=False)) / sum(sizes[: len(aucs)])
-        race.close(study, trial, aucs, stop, share if stopped else None)
+        race.close(study, trial, aucs, stop, race.value(aucs, "mean") if stopped else None)
         if stopped:
             study.tell(trial, state=TrialState.PRUNED)
         else:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..attribution import collect_relevance, load_composite
-from ..pruning import Batches, Graph, Plan, Schedule, make_repair, trace
+from ..pruning import Batches, Graph, Plan, Schedule, make_repair, repair_rows, trace
 from ..pruning.convolution import plain
 
 
@@ -31,8 +31,8 @@ def prune(
     the repair (absent: ranked once, nothing repaired). inputs: the reference samples, float images, shape
     (n, channels, height, width). targets: logit indices, int64, shape (n,). rate: the part of the units to
     remove, in [0, 1]. repair_inputs: the images of a study with `--repair-samples`, (n, channels, height, width);
-    the reference samples otherwise. logits: indices of those that competed, where the study was of some classes
-    only. The model stays as it is.
+    the reference samples otherwise (512 of them, of more). logits: indices of those that competed, where the study
+    was of some classes only. The model stays as it is.
 
     Raises:
         CompositeError: the document is malformed or does not fit the model.
@@ -44,7 +44,9 @@ def prune(
     how, units = document.get("pruning", {}), document.get("units")
     graph = trace(model)
     schedule = Schedule.parse(how.get("schedule", "oneshot"))
-    repair = make_repair(how.get("repair", "none"), graph, inputs if repair_inputs is None else repair_inputs)
+    if repair_inputs is None:
+        repair_inputs = inputs[repair_rows(len(inputs))]
+    repair = make_repair(how.get("repair", "none"), graph, repair_inputs)
 
     def score(network: Graph) -> dict[str, Tensor]:
         return collect_relevance(network, composite, inputs, targets, units, batch_size, logits=logits)

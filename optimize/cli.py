@@ -123,7 +123,11 @@ def main(ctx: click.Context, /, **values: Any) -> None:
     Without options: a resnet18 on embedded handwritten digits.
     """
     if ctx.invoked_subcommand is not None:
-        given = [name for name in values if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE]
+        given = [
+            name
+            for name in (*values, "config")
+            if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
+        ]
         if given:
             option = given[0].replace("_", "-")
             raise UserError(f"--{option} stands before {ctx.invoked_subcommand}: options of a command follow its name")
@@ -206,6 +210,7 @@ def compare(
     from ..studies.export import check_target, is_json, write_json, write_whole
     from ..studies.storage import open_storage, storage_errors
     from . import compare as comparing
+    from .draws import sharing
     from .prepare import prepare
     from .progress import Screen
 
@@ -235,7 +240,8 @@ def compare(
     for table in comparison_tables(lines, rates):
         _print_table(table)
         click.echo()
-    for text in (*explanation(lines, seeds, len(prepared.task.holdout)), *problems):
+    shared = sharing(prepared.source, comparing.draws_of(seeds))
+    for text in (*explanation(lines, seeds, len(prepared.task.holdout), shared), *problems):
         click.echo(text)
     if output is not None:
         write_json(output, comparison_document(lines, rates, comparing.about(found, prepared, best, paper, seeds)))
@@ -409,7 +415,7 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     from .draws import tasks_of
     from .known import earlier_composite, mixed_composites
     from .memory import keep_batch_size
-    from .pruners import Race, check_reports, make_pruner
+    from .pruners import Race, make_pruner, reports_of
     from .racing import chunks
     from .rescore import fresh_measure, is_rescored, rescore
     from .samplers import GRID, UNCONDITIONAL, make_sampler
@@ -447,7 +453,7 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     present = check_study(storage, name, prepared.fingerprint, options.objective)
     if present is not None:
         check_space(present, space, options.space)
-    reports = check_reports(present, options.pruner)
+    reports = reports_of(present, options.pruner)
     sizes = [len(rows) for rows in chunks(prepared.task.search.targets)]
     attrs = {
         "rates": list(prepared.task.rates),

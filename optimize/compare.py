@@ -129,7 +129,7 @@ def compare_study(
     measured: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in methods}
     problems: dict[str, str] = {}
     with progress("compare on holdout samples", seeds * len(methods)) as advance:
-        for draw in range(FIRST_DRAW, FIRST_DRAW + seeds):
+        for draw in draws_of(seeds):
             drawn = with_reference(prepared, draw)
             for name, method in methods.items():
                 seeded = replace(method, seed=draw) if isinstance(method, Baseline) else method
@@ -143,6 +143,11 @@ def compare_study(
     right = {name: np.stack(found) for name, found in measured.items() if name not in problems}
     lines = compare(right, best, task.rates, prepared.source.seed)
     return lines, [f"{name} is left out: {problem}" for name, problem in problems.items()]
+
+
+def draws_of(seeds: int) -> range:
+    """The draws of reference images that a comparison has, beyond those of any study."""
+    return range(FIRST_DRAW, FIRST_DRAW + seeds)
 
 
 def correctness(task: Task, method: Method) -> NDArray[np.bool_]:

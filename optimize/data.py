@@ -359,7 +359,7 @@ def draw_splits(
 
 def unlabelled(dataset: Dataset, classes: Sequence[int], reference: Indices, count: int, seed: int) -> Indices:
     """Rows of the training split for what needs no labels: the reference samples, then others of these classes,
-    whatever class they are of.
+    whatever class they are of. Of fewer than the reference samples as many of each class, as far as that goes.
 
     Raises:
         UserError: the training split has fewer.
@@ -371,6 +371,10 @@ def unlabelled(dataset: Dataset, classes: Sequence[int], reference: Indices, cou
             f"--repair-samples {count}: {dataset.name} has {len(reference) + len(others)} training images of these "
             "classes; give fewer"
         )
+    if count < len(reference):
+        of_class = labels[reference]
+        turn = np.array([np.count_nonzero(of_class[:row] == label) for row, label in enumerate(of_class)])
+        return reference[np.sort(np.argsort(turn, kind="stable")[:count])]
     return np.concatenate([reference, np.random.default_rng((seed, count)).permutation(others)])[:count]
 
 

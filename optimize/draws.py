@@ -6,20 +6,26 @@ reference images alone moves an AUC by 0.02 to 0.04.
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 
 from ..pruning import make_repair
 from .data import Indices, share
+from .errors import UserError
 from .prepare import SPLITS, Prepared, Source, images_for_repair
 from .task import Task
 
+NONE_SHARED = "none of them the study's own"
+
 
 def with_reference(prepared: Prepared, draw: int) -> Task:
-    """The task with other reference images, for its relevance and its repair; search and holdout stay.
+    """The task with other reference images, for its relevance and its repair (which has images of its own where the
+    study has --repair-samples); search and holdout stay.
 
-    draw: which of the draws, from 1 on.
+    draw: which of the draws, from 1 on: first those of the study's --draws, then others.
     """
     task = prepared.task
     reference = prepared.source.read(SPLITS["reference"], other_reference(prepared.source, draw))
@@ -31,22 +37,52 @@ def with_reference(prepared: Prepared, draw: int) -> Task:
 
 
 def tasks_of(prepared: Prepared, draws: int) -> list[Task]:
-    """The task with each of the study's draws of reference images, its own first."""
+    """The task with each of the study's draws of reference images, its own first.
+
+    Raises:
+        UserError: no class has other images than its reference samples.
+    """
+    source = prepared.source
+    if draws > 1 and not len(np.setdiff1d(other_reference(source, 1), source.drawn["reference"])):
+        raise UserError(
+            f"--draws {draws}: all training images are reference samples, so that all draws are the same; "
+            "give --draws 1, or fewer --reference-samples"
+        )
     return [prepared.task, *(with_reference(prepared, draw) for draw in range(1, draws))]
 
 
 def other_reference(source: Source, draw: int) -> Indices:
     """Rows of the training split, as many of each class as the study's own reference images, in random order.
 
-    Images that the study uses itself are taken only where a class has too few others.
+    Images that the study uses itself are taken only where a class has too few others: for one of the study's
+    --draws those of its first, for a draw beyond them those of all.
     """
     labels = source.dataset.train.labels
+    own = own_reference(source, 1 if draw < source.draws else source.draws)
     chosen = []
     for label in source.classes:
         rows = np.random.default_rng((source.seed, label, draw)).permutation(np.flatnonzero(labels == label))
-        used = np.isin(rows, source.drawn["reference"])
+        used = np.isin(rows, own)
         chosen.append(np.concatenate([rows[~used], rows[used]])[: source.per_class])
     return np.concatenate(chosen)
+
+
+def own_reference(source: Source, draws: int) -> Indices:
+    """The rows that the first so many of the study's draws have."""
+    return np.concatenate([source.drawn["reference"], *(other_reference(source, draw) for draw in range(1, draws))])
+
+
+def part_shared(source: Source, draw: int) -> float:
+    """How much of a draw beyond the study's own is of their images, for want of others: 0 to 1."""
+    return float(np.isin(other_reference(source, draw), own_reference(source, source.draws)).mean())
+
+
+def sharing(source: Source, draws: Iterable[int]) -> str:
+    """What draws beyond the study's own have of its images, in words."""
+    part = statistics.mean(part_shared(source, draw) for draw in draws)
+    if part == 0:
+        return NONE_SHARED
+    return f"{part:.0%} of them the study's own, since classes have too few others"
 
 
 def left_over(source: Source) -> Indices | None:

@@ -12,7 +12,7 @@ import torch
 from platformdirs import user_cache_path
 from torch import Tensor
 
-from ..pruning import Graph, Schedule, TraceError, make_repair, trace
+from ..pruning import Graph, Schedule, TraceError, make_repair, repair_rows, trace
 from ..studies.export import layers_of
 from ..studies.fingerprint import Fingerprint, fingerprint
 from .config import Options
@@ -63,9 +63,9 @@ class Prepared:
 class Source:
     """The data that a task's samples were drawn from.
 
-    classes: indices of those in use. drawn: by samples' name, the rows of the split (`SPLITS`) that they are. read:
-    decodes rows of a split ("train", "val"), and puts the samples on the task's device. repair: images for repairs
-    other than the reference samples, or None.
+    classes: indices of those in use. drawn: by samples' name, the rows of the split (`SPLITS`) that they are. draws: of
+    reference samples that a trial is the mean over. read: decodes rows of a split ("train", "val"), and puts the
+    samples on the task's device. repair: images for repairs other than the reference samples, or None.
     """
 
     dataset: Dataset
@@ -73,6 +73,7 @@ class Source:
     drawn: Mapping[str, Indices]
     per_class: int
     seed: int
+    draws: int
     read: Callable[[str, Indices], Samples]
     repair: Images | None = None
 
@@ -169,21 +170,19 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
     )
     pruning = {"schedule": schedules, "repair": repairs}
     lines = _describe(options, dataset, task, pruning, model.description, len(classes), model.num_classes)
-    source = Source(dataset, classes, drawn, options.reference_samples, options.seed, read, repair_images)
+    source = Source(
+        dataset, classes, drawn, options.reference_samples, options.seed, options.draws, read, repair_images
+    )
     return Prepared(task, mark, layers_of(graph), lines, source, pruning)
 
 
 AUTO_SCHEDULE, AUTO_REPAIR = "every:0.1", "least-squares"
-REPAIR_SAMPLES = 512
-"""Repairs keep all their images' activations of a layer at a time: of no more images than this."""
 
 
 def images_for_repair(reference: Samples) -> Images:
-    """What repairs read of the reference samples, where they have no images of their own: `REPAIR_SAMPLES` of them at
-    most, evenly spaced (they are sorted by class)."""
+    """What repairs read of the reference samples, where they have no images of their own (`repair_rows`)."""
     images = reference.inputs
-    step = max(1, -(-len(images) // REPAIR_SAMPLES))
-    return Images(images.pixels[::step], images.mean, images.std, images.in_file)
+    return Images(images.pixels[repair_rows(len(images))], images.mean, images.std, images.in_file)
 
 
 def how_pruned(graph: Graph, schedule: str, repair: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

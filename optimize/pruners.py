@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .errors import UserError
-
 if TYPE_CHECKING:  # Optuna takes a while to import, and the command line needs only the names
     from optuna.pruners import BasePruner
     from optuna.study import Study
@@ -71,21 +69,10 @@ def make_pruner(name: str, chunks: int) -> BasePruner:
         return PRUNERS[name](chunks)
 
 
-def check_reports(study: Study | None, pruner: str) -> str:
-    """What the trials of a study report, a key of `REPORTS`' values. Writes nothing.
-
-    Raises:
-        UserError: the trials that are there report what this pruner cannot compare.
-    """
+def reports_of(study: Study | None, pruner: str) -> str:
+    """What the trials of a study report, one of `REPORTS`' values: what they did before, or what the pruner reads."""
     known = None if study is None else study.user_attrs.get("reports")
-    wanted = REPORTS.get(pruner)
-    if known and wanted and known != wanted:
-        fitting = " or ".join(name for name, kind in REPORTS.items() if kind == known)
-        raise UserError(
-            f"--pruner {pruner} cannot compare the trials of this study, which ran for {fitting}: "
-            f"give --pruner {fitting.replace(' or ', ' or --pruner ')}, --pruner none, or another name with --study"
-        )
-    return known or wanted or "chunk"
+    return known or REPORTS.get(pruner, "chunk")
 
 
 @dataclass(frozen=True)
@@ -95,7 +82,8 @@ class Race:
     The fixed composites and trials that were put into the queue with their parameters are never stopped; of a
     grid, where all are, only the fixed ones are spared.
 
-    sizes: samples of each chunk. reports: `chunk` or `mean`, see `REPORTS`. pruner: its name. grid: as above.
+    sizes: samples of each chunk. reports: what the study shows, `chunk` or `mean`; the pruner gets what it reads
+    (`REPORTS`), whichever that is. pruner: its name. grid: as above.
     """
 
     sizes: Sequence[int]
@@ -109,11 +97,11 @@ class Race:
         spared = given or (_system_attrs(study, trial).get("fixed_params") and not self.grid)
         if self.pruner == NONE or spared or len(self.sizes) < 2:
             return None
-        return Stopper(self, _mirror(study), trial.number)
+        return Stopper(self, self._mirror(study), trial.number)
 
-    def value(self, aucs: Sequence[float]) -> float:
+    def value(self, aucs: Sequence[float], reports: str) -> float:
         """What is reported after the last of these chunks."""
-        if self.reports == "chunk":
+        if reports == "chunk":
             return aucs[-1]
         sizes = self.sizes[: len(aucs)]  # over samples, since the area is linear in the accuracies
         return sum(size * part for size, part in zip(sizes, aucs, strict=True)) / sum(sizes)
@@ -127,16 +115,40 @@ class Race:
         It is the last report, at the same step for all such trials (one more than there are chunks): Optuna
         takes the last one for the trial's value, and its samplers compare stopped trials by it.
         """
-        values = {chunk: self.value(aucs[:chunk]) for chunk in range(1, len(aucs) + 1)}
+        values = self._values(aucs, stopped_at, self.reports)
         if stopped_at is not None:
             trial.set_user_attr("stopped_after", len(aucs))
-            values[len(self.sizes) + 1] = stopped_at
         known = study._storage.get_trial(trial._trial_id).intermediate_values
         for step, value in values.items():
             if step not in known:  # Optuna would warn
                 trial.report(value, step)
         for key, left in (stopper.left_behind() if stopper else {}).items():
             study._storage.set_trial_system_attr(trial._trial_id, key, left)
+
+    def _values(self, aucs: Sequence[float], stopped_at: float | None, reports: str) -> dict[int, float]:
+        """All that a trial reports, by step."""
+        values = {chunk: self.value(aucs[:chunk], reports) for chunk in range(1, len(aucs) + 1)}
+        return values if stopped_at is None else {**values, len(self.sizes) + 1: stopped_at}
+
+    def _mirror(self, study: Study) -> Study:
+        """A copy of the study in memory, as far as pruners look. Trials that run now have not reported anything."""
+        import optuna
+        from optuna.trial import TrialState
+
+        storage = optuna.storages.InMemoryStorage()
+        number = storage.create_new_study(study.directions, study.study_name)
+        for trial in study.get_trials(deepcopy=False):
+            copied = copy.copy(trial)
+            copied.params, copied.distributions, copied.user_attrs = {}, {}, {}
+            if not trial.state.is_finished():
+                copied.state, copied.system_attrs, copied.intermediate_values = TrialState.RUNNING, {}, {}
+            else:
+                copied.system_attrs = {key: left for key, left in trial.system_attrs.items() if key.startswith(RUNG)}
+                if self.reports != REPORTS[self.pruner] and (aucs := trial.user_attrs.get("chunks")):
+                    stopped_at = trial.intermediate_values.get(len(self.sizes) + 1)
+                    copied.intermediate_values = self._values(aucs, stopped_at, REPORTS[self.pruner])
+            storage.create_new_trial(number, template_trial=copied)
+        return optuna.Study(study.study_name, storage, pruner=study.pruner)
 
 
 class Stopper:
@@ -153,8 +165,9 @@ class Stopper:
 
     def __call__(self, chunk: int, auc: float) -> bool:
         self._aucs.append(auc)
-        value = self._race.value(self._aucs)
-        if self._race.reports == "chunk":
+        reports = REPORTS[self._race.pruner]
+        value = self._race.value(self._aucs, reports)
+        if reports == "chunk":
             value += _tie_break(self._trial.number, chunk)
         self._trial.report(value, chunk)
         if chunk == len(self._race.sizes):
@@ -183,21 +196,3 @@ RUNG = "completed_rung_"
 
 def _system_attrs(study: Study, trial: Trial) -> dict[str, Any]:
     return study._storage.get_trial(trial._trial_id).system_attrs
-
-
-def _mirror(study: Study) -> Study:
-    """A copy of the study in memory, as far as pruners look. Trials that run now have not reported anything."""
-    import optuna
-    from optuna.trial import TrialState
-
-    storage = optuna.storages.InMemoryStorage()
-    number = storage.create_new_study(study.directions, study.study_name)
-    for trial in study.get_trials(deepcopy=False):
-        copied = copy.copy(trial)
-        copied.params, copied.distributions, copied.user_attrs = {}, {}, {}
-        if not trial.state.is_finished():
-            copied.state, copied.system_attrs, copied.intermediate_values = TrialState.RUNNING, {}, {}
-        else:
-            copied.system_attrs = {key: left for key, left in trial.system_attrs.items() if key.startswith(RUNG)}
-        storage.create_new_trial(number, template_trial=copied)
-    return optuna.Study(study.study_name, storage, pruner=study.pruner)

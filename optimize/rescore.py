@@ -15,7 +15,7 @@ from ..attribution import Composite
 from ..pruning import NotFinite
 from ..studies.best import RESCORED, candidates
 from .candidate import Candidate, candidate_of
-from .draws import left_over, with_reference
+from .draws import NONE_SHARED, left_over, sharing, with_reference
 from .prepare import SPLITS, Prepared
 from .task import Task
 from .trial import mean_evaluation
@@ -38,8 +38,11 @@ def fresh_measure(prepared: Prepared, tasks: Sequence[Task]) -> tuple[str, Measu
         fresh = prepared.source.read(SPLITS["search"], rows)
         others = [replace(task, search=fresh, variants={}) for task in tasks]
         return f"{len(fresh)} other validation images", lambda c: mean_evaluation(others, c).auc
-    others = [with_reference(prepared, draw) for draw in range(len(tasks), len(tasks) + DRAWS)]
-    return f"{DRAWS} other draws of the reference images", lambda c: mean_evaluation(others, c).auc
+    draws = range(len(tasks), len(tasks) + DRAWS)
+    others = [with_reference(prepared, draw) for draw in draws]
+    shared = sharing(prepared.source, draws)
+    on = f"{DRAWS} other draws of the reference images" + ("" if shared == NONE_SHARED else f" ({shared})")
+    return on, lambda c: mean_evaluation(others, c).auc
 
 
 def is_rescored(study: Study, count: int) -> bool:

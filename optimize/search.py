@@ -276,11 +276,17 @@ def _record_race(study: Study, trial: Trial, result: Raced, race: Race | None, s
     if race is not None:
         race.close(study, trial, result.chunks, stopper, result.auc if result.stopped else None)
     finished = study.get_trials(deepcopy=False, states=FINISHED)
-    others = {other.number: other.system_attrs[STEPS] for other in finished if STEPS in other.system_attrs}
-    like = nearest(result.steps, others)
+    pruning = pruning_of(trial)  # the same ranking with another repair is another thing
+    others = {
+        other.number: other.system_attrs[STEPS]
+        for other in finished
+        if STEPS in other.system_attrs and pruning_of(other) == pruning
+    }
+    like = nearest(result.steps, others) if result.steps else None
     if like is not None:
         trial.set_user_attr("like", {"trial": like[0], "correlation": round(like[1], 6)})
-    study._storage.set_trial_system_attr(trial._trial_id, STEPS, result.steps)
+    if result.steps:
+        study._storage.set_trial_system_attr(trial._trial_id, STEPS, result.steps)
 
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)

@@ -108,6 +108,7 @@ def mean_evaluation(
         seconds={key: sum(part.seconds[key] for part in parts) for key in parts[0].seconds},
         ranking_hash=digest,
         chunks=_means(part.chunks for part in parts),
+        steps="",  # of one draw only, and so no sign of what the mean is like
         costs=_means(part.costs for part in parts),
     )
 

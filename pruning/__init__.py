@@ -8,7 +8,7 @@ from .graph import Graph, TraceError, trace
 from .masks import Masks, NotFinite, Ranking, nested, prune_masks, rank
 from .network import Network
 from .precision import PRECISIONS, computed_in
-from .repair import REPAIRS, Repair, make_repair
+from .repair import REPAIRS, Repair, make_repair, repair_rows
 from .schedule import Plan, Schedule, pruned
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "prune_masks",
     "pruned",
     "rank",
+    "repair_rows",
     "sparsity_at",
     "trace",
 ]

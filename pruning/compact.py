@@ -8,7 +8,7 @@ result is right for any network and small where it can be.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import Any
@@ -84,9 +84,9 @@ def check_masks(graph: Graph, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class Channels:
     """Which channels of a value are live. None in place of it means: all, and nobody knows how many.
 
-    dim: the dimension of the channels, from the front. size: how many there were. live: indices of those left,
-    ascending, shape (left,). A value with none left keeps one channel of zeros, because convolutions refuse an
-    empty one.
+    dim: the dimension of the channels, from the front; -1 for the last one, of values with more than two. size: how
+    many there were. live: indices of those left, ascending, shape (left,). A value with none left keeps one channel of
+    zeros, because convolutions refuse an empty one.
     """
 
     dim: int
@@ -103,7 +103,10 @@ class Channels:
 
 
 State = Channels | None
-POOL_TO_SIZE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, ops.Mean)
+Extent = Any
+"""How large a value is besides its channels: height and width that an image of `PROBE` would have there, or, where a
+mean was taken, a name for it. Comparable only: two values of one extent are of one size, whatever the image's."""
+PROBE = (65537, 65539)
 
 
 def compact(graph: Graph, masks: Mapping[str, Tensor]) -> Graph:
@@ -120,12 +123,15 @@ class _Compactor:
         self.modules: dict[str, nn.Module] = {}
         self.states: dict[int, State] = {0: None}
         self.slots: dict[int, int] = {0: 0}  # slot in the graph to slot in the compact network
-        self.pooled: set[int] = set()  # slots of the graph whose spatial size a pooling has fixed
+        self.extents: dict[int, Extent] = {0: PROBE}
+        self.flat: set[int] = set()  # slots of the graph that have two dimensions
         self.count = 1
         self.name = ""
         self.output = 0
         self.norms = {name: self._norm(name, norm) for name, norm in graph.norms.items()}
-        self.attention_outputs = {name.replace(".q_proj", ".out_proj") for name in graph.heads}
+        self.attention_outputs = {
+            name.removesuffix(".q_proj") + ".out_proj" for name in graph.heads if name.endswith(".q_proj")
+        }
 
     def run(self) -> Graph:
         graph = self.graph
@@ -133,8 +139,9 @@ class _Compactor:
             self.name, self.output = step.name, step.output
             slot, state = reduce_step(module, self, step.inputs)
             self.slots[step.output], self.states[step.output] = slot, state
-            if isinstance(module, POOL_TO_SIZE) or (step.inputs and self.pooled.issuperset(step.inputs)):
-                self.pooled.add(step.output)
+            self.extents[step.output] = _extent(module, [self.extents[slot] for slot in step.inputs])
+            if _flattens(module) or (step.inputs and self.flat.issuperset(step.inputs)):
+                self.flat.add(step.output)
         result = self.slots[graph.network.result]
         result, _ = self.expand(result, self.states[graph.network.result])
         steps = _needed(self.steps, result)
@@ -173,6 +180,11 @@ class _Compactor:
     def input(self, slot: int) -> tuple[int, State]:
         return self.slots[slot], self.states[slot]
 
+    def along(self, dim: int, slot: int) -> tuple[int, State]:
+        """A value for a layer whose channels lie in this dimension: all of it, where the live ones lie elsewhere."""
+        found, state = self.input(slot)
+        return (found, state) if state is None or state.dim == dim else (self.expand(found, state)[0], None)
+
     def kept(self, size: int) -> Tensor:
         """Indices of the units of the present layer that stay, shape (kept,)."""
         name = self.name
@@ -205,6 +217,40 @@ class _Compactor:
         if state is None or state.full:
             return slot, state
         return self.realign(slot, state, torch.arange(state.size, device=self.device)), None
+
+
+def _extent(module: nn.Module, inputs: Sequence[Extent]) -> Extent:
+    """The extent of a step's value: as large as what it reads, unless it is known to be otherwise."""
+    if isinstance(module, ops.Mean):
+        return "mean"
+    if isinstance(module, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)):
+        size = _pair(module.output_size)
+        return size if None not in size else inputs[0]  # one kept as it is: taken for both, which costs no branch
+    sizes = [extent for extent in inputs if isinstance(extent, tuple)]
+    if not sizes:
+        return inputs[0] if inputs else None
+    if not isinstance(module, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
+        return tuple(max(values) for values in zip(*sizes, strict=True))  # what broadcasts is the smaller one
+    kernel, stride, dilation = (_pair(getattr(module, key, 1)) for key in ("kernel_size", "stride", "dilation"))
+    if module.padding == "same":
+        return sizes[0]
+    padding = _pair(0 if module.padding == "valid" else module.padding)
+    up = stride if getattr(module, "ceil_mode", False) else (1, 1)
+    return tuple(
+        (sizes[0][axis] + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) + up[axis] - 2) // stride[axis] + 1
+        for axis in range(2)
+    )
+
+
+def _pair(value: Any) -> tuple[Any, Any]:
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def _flattens(module: nn.Module) -> bool:
+    """Whether a step gives two dimensions, of an image's four at least."""
+    if isinstance(module, ops.Mean):
+        return len(set(module.dims)) == 2 and not module.keepdim
+    return isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
 
 
 def _needed(steps: list[Step], result: int) -> list[Step]:
@@ -250,7 +296,7 @@ def _per_channel(module: nn.Module) -> bool:
 
 @reduce_step.register
 def _(module: nn.Conv2d, c: _Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
-    slot, state = c.input(inputs[0])
+    slot, state = c.along(1, inputs[0])
     size = module.out_channels
     kept = c.kept(size)
     if (real := real_rows(module)) is not None and c.name in c.masks:
@@ -358,7 +404,7 @@ def _by_group(indices: Tensor, width: int, groups: Tensor) -> Tensor:
 
 @reduce_step.register
 def _(module: nn.Linear, c: _Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
-    slot, state = c.input(inputs[0])
+    slot, state = c.input(inputs[0]) if inputs[0] in c.flat else c.along(-1, inputs[0])
     rows, result = _rows(module, c)
     weight: Tensor = module.weight
     bias: Tensor | None = module.bias
@@ -395,7 +441,7 @@ def _rows(module: nn.Linear, c: _Compactor) -> tuple[Tensor | None, State]:
 @reduce_step.register(nn.AdaptiveAvgPool2d)
 @reduce_step.register(nn.AdaptiveMaxPool2d)
 def _(module: nn.Module, c: _Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
-    slot, state = c.input(inputs[0])
+    slot, state = c.along(1, inputs[0])
     return c.emit(module, (slot,)), state
 
 
@@ -421,7 +467,8 @@ def _(module: ops.Permute, c: _Compactor, inputs: tuple[int, ...]) -> tuple[int,
     slot, state = c.input(inputs[0])
     if state is not None:
         dims = [dim % len(module.dims) for dim in module.dims]
-        state = replace(state, dim=dims.index(state.dim % len(dims)))
+        dim = dims.index(state.dim % len(dims))
+        state = replace(state, dim=-1 if dim == len(dims) - 1 > 1 else dim)
     return c.emit(module, (slot,)), state
 
 
@@ -432,7 +479,7 @@ def _(module: ops.Add, c: _Compactor, inputs: tuple[int, ...]) -> tuple[int, Sta
         return c.emit(module, (c.expand(a, first)[0], c.expand(b, second)[0])), None
     if not first.empty and torch.equal(first.live, second.live):
         return c.emit(module, (a, b)), first
-    if (inputs[0] in c.pooled) != (inputs[1] in c.pooled):  # the sum broadcasts
+    if c.extents[inputs[0]] != c.extents[inputs[1]]:  # the sum broadcasts
         return c.emit(module, (c.expand(a, first)[0], c.expand(b, second)[0])), None
     if first.empty or second.empty:  # nothing is added: the branch that ends here goes with it
         return (a, first) if second.empty else (b, second)

@@ -207,7 +207,8 @@ def _rows(module: nn.Module, value: Tensor, first: int = 0, stride: int = 1) -> 
     if stride == 1 and first == 0:
         return windows.reshape(-1, windows[0, 0, 0].numel())
     _, height, width = windows.shape[:3]
-    picked = torch.arange(first, len(windows) * height * width, stride, device=value.device)
+    rows = len(windows) * height * width
+    picked = torch.arange(min(first, rows), rows, stride, device=value.device)  # none where few rows end the samples
     image, pixel = picked // (height * width), picked % (height * width)
     return windows[image, pixel // width, pixel % width].flatten(1)
 
@@ -334,6 +335,16 @@ class Chain(Repair):
 
 
 REPAIRS = ("none", "batchnorm", "least-squares", "batchnorm+least-squares")
+
+
+MOST_IMAGES = 512
+"""Repairs keep all their images' activations of a layer at a time: of no more images than this."""
+
+
+def repair_rows(count: int) -> slice:
+    """Which of so many reference samples repairs read: `MOST_IMAGES` at most, evenly spaced (samples are sorted by
+    class)."""
+    return slice(None, None, max(1, -(-count // MOST_IMAGES)))
 
 
 def make_repair(name: str, graph: Graph, inputs: Batches) -> Repair | None:

@@ -138,14 +138,15 @@ def _chance(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def explanation(lines: Sequence[Line], draws: int, images: int) -> list[str]:
-    """How the table is to be read, in a few lines of text."""
+def explanation(lines: Sequence[Line], draws: int, images: int, sharing: str) -> list[str]:
+    """How the table is to be read, in a few lines of text. sharing: what the draws have of the study's own reference
+    images, in words."""
     others = len(lines) - 1
     draws_text = (
-        f"{draws} draws of the reference images, none of them the study's own, and {images} holdout images, resampled "
-        f"together {RESAMPLES} times"
+        f"{draws} draws of the reference images, {sharing}, and {images} holdout images, resampled together "
+        f"{RESAMPLES} times"
         if draws > 1
-        else f"one draw of the reference images, not the study's own, and {images} holdout images, resampled "
+        else f"one draw of the reference images, {sharing}, and {images} holdout images, resampled "
         f"{RESAMPLES} times (what another draw would change is not counted: give --seeds 3 or more)"
     )
     doubt = [line.name for line in lines if line.verdict == "not significant"]

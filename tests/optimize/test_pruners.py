@@ -9,14 +9,14 @@ import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 import torch
 from optuna.trial import TrialState
 from pxp_optimize.attribution import Composite
-from pxp_optimize.optimize.errors import UserError
 from pxp_optimize.optimize.likeness import pack
-from pxp_optimize.optimize.pruners import NONE, PRUNERS, REPORTS, Race, check_reports, make_pruner
+from pxp_optimize.optimize.pruners import NONE, PRUNERS, REPORTS, Race, make_pruner, reports_of
 from pxp_optimize.optimize.samplers import SAMPLERS, UNCONDITIONAL, make_sampler
 from pxp_optimize.optimize.search import count_complete, count_finished, open_study, run_search, standing
 from pxp_optimize.optimize.space import FIXED, GROUPS, Space
@@ -51,15 +51,18 @@ def pack_of(digest: bytes) -> str:
     return pack(Ranking({"a": 300}, order), [0.0, 0.5])
 
 
-def study_in(path: Path, pruner: str, sampler: str = "tpe") -> optuna.Study:
-    study = open_study(open_storage(str(path)), "toy", {"model": "toy"}, {"reports": REPORTS.get(pruner, "chunk")})
+def study_in(path: Path, pruner: str, sampler: str = "tpe", reports: str | None = None) -> optuna.Study:
+    attrs = {"reports": reports or REPORTS.get(pruner, "chunk")}
+    study = open_study(open_storage(str(path)), "toy", {"model": "toy"}, attrs)
     study.sampler = make_sampler(sampler, 0)
     study.pruner = make_pruner(pruner, len(SIZES))
     return study
 
 
-def search(path: Path, pruner: str, trials: int, evaluate=toy, sampler: str = "tpe", **options) -> optuna.Study:
-    study = study_in(path, pruner, sampler)
+def search(
+    path: Path, pruner: str, trials: int, evaluate=toy, sampler: str = "tpe", reports: str | None = None, **options
+) -> optuna.Study:
+    study = study_in(path, pruner, sampler, reports)
     race = Race(SIZES, study.user_attrs["reports"], pruner, grid=sampler == "grid")
     space = Space(GROUPS, conditional=sampler not in UNCONDITIONAL)
     run_search(study, space, evaluate, trials=trials, race=race, **options)
@@ -236,14 +239,27 @@ def test_a_study_from_before_there_were_races_goes_on(tmp_path):
     assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
 
 
-def test_a_pruner_that_cannot_compare_the_trials_is_refused(raced):
-    assert check_reports(None, "median") == "mean"
-    assert check_reports(None, NONE) == check_reports(raced[NONE], "wilcoxon") == "chunk"
-    assert check_reports(raced["median"], "hyperband") == check_reports(raced["median"], NONE) == "mean"
-    with pytest.raises(UserError, match=r"--pruner wilcoxon cannot .* give --pruner median or --pruner hyperband, "):
-        check_reports(raced["median"], "wilcoxon")
-    with pytest.raises(UserError, match=r"--pruner median cannot .* give --pruner wilcoxon, --pruner none, or"):
-        check_reports(raced["wilcoxon"], "median")
+@pytest.mark.parametrize("name", PRUNERS)
+def test_any_pruner_reads_trials_that_report_for_another(tmp_path, name):
+    """A study shows what it showed from its first trial on, and its trials are stopped all the same."""
+    stopped = {}
+    for reports in ("chunk", "mean"):
+        path = tmp_path / f"{reports}.db"
+        search(path, NONE, 12, reports=reports)
+        study = search(path, name, TRIALS, reports=reports)
+        stopped[reports] = [(t.number, t.params, t.user_attrs.get("stopped_after")) for t in study.trials]
+        assert study.get_trials(states=(TrialState.PRUNED,))
+        for trial in study.trials:
+            whole = toy(Composite.from_dict(trial.user_attrs["composite"]))
+            expected = whole.chunks[1] if reports == "chunk" else np.average(whole.chunks[:2], weights=SIZES[:2])
+            assert 2 not in trial.intermediate_values or trial.intermediate_values[2] == pytest.approx(expected)
+    assert stopped["chunk"] == stopped["mean"]
+
+
+def test_what_a_study_reports(raced):
+    assert reports_of(None, "median") == "mean"
+    assert reports_of(None, NONE) == reports_of(raced[NONE], "wilcoxon") == reports_of(raced[NONE], "median") == "chunk"
+    assert reports_of(raced["median"], "hyperband") == reports_of(raced["median"], "wilcoxon") == "mean"
 
 
 def test_an_unknown_pruner_is_refused():

@@ -239,6 +239,9 @@ class Written(nn.Module):
         self.b = nn.Conv2d(3, 6, 3, padding=1)
         self.small = nn.Conv2d(3, 6, 3, padding=1, stride=2)
         self.one = nn.Conv2d(6, 1, 3, padding=1)
+        self.whole = nn.Conv2d(3, 6, 8)
+        self.pixel = nn.Linear(3, 6)
+        self.rows = nn.Conv2d(8, 8, 1)
         self.norm = nn.BatchNorm2d(6)
         self.flat_norm = nn.BatchNorm1d(384)
         self.scale = nn.Parameter(torch.randn(6, 1, 1))
@@ -246,6 +249,11 @@ class Written(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(self, x)
+
+
+def last(x: Tensor) -> Tensor:
+    """Channels last."""
+    return x.permute(0, 2, 3, 1)
 
 
 WRITINGS: dict[str, tuple[int, Callable[[Any, Tensor], Tensor]]] = {
@@ -268,6 +276,12 @@ WRITINGS: dict[str, tuple[int, Callable[[Any, Tensor], Tensor]]] = {
     "concatenation": (12, lambda s, x: s.fc(torch.cat([s.a(x), torch.sigmoid(s.b(x))], 1).mean((2, 3)))),
     "product": (6, lambda s, x: s.fc((s.a(x) * s.b(x)).mean((2, 3)))),
     "permuted": (6, lambda s, x: s.fc(s.a(x).permute(0, 2, 3, 1)).mean((1, 2))),
+    "sum with a convolution as large as the map": (384, lambda s, x: s.fc((s.a(x) + s.whole(x)).flatten(1))),
+    "sum of two ways to halve": (6, lambda s, x: s.fc((s.small(x) + s.b(nn.functional.max_pool2d(x, 2))).mean((2, 3)))),
+    "pixels, then convolution": (1, lambda s, x: s.fc(s.one(s.pixel(last(x)).permute(0, 3, 1, 2)).mean((2, 3)))),
+    "linear over another dimension": (8, lambda s, x: s.fc(s.pixel(last(x)).permute(0, 1, 3, 2)).mean((1, 2))),
+    "convolution over another dimension": (8, lambda s, x: s.fc(s.rows(s.pixel(last(x))).mean((2, 3)))),
+    "pooling of channels": (3, lambda s, x: s.fc(nn.functional.max_pool2d(s.pixel(last(x)), 2)).mean((1, 2))),
 }
 
 
@@ -280,7 +294,8 @@ def test_operations(name: str, randomise: Callable[[nn.Module], nn.Module]) -> N
     for seed in range(8):
         masks = draw_masks(graph, seed, 0.5)
         if seed >= 6:  # a layer without units
-            masks["a"] = torch.zeros(6, dtype=torch.bool)
+            first = next(iter(masks))
+            masks[first] = torch.zeros_like(masks[first])
         assert_same_logits(compact_model(graph, masks), graph, masks, x)
 
 
@@ -289,6 +304,27 @@ def test_sum_that_broadcasts_over_an_empty_branch() -> None:
     graph = trace(Written(function, 384).eval())
     masks = {"a": torch.zeros(6, dtype=torch.bool)}
     assert_same_logits(compact_model(graph, masks), graph, masks, torch.randn(3, 3, 8, 8))
+
+
+class Fed(nn.Module):
+    """Attention that reads neurons."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = torch.relu(self.fc(last(x).flatten(1, 2)))
+        return self.head(self.attention(tokens, tokens, tokens)[0].mean(1))
+
+
+def test_attention_that_reads_no_neuron(randomise: Callable[[nn.Module], nn.Module]) -> None:
+    graph = trace(randomise(Fed()))
+    for seed in range(4):
+        masks = {**draw_masks(graph, seed, 0.5), "fc": torch.zeros(8, dtype=torch.bool)}
+        assert_same_logits(compact_model(graph, masks), graph, masks, torch.randn(3, 3, 4, 4))
 
 
 # -- the masked model -------------------------------------------------------------------------------------------

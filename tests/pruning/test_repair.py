@@ -219,6 +219,7 @@ def test_rows_are_what_a_convolution_reads(options: dict[str, Any], last: bool) 
     goal = layer(images).permute(0, 2, 3, 1).flatten(0, 2)
     assert torch.allclose(_rows(layer, images) @ layer.weight.flatten(1).T + layer.bias, goal, atol=1e-5)
     assert torch.equal(_rows(layer, images, 2, 3), _rows(layer, images)[2::3])
+    assert len(_rows(layer, images, 10**6, 10**7)) == 0
 
 
 def test_names(resnet: nn.Module, transformer: nn.Module, photos: Tensor) -> None:

@@ -48,11 +48,13 @@ def test_it_is_said_what_is_not_significant(lines):
     assert far.auc_difference.high < 0
     assert near.auc_difference.corrected >= near.auc_difference.p
     assert far.auc_difference.value == pytest.approx(far.auc.value - best.auc.value)
-    text = explanation(lines, 3, 200)
+    text = explanation(lines, 3, 200, "none shared")
     assert text[-1] == "not significant against the best composite: near"
     assert "3 draws" in text[0]
-    assert "not counted" in explanation(lines, 1, 200)[0]
-    assert explanation([best, far], 3, 200)[-1] == "every difference to the best composite is significant"
+    assert "not counted" in explanation(lines, 1, 200, "none shared")[0]
+    assert (
+        explanation([best, far], 3, 200, "none shared")[-1] == "every difference to the best composite is significant"
+    )
 
 
 def test_the_table_shows_each_method(lines):
