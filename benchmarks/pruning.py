@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 from pxp_optimize.attribution import CRITERIA
+from pxp_optimize.attribution.composites import NORMALIZATIONS
 from pxp_optimize.optimize.config import DEFAULT_RATES, Options, parse_rates
 from pxp_optimize.optimize.prepare import prepare
 from pxp_optimize.optimize.space import Space
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--schedules", default="oneshot,every:0.1")
     parser.add_argument("--repairs", default=None, help="default: those that the network can take")
     parser.add_argument("--methods", default=None, help="names, default: all fixed composites and baselines")
+    parser.add_argument("--normalization", default="none", choices=NORMALIZATIONS, help="of the composites' relevance")
     parser.add_argument("--json", help="write the figures here")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -61,7 +63,11 @@ def main() -> None:
         prepared = prepare(options)
         task = prepared.task
         space = Space.named("auto", prepared.layers, True, mixed="+" in task.units)
-        methods = {**space.fixed_composites(), **{name: Baseline(name, seed) for name in CRITERIA}}
+        fixed = {
+            name: replace(composite, normalization=args.normalization)
+            for name, composite in space.fixed_composites().items()
+        }
+        methods = {**fixed, **{name: Baseline(name, seed) for name in CRITERIA}}
         repairs = (
             args.repairs.split(",") if args.repairs else [r for r in REPAIRS if task.graph.norms or "batch" not in r]
         )

@@ -7,12 +7,16 @@ from dataclasses import replace
 
 import optuna
 import pytest
+import torch
 from pxp_optimize.attribution import GROUPS, Composite, RuleSpec
 from pxp_optimize.optimize.candidate import Candidate, Pruning, candidate_of
+from pxp_optimize.optimize.likeness import pack
 from pxp_optimize.optimize.prepare import Prepared
 from pxp_optimize.optimize.pruned import about_pruned
+from pxp_optimize.optimize.search import run_search
 from pxp_optimize.optimize.space import FIXED, Space
-from pxp_optimize.optimize.trial import evaluate, mean_evaluation
+from pxp_optimize.optimize.trial import Evaluation, evaluate, mean_evaluation
+from pxp_optimize.pruning import Ranking
 from pxp_optimize.studies.storage import open_storage
 
 GAMMA = Composite.uniform(RuleSpec("gamma"))
@@ -69,6 +73,18 @@ def test_a_space_proposes_them_as_parameters(conditional):
     one = Space(GROUPS, pruning={"schedule": ("oneshot",), "repair": ("none", "batchnorm")})
     assert set(one.parameters()) - set(Space(GROUPS).parameters()) == {"repair"}
     assert one.known_pruning() == Pruning("oneshot", "none")
+
+
+def test_a_trial_is_said_to_be_like_one_of_the_same_pruning_only():
+    steps = pack(Ranking({"a": 4}, torch.arange(4)), [0.0, 0.5])
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+    found = Evaluation([1.0, 0.5], 0.75, {}, "alike", [0.75], 1, False, steps)
+    run_search(study, Space(GROUPS, pruning=CHOICES), lambda method, *stop: found, trials=20)
+    first: dict[Pruning, int] = {}
+    for trial in study.trials:
+        expected = first.setdefault(candidate_of(trial).pruning, trial.number)
+        assert trial.user_attrs.get("like", {}).get("trial", trial.number) == expected
+    assert len(first) > 2
 
 
 def test_from_the_command_line(project):

@@ -255,6 +255,13 @@ BAD = {
 }
 
 
+def test_a_configuration_stands_after_a_command(project):
+    (project.folder / "of.toml").write_text('storage = "of.db"\n')
+    result = project.run("--config", "of.toml", "studies")
+    assert result.returncode == 2
+    assert result.stderr.startswith("Error: --config stands before studies")
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_touches_nothing(project, first_run, case):
     arguments, named = BAD[case]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from pxp_optimize.attribution import Composite, RuleSpec
-from pxp_optimize.optimize.draws import tasks_of, with_reference
+from pxp_optimize.optimize.data import unlabelled
+from pxp_optimize.optimize.draws import NONE_SHARED, other_reference, own_reference, sharing, tasks_of, with_reference
+from pxp_optimize.optimize.errors import UserError
 from pxp_optimize.optimize.prepare import Prepared
 from pxp_optimize.optimize.trial import evaluate, mean_evaluation
 
@@ -59,3 +62,32 @@ def test_from_the_command_line(project):
     again = project.run(*own)  # nothing is left to do
     assert again.returncode == 0
     assert again.stdout == result.stdout
+
+
+@pytest.mark.parametrize(
+    ("reference_samples", "draws", "said"),
+    [(4, 2, NONE_SHARED), (4, 1, NONE_SHARED), (5, 2, "60% of them the study's own"), (12, 1, "100% of them")],
+)
+def test_what_other_draws_share_with_the_study_is_said(project, reference_samples, draws, said):
+    """Each class has 12 images to draw from."""
+    source = project.prepared(reference_samples=reference_samples, draws=draws).source
+    own, beyond = own_reference(source, draws), other_reference(source, 101)
+    assert len(set(own)) == 3 * min(12, draws * reference_samples)
+    assert len(np.intersect1d(own, beyond)) == 3 * max(0, (draws + 1) * reference_samples - 12)
+    assert sharing(source, [101]).startswith(said)
+
+
+def test_draws_of_the_same_images_are_refused(project):
+    prepared = project.prepared(reference_samples=12, draws=2)
+    with pytest.raises(UserError, match="fewer --reference-samples"):
+        tasks_of(prepared, 2)
+    assert len(tasks_of(prepared, 1)) == 1
+
+
+def test_few_images_for_repair_are_of_all_classes(prepared):
+    source = prepared.source
+    labels = source.dataset.train.labels
+    for count, expected in ((3, [1, 1, 1]), (5, [1, 2, 2]), (8, [2, 3, 3])):
+        rows = unlabelled(source.dataset, source.classes, source.drawn["reference"], count, 0)
+        assert sorted(np.bincount(labels[rows])) == expected
+        assert set(rows) <= set(source.drawn["reference"])

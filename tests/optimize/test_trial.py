@@ -126,8 +126,11 @@ def test_masked_classes_do_not_compete(make_task):
     assert torch.isin(task.search.targets, task.logits).all()
 
 
-@pytest.mark.parametrize(("schedule", "repair"), [("oneshot", "none"), ("every:0.2", "batchnorm")])
-def test_the_smaller_network_is_the_one_that_was_measured(make_task, schedule, repair, project):
+@pytest.mark.parametrize(
+    ("schedule", "repair"), [("oneshot", "none"), ("every:0.2", "batchnorm"), ("every:0.2", "least-squares")]
+)
+def test_the_smaller_network_is_the_one_that_was_measured(make_task, schedule, repair, project, monkeypatch):
+    monkeypatch.setattr("pxp_optimize.pruning.repair.MOST_IMAGES", 5)  # repairs read every second or third image
     task: Task = make_task(schedule=schedule, repair=repair)
     module = project.network()
     module.load_state_dict(torch.load(project.folder / "weights.pt", weights_only=True))
