@@ -103,10 +103,12 @@ class Channels:
 
 
 State = Channels | None
-Extent = Any
-"""How large a value is besides its channels: height and width that an image of `PROBE` would have there, or, where a
-mean was taken, a name for it. Comparable only: two values of one extent are of one size, whatever the image's."""
+Extent = tuple[int, int] | None
+"""How large a value is besides its channels: height and width that an image of `PROBE` would have there; None where
+that is not known. To compare only: two values of one extent are of one size, whatever the image's."""
 PROBE = (65537, 65539)
+FIXED = 4096
+"""Less is no part of `PROBE`, but a size that a pooling has fixed."""
 
 
 def compact(graph: Graph, masks: Mapping[str, Tensor]) -> Graph:
@@ -140,7 +142,8 @@ class _Compactor:
             slot, state = reduce_step(module, self, step.inputs)
             self.slots[step.output], self.states[step.output] = slot, state
             self.extents[step.output] = _extent(module, [self.extents[slot] for slot in step.inputs])
-            if _flattens(module) or (step.inputs and self.flat.issuperset(step.inputs)):
+            keeps = step.inputs and not isinstance(module, ops.Call) and self.flat.issuperset(step.inputs)
+            if keeps or _flattens(module):
                 self.flat.add(step.output)
         result = self.slots[graph.network.result]
         result, _ = self.expand(result, self.states[graph.network.result])
@@ -222,24 +225,33 @@ class _Compactor:
 def _extent(module: nn.Module, inputs: Sequence[Extent]) -> Extent:
     """The extent of a step's value: as large as what it reads, unless it is known to be otherwise."""
     if isinstance(module, ops.Mean):
-        return "mean"
+        return 1, 1
     if isinstance(module, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)):
         size = _pair(module.output_size)
-        return size if None not in size else inputs[0]  # one kept as it is: taken for both, which costs no branch
-    sizes = [extent for extent in inputs if isinstance(extent, tuple)]
-    if not sizes:
-        return inputs[0] if inputs else None
+        return None if None in size else size
+    sizes = [extent for extent in inputs if extent is not None]
+    if not sizes or isinstance(module, ops.Call):
+        return None
     if not isinstance(module, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
-        return tuple(max(values) for values in zip(*sizes, strict=True))  # what broadcasts is the smaller one
+        return max(size[0] for size in sizes), max(size[1] for size in sizes)  # what broadcasts is the smaller one
     kernel, stride, dilation = (_pair(getattr(module, key, 1)) for key in ("kernel_size", "stride", "dilation"))
     if module.padding == "same":
         return sizes[0]
     padding = _pair(0 if module.padding == "valid" else module.padding)
     up = stride if getattr(module, "ceil_mode", False) else (1, 1)
-    return tuple(
+    height, width = (
         (sizes[0][axis] + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) + up[axis] - 2) // stride[axis] + 1
         for axis in range(2)
     )
+    return height, width
+
+
+def _broadcasts(one: Extent, other: Extent) -> bool:
+    """Whether a sum of two values repeats one of them; of unknown extents only what is pooled is known to."""
+    if one is None or other is None:
+        known = one or other
+        return known is not None and known[0] < FIXED
+    return one != other
 
 
 def _pair(value: Any) -> tuple[Any, Any]:
@@ -479,7 +491,7 @@ def _(module: ops.Add, c: _Compactor, inputs: tuple[int, ...]) -> tuple[int, Sta
         return c.emit(module, (c.expand(a, first)[0], c.expand(b, second)[0])), None
     if not first.empty and torch.equal(first.live, second.live):
         return c.emit(module, (a, b)), first
-    if c.extents[inputs[0]] != c.extents[inputs[1]]:  # the sum broadcasts
+    if _broadcasts(c.extents[inputs[0]], c.extents[inputs[1]]):
         return c.emit(module, (c.expand(a, first)[0], c.expand(b, second)[0])), None
     if first.empty or second.empty:  # nothing is added: the branch that ends here goes with it
         return (a, first) if second.empty else (b, second)

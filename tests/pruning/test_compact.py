@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pxp_optimize.pruning import Graph, compact, compact_model, masked_model, trace
 from pxp_optimize.pruning.convolution import plain
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 Masks = dict[str, Tensor]
 
@@ -240,6 +241,7 @@ class Written(nn.Module):
         self.small = nn.Conv2d(3, 6, 3, padding=1, stride=2)
         self.one = nn.Conv2d(6, 1, 3, padding=1)
         self.whole = nn.Conv2d(3, 6, 8)
+        self.valid = nn.Conv2d(3, 6, 3)
         self.pixel = nn.Linear(3, 6)
         self.rows = nn.Conv2d(8, 8, 1)
         self.norm = nn.BatchNorm2d(6)
@@ -277,6 +279,11 @@ WRITINGS: dict[str, tuple[int, Callable[[Any, Tensor], Tensor]]] = {
     "product": (6, lambda s, x: s.fc((s.a(x) * s.b(x)).mean((2, 3)))),
     "permuted": (6, lambda s, x: s.fc(s.a(x).permute(0, 2, 3, 1)).mean((1, 2))),
     "sum with a convolution as large as the map": (384, lambda s, x: s.fc((s.a(x) + s.whole(x)).flatten(1))),
+    "sum with a padded convolution": (384, lambda s, x: s.fc((s.a(x) + s.valid(pad(x, (1, 1, 1, 1)))).flatten(1))),
+    "no longer flat": (
+        8,
+        lambda s, x: s.fc(s.pixel(last(s.a(x).flatten(1).view(-1, 3, 16, 8))).permute(0, 1, 3, 2)).mean((1, 2)),
+    ),
     "sum of two ways to halve": (6, lambda s, x: s.fc((s.small(x) + s.b(nn.functional.max_pool2d(x, 2))).mean((2, 3)))),
     "pixels, then convolution": (1, lambda s, x: s.fc(s.one(s.pixel(last(x)).permute(0, 3, 1, 2)).mean((2, 3)))),
     "linear over another dimension": (8, lambda s, x: s.fc(s.pixel(last(x)).permute(0, 1, 3, 2)).mean((1, 2))),
