@@ -7,7 +7,8 @@
 
 A run is SAMPLER:SPACE. Each seed draws other samples; all runs of a seed have the same. A cell holds the holdout AUC
 (mean and standard deviation over the seeds) of the trial that is best on the search samples among the first so many,
-and the seconds that they took. The grid is run to its end: 256 trials.
+and the seconds that they took. The grid is run to its end: 256 trials. Where it is among the runs, a cell also says in
+how many of the seeds it is not below the 95 % interval of the grid's best (bootstrap of the holdout images).
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
-from pxp_optimize.optimize.candidate import candidate_of
+from pxp_optimize.attribution import Composite
+from pxp_optimize.optimize.candidate import pruning_of
+from pxp_optimize.optimize.compare import correctness
 from pxp_optimize.optimize.config import DEFAULT_RATES, Options, parse_rates
 from pxp_optimize.optimize.known import mixed_composites
 from pxp_optimize.optimize.prepare import Prepared, prepare
@@ -28,6 +32,8 @@ from pxp_optimize.optimize.samplers import GRID, UNCONDITIONAL, make_sampler
 from pxp_optimize.optimize.search import run_search
 from pxp_optimize.optimize.space import Space
 from pxp_optimize.optimize.trial import evaluate
+from pxp_optimize.pruning import auc
+from pxp_optimize.studies.bootstrap import estimate
 
 RUNS = "random:depth,tpe:depth,gp:depth,cmaes:depth,cmaes:layer,tpe:type,grid:paper"
 
@@ -57,11 +63,12 @@ def run(prepared: Prepared, sampler: str, space_name: str, trials: int, marks: l
     found["trials"] = [{"value": trial.value, "params": trial.params} for trial in done]
     for mark in [len(done)] if queue else marks:
         best = max(done[:mark], key=lambda trial: trial.value)
-        holdout = evaluate(task, candidate_of(best), task.holdout)
+        right = correctness(task.pruned_as(pruning_of(best)), Composite.from_dict(best.user_attrs["composite"]))
         spent = sum(sum(trial.user_attrs["seconds"].values()) for trial in done[:mark])
         found["at"][mark] = {
             "search": best.value,
-            "holdout": holdout.auc,
+            "holdout": auc(task.rates, right.mean(1).tolist()),
+            "right": right,
             "seconds": spent,
             "trial": best.number,
             "composite": best.user_attrs["composite"],
@@ -71,6 +78,24 @@ def run(prepared: Prepared, sampler: str, space_name: str, trials: int, marks: l
         name: evaluate(task, composite, task.holdout).auc for name, composite in space.fixed_composites().items()
     }
     return found
+
+
+GRID_RUN = "grid:paper"
+
+
+def against_grid(rows: list[dict[str, Any]], rates: Sequence[float], seed: int) -> None:
+    """Adds to the runs of one seed how sure their differences to the grid's best are, and drops the raw predictions."""
+    cells = {(f"{row['sampler']}:{row['space']}", mark): cell for row in rows for mark, cell in row["at"].items()}
+    right = {f"{name} {mark}": cell.pop("right")[None] for (name, mark), cell in cells.items()}
+    grid = next((label for label in right if label.startswith(GRID_RUN)), None)
+    if grid is None:
+        return
+    found = estimate(right, grid, rates, 0.95, seed=seed)
+    low = float(found.level[grid].low[0])
+    for label, cell in zip(right, cells.values(), strict=True):
+        difference = found.difference[label]
+        cell["difference"] = [float(part[0]) for part in (difference.value, difference.low, difference.high)]
+        cell["reaches_grid"] = cell["holdout"] >= low
 
 
 def main() -> None:
@@ -104,14 +129,17 @@ def main() -> None:
                 repair=args.repair,
             )
         )
+        of_seed: list[dict[str, Any]] = []
         for name in args.runs.split(","):
             sampler, _, space = name.partition(":")
-            rows.append(run(prepared, sampler, space, args.trials, marks, seed))
-            at = "  ".join(f"{mark}: {cell['holdout']:.4f}" for mark, cell in rows[-1]["at"].items())
-            print(f"seed {seed}, {name}: {at}  ({rows[-1]['seconds']:.0f} s)", file=sys.stderr, flush=True)
-            if args.json:
-                with open(args.json, "w", encoding="utf-8") as file:
-                    json.dump({"options": vars(args), "rows": rows}, file, indent=2)
+            of_seed.append(run(prepared, sampler, space, args.trials, marks, seed))
+            at = "  ".join(f"{mark}: {cell['holdout']:.4f}" for mark, cell in of_seed[-1]["at"].items())
+            print(f"seed {seed}, {name}: {at}  ({of_seed[-1]['seconds']:.0f} s)", file=sys.stderr, flush=True)
+        against_grid(of_seed, prepared.task.rates, seed)
+        rows += of_seed
+        if args.json:
+            with open(args.json, "w", encoding="utf-8") as file:
+                json.dump({"options": vars(args), "rows": rows}, file, indent=2)
     print(f"{args.model}, {prepared.task.units}, {prepared.description[2]}, {args.seeds} seeds, holdout AUC")
     for name in args.runs.split(","):
         of_run = [row for row in rows if f"{row['sampler']}:{row['space']}" == name]
@@ -120,7 +148,9 @@ def main() -> None:
             at = [row["at"][mark] for row in of_run]
             values, seconds = [cell["holdout"] for cell in at], statistics.mean(cell["seconds"] for cell in at)
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            cells.append(f"{mark}: {statistics.mean(values):.3f} +- {spread:.3f} ({seconds:.0f} s)")
+            reached = sum(cell["reaches_grid"] for cell in at) if "reaches_grid" in at[0] else None
+            grid = "" if reached is None or name == GRID_RUN else f", {reached} of {len(at)}"
+            cells.append(f"{mark}: {statistics.mean(values):.3f} +- {spread:.3f} ({seconds:.0f} s{grid})")
         print(f"{name:16} {'   '.join(cells)}")
     first = args.runs.split(",")[0]
     fixed = [row["fixed"] for row in rows if f"{row['sampler']}:{row['space']}" == first]
