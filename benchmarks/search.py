@@ -33,6 +33,7 @@ from pxp_optimize.optimize.search import run_search
 from pxp_optimize.optimize.space import Space
 from pxp_optimize.optimize.trial import evaluate
 from pxp_optimize.pruning import auc
+from pxp_optimize.studies.best import PRUNING
 from pxp_optimize.studies.bootstrap import estimate
 
 RUNS = "random:depth,tpe:depth,gp:depth,cmaes:depth,cmaes:layer,tpe:type,grid:paper"
@@ -72,7 +73,7 @@ def run(prepared: Prepared, sampler: str, space_name: str, trials: int, marks: l
             "seconds": spent,
             "trial": best.number,
             "composite": best.user_attrs["composite"],
-            "pruning": best.user_attrs.get("pruning"),
+            "pruning": best.user_attrs.get(PRUNING),
         }
     found["fixed"] = {
         name: evaluate(task, composite, task.holdout).auc for name, composite in space.fixed_composites().items()

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from optuna.trial import FrozenTrial, Trial
 
 from ..attribution import Composite
+from ..studies.best import PRUNING
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,6 @@ class Candidate:
 
     composite: Composite
     pruning: Pruning
-
-
-PRUNING = "pruning"
-"""The trial attribute that holds a searched pruning, as JSON values."""
 
 
 def candidate(composite: Composite, pruning: Pruning | None) -> Composite | Candidate:

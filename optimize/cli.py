@@ -379,7 +379,11 @@ def run(options: Options) -> int:
     check_storage(options.storage)
     check_target(options.export, options.storage)
     screen = Screen(quiet=options.quiet)
+    from .known import read_earlier
     from .prepare import prepare
+
+    if options.start_from is not None:  # before models and data take their time
+        read_earlier(options.start_from)
 
     try:
         with _memory_errors():

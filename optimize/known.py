@@ -39,6 +39,20 @@ def mixed_composites(space: Space) -> dict[str, Composite]:
     return found
 
 
+def read_earlier(path: str | Path) -> Composite:
+    """The composite of a `pxp-composite/1` file, for whatever network it was found.
+
+    Raises:
+        UserError: no such file, or no composite.
+    """
+    try:
+        return load_composite(path)
+    except OSError as error:
+        raise UserError(f"--from: cannot read {path}: {error.strerror or error}") from error
+    except CompositeError as error:
+        raise UserError(f"--from {path}: {error}") from error
+
+
 def earlier_composite(path: str | Path, space: Space, network: Network, name: str) -> Composite:
     """The composite of a `pxp-composite/1` file, such as an earlier study's, for a network and a space.
 
@@ -49,10 +63,9 @@ def earlier_composite(path: str | Path, space: Space, network: Network, name: st
         UserError: no such file, no composite, one that does not fit the network, or one whose rules differ within
             a part of the space.
     """
+    earlier = read_earlier(path)
     try:
-        composite = fitted(load_composite(path), network)
-    except OSError as error:
-        raise UserError(f"--from: cannot read {path}: {error.strerror or error}") from error
+        composite = fitted(earlier, network)
     except CompositeError as error:
         raise UserError(f"--from {path}: {error}") from error
     try:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
+PRUNING = "pruning"
+"""The trial attribute that holds the trial's own schedule and repair, where the study searches them: JSON values."""
 RESCORED = "rescored"
 """The study attribute that holds the new scores: by trial number, `{"auc": ..., "on": which samples}`."""
 

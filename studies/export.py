@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..optimize.errors import UserError
-from .best import RESCORED, auc_of, best_trial, search_best
+from .best import PRUNING, RESCORED, auc_of, best_trial, search_best
 from .storage import database_file
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def composite_document(study: Study, number: int | None = None) -> dict[str, Any
         **composite,
         "pruning": {
             **{key: fingerprint.get(key, plain) for key, plain in PLAIN.items()},
-            **trial.user_attrs.get("pruning", {}),  # where the study searches it
+            **trial.user_attrs.get(PRUNING, {}),  # where the study searches it
             **(
                 {"repair_samples": unlabelled["count"]}
                 if (unlabelled := fingerprint.get("samples", {}).get("repair"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -105,6 +106,7 @@ class Project:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=_heed_interrupts if os.name == "posix" else None,
         )
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -120,6 +122,11 @@ class Project:
             for path in sorted(self.folder.rglob("*"))
             if path.is_file() and "cache" not in str(path) and path.suffix not in (".db-wal", ".db-shm")
         }
+
+
+def _heed_interrupts() -> None:
+    """A shell lets what it starts in the background ignore Ctrl-C, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _dump(path: Path) -> list[str]:
