@@ -96,8 +96,7 @@ def main() -> None:
                     print(f"seed {seed}: {schedule} {repair} {name}: {found.auc:.4f}", file=sys.stderr, flush=True)
     print(
         f"{args.model}, {task.units}, {args.data}, {args.reference_samples} reference samples a class, repaired from "
-        f"{len(task.repair_images)}, "
-        f"{args.seeds} seeds"
+        f"{len(task.repair_images)}, {args.seeds} seeds"
     )
     print(f"{'schedule':10} {'repair':24} {'method':22} {'AUC':>6} {'+-':>6} {'95 %':>6} {'time':>6}")
     for (schedule, repair, name), values in figures.items():

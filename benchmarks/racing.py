@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from pxp_optimize.optimize.pruners import PRUNERS, REPORTS, Race, make_pruner
+from pxp_optimize.optimize.pruners import PRUNERS, REPORTS, Race, is_given, make_pruner
 from pxp_optimize.studies.storage import open_storage
 
 
@@ -27,7 +27,7 @@ def replay(trials: Sequence[FrozenTrial], sizes: Sequence[int], name: str) -> li
     race = Race(sizes, REPORTS[name], name)
     seen = []
     for known in trials:
-        study.enqueue_trial({}, user_attrs={key: known.user_attrs[key] for key in GIVEN if key in known.user_attrs})
+        study.enqueue_trial({}, user_attrs={"given": {}} if is_given(known) else {})
         trial = study.ask()
         stop = race.stopper(study, trial)
         aucs: list[float] = []
@@ -45,10 +45,6 @@ def replay(trials: Sequence[FrozenTrial], sizes: Sequence[int], name: str) -> li
     return seen
 
 
-GIVEN = ("fixed", "given")
-"""Marks of trials that are never stopped."""
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("storage", help="database of a study that was run with --pruner none")
@@ -61,7 +57,7 @@ def main() -> None:
     study = optuna.load_study(study_name=names[0], storage=storage)
     trials = study.get_trials(states=(TrialState.COMPLETE,))
     sizes = study.user_attrs["chunks"]
-    first = [trial for trial in trials if any(key in trial.user_attrs for key in GIVEN)]
+    first = [trial for trial in trials if is_given(trial)]
     rest = [trial for trial in trials if trial not in first]
     orders = [trials] + [first + random.Random(seed).sample(rest, len(rest)) for seed in range(args.orders)]
     best = max(trials, key=lambda trial: trial.values[0])

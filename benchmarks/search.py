@@ -21,7 +21,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import optuna
+from numpy.typing import NDArray
 from pxp_optimize.attribution import Composite
 from pxp_optimize.optimize.candidate import pruning_of
 from pxp_optimize.optimize.compare import correctness
@@ -39,8 +41,14 @@ from pxp_optimize.studies.bootstrap import estimate
 RUNS = "random:depth,tpe:depth,gp:depth,cmaes:depth,cmaes:layer,tpe:type,grid:paper"
 
 
-def run(prepared: Prepared, sampler: str, space_name: str, trials: int, marks: list[int], seed: int) -> dict[str, Any]:
-    """One search: what the best of the first so many trials is worth, on search and holdout samples."""
+Rights = dict[str, NDArray[np.bool_]]
+"""Which holdout predictions are right, (rates, images), of the best trial of a run after so many, by both."""
+
+
+def run(
+    prepared: Prepared, sampler: str, space_name: str, trials: int, marks: list[int], seed: int, rights: Rights
+) -> dict[str, Any]:
+    """One search: what the best of the first so many trials is worth, on search and holdout samples. Adds to rights."""
     task = prepared.task
     conditional, mixed = sampler not in UNCONDITIONAL, "+" in task.units
     space = Space.named(space_name, prepared.layers, conditional, mixed=mixed, pruning=prepared.pruning)
@@ -64,12 +72,13 @@ def run(prepared: Prepared, sampler: str, space_name: str, trials: int, marks: l
     found["trials"] = [{"value": trial.value, "params": trial.params} for trial in done]
     for mark in [len(done)] if queue else marks:
         best = max(done[:mark], key=lambda trial: trial.value)
-        right = correctness(task.pruned_as(pruning_of(best)), Composite.from_dict(best.user_attrs["composite"]))
+        right = rights[f"{sampler}:{space_name} {mark}"] = correctness(
+            task.pruned_as(pruning_of(best)), Composite.from_dict(best.user_attrs["composite"])
+        )
         spent = sum(sum(trial.user_attrs["seconds"].values()) for trial in done[:mark])
         found["at"][mark] = {
             "search": best.value,
             "holdout": auc(task.rates, right.mean(1).tolist()),
-            "right": right,
             "seconds": spent,
             "trial": best.number,
             "composite": best.user_attrs["composite"],
@@ -84,16 +93,15 @@ def run(prepared: Prepared, sampler: str, space_name: str, trials: int, marks: l
 GRID_RUN = "grid:paper"
 
 
-def against_grid(rows: list[dict[str, Any]], rates: Sequence[float], seed: int) -> None:
-    """Adds to the runs of one seed how sure their differences to the grid's best are, and drops the raw predictions."""
-    cells = {(f"{row['sampler']}:{row['space']}", mark): cell for row in rows for mark, cell in row["at"].items()}
-    right = {f"{name} {mark}": cell.pop("right")[None] for (name, mark), cell in cells.items()}
-    grid = next((label for label in right if label.startswith(GRID_RUN)), None)
+def against_grid(rows: list[dict[str, Any]], rights: Rights, rates: Sequence[float], seed: int) -> None:
+    """Adds to the runs of one seed how sure their differences to the grid's best are."""
+    cells = {f"{row['sampler']}:{row['space']} {mark}": cell for row in rows for mark, cell in row["at"].items()}
+    grid = next((label for label in rights if label.startswith(GRID_RUN)), None)
     if grid is None:
         return
-    found = estimate(right, grid, rates, 0.95, seed=seed)
+    found = estimate({label: right[None] for label, right in rights.items()}, grid, rates, 0.95, seed=seed)
     low = float(found.level[grid].low[0])
-    for label, cell in zip(right, cells.values(), strict=True):
+    for label, cell in cells.items():
         difference = found.difference[label]
         cell["difference"] = [float(part[0]) for part in (difference.value, difference.low, difference.high)]
         cell["reaches_grid"] = cell["holdout"] >= low
@@ -130,17 +138,18 @@ def main() -> None:
                 repair=args.repair,
             )
         )
-        of_seed: list[dict[str, Any]] = []
+        rights: Rights = {}
+        of_seed = slice(len(rows), None)
         for name in args.runs.split(","):
             sampler, _, space = name.partition(":")
-            of_seed.append(run(prepared, sampler, space, args.trials, marks, seed))
-            at = "  ".join(f"{mark}: {cell['holdout']:.4f}" for mark, cell in of_seed[-1]["at"].items())
-            print(f"seed {seed}, {name}: {at}  ({of_seed[-1]['seconds']:.0f} s)", file=sys.stderr, flush=True)
-        against_grid(of_seed, prepared.task.rates, seed)
-        rows += of_seed
-        if args.json:
-            with open(args.json, "w", encoding="utf-8") as file:
-                json.dump({"options": vars(args), "rows": rows}, file, indent=2)
+            rows.append(run(prepared, sampler, space, args.trials, marks, seed, rights))
+            at = "  ".join(f"{mark}: {cell['holdout']:.4f}" for mark, cell in rows[-1]["at"].items())
+            print(f"seed {seed}, {name}: {at}  ({rows[-1]['seconds']:.0f} s)", file=sys.stderr, flush=True)
+            if name == args.runs.split(",")[-1]:
+                against_grid(rows[of_seed], rights, prepared.task.rates, seed)
+            if args.json:  # after each run, since they take long
+                with open(args.json, "w", encoding="utf-8") as file:
+                    json.dump({"options": vars(args), "rows": rows}, file, indent=2)
     print(f"{args.model}, {prepared.task.units}, {prepared.description[2]}, {args.seeds} seeds, holdout AUC")
     for name in args.runs.split(","):
         of_run = [row for row in rows if f"{row['sampler']}:{row['space']}" == name]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # Optuna takes a while to import, and the command line needs only the names
     from optuna.pruners import BasePruner
     from optuna.study import Study
-    from optuna.trial import Trial
+    from optuna.trial import FrozenTrial, Trial
 
 Factory = Callable[[int], "BasePruner"]
 Stop = Callable[[int, float], bool]
@@ -93,8 +93,7 @@ class Race:
 
     def stopper(self, study: Study, trial: Trial) -> Stopper | None:
         """What asks the study's pruner after each chunk of the trial; None for one that runs to its end."""
-        given = "fixed" in trial.user_attrs or "given" in trial.user_attrs
-        spared = given or (_system_attrs(study, trial).get("fixed_params") and not self.grid)
+        spared = is_given(trial) or (_system_attrs(study, trial).get("fixed_params") and not self.grid)
         if self.pruner == NONE or spared or len(self.sizes) < 2:
             return None
         return Stopper(self, self._mirror(study), trial.number)
@@ -149,6 +148,11 @@ class Race:
                     copied.intermediate_values = self._values(aucs, stopped_at, REPORTS[self.pruner])
             storage.create_new_trial(number, template_trial=copied)
         return optuna.Study(study.study_name, storage, pruner=study.pruner)
+
+
+def is_given(trial: Trial | FrozenTrial) -> bool:
+    """Whether a trial is of a composite that was known before, and so is never stopped."""
+    return "fixed" in trial.user_attrs or "given" in trial.user_attrs
 
 
 class Stopper:
