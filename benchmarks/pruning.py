@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--units", default="auto")
     parser.add_argument("--data", default="digits")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0, help="to measure the others later, or elsewhere")
     parser.add_argument("--reference-samples", type=int, default=10)
     parser.add_argument("--repair-samples", type=int, default=None, help="unlabelled images for repairs")
     parser.add_argument("--search-samples", type=int, default=None)
@@ -46,7 +47,7 @@ def main() -> None:
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     figures: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for seed in range(args.seeds):
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
         options = Options(
             model=args.model,
             units=args.units,
