@@ -20,7 +20,7 @@ from ..studies.fingerprint import Fingerprint, difference
 from .candidate import pruning_of
 from .config import LISTS, Options
 from .data import Progress
-from .draws import with_reference
+from .draws import mean_shared, with_reference
 from .errors import UserError
 from .prepare import Prepared
 from .racing import networks_of, right_predictions
@@ -156,7 +156,8 @@ def correctness(task: Task, method: Method) -> NDArray[np.bool_]:
 
 
 def about(study: Study, prepared: Prepared, best: str, paper: Study | None, seeds: int) -> dict[str, Any]:
-    """What a comparison's document says of how it was made."""
+    """What a comparison's document says of how it was made. shared: part of its reference images that are the study's
+    own."""
     mark = prepared.fingerprint
     return {
         "study": study.study_name,
@@ -166,5 +167,6 @@ def about(study: Study, prepared: Prepared, best: str, paper: Study | None, seed
         "pruning": {"schedule": str(prepared.task.schedule), "repair": prepared.task.repair_name},
         "holdout_samples": len(prepared.task.holdout),
         "draws": seeds,
+        "shared": mean_shared(prepared.source, draws_of(seeds)),
         "seed": prepared.source.seed,
     }

@@ -77,9 +77,14 @@ def part_shared(source: Source, draw: int) -> float:
     return float(np.isin(other_reference(source, draw), own_reference(source, source.draws)).mean())
 
 
+def mean_shared(source: Source, draws: Iterable[int]) -> float:
+    """The mean of `part_shared` over draws."""
+    return statistics.mean(part_shared(source, draw) for draw in draws)
+
+
 def sharing(source: Source, draws: Iterable[int]) -> str:
     """What draws beyond the study's own have of its images, in words."""
-    part = statistics.mean(part_shared(source, draw) for draw in draws)
+    part = mean_shared(source, draws)
     if part == 0:
         return NONE_SHARED
     return f"{part:.0%} of them the study's own, since classes have too few others"

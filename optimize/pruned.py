@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ..attribution import Composite
-from ..pruning import Graph, Masks, Network, NotFinite, Plan, compact, macs, sparsity_at, trace
+from ..pruning import Graph, Masks, Network, NotFinite, compact, macs, sparsity_at, trace
 from ..pruning.convolution import plain
 from ..studies.export import write_whole
 from .candidate import pruning_of
@@ -27,7 +27,7 @@ from .errors import UserError
 from .prepare import Prepared
 from .racing import right_predictions
 from .task import Task
-from .trial import scores
+from .trial import make_plan
 
 FORMAT = "pxp-pruned/1"
 MASK = "pxp.mask."
@@ -36,7 +36,7 @@ MASK = "pxp.mask."
 
 def prune_task(task: Task, composite: Composite, rate: float) -> tuple[Graph, Masks]:
     """The network of a task at a rate, ranked, cut and repaired as its trials are; and which units are left."""
-    plan = Plan.make(task.graph, lambda graph: scores(task, composite, graph), task.schedule, task.repair, rate)
+    plan = make_plan(task, composite, rate)
     return next(plan.networks(task.graph, [rate], task.repair)), plan.ranking.masks(rate)
 
 

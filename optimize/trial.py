@@ -122,9 +122,14 @@ def plan_of(task: Task, method: Composite | Baseline) -> Plan:
     key = repr(method)
     if key in task.plans:
         return task.plans[key]
-    plan = Plan.make(task.graph, lambda graph: scores(task, method, graph), task.schedule, task.repair, task.rates[-1])
+    plan = make_plan(task, method, task.rates[-1])
     task.plans[key] = Plan(plan.ranking)  # without the networks, which would fill the memory
     return plan
+
+
+def make_plan(task: Task, method: Composite | Baseline, last: float) -> Plan:
+    """The order in which the method lets units go up to a rate, with the networks of the steps up to there."""
+    return Plan.make(task.graph, lambda graph: scores(task, method, graph), task.schedule, task.repair, last)
 
 
 def scores(task: Task, method: Composite | Baseline, graph: Graph) -> dict[str, Tensor]:

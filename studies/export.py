@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..optimize.errors import UserError
 from .best import PRUNING, RESCORED, auc_of, best_trial, search_best
+from .fingerprint import ADDED
 from .storage import database_file
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def composite_document(study: Study, number: int | None = None) -> dict[str, Any
             **({"holdout_auc": holdout["auc"]} if holdout else {}),
             **({"rescored_auc": rescored["auc"], "rescored_on": rescored["on"]} if rescored else {}),
             **({"search_best": {"trial": first.number, "auc": auc_of(first)}} if rescored else {}),
-            **({"draws": fingerprint["draws"]} if fingerprint.get("draws", 1) > 1 else {}),
+            **{key: fingerprint[key] for key, usual in ADDED.items() if fingerprint.get(key, usual) != usual},
             "study": study.study_name,
             "trial": trial.number,
             "rates": fingerprint["rates"],

@@ -57,6 +57,8 @@ def test_a_comparison_says_the_same_in_table_csv_and_json(studies):
     names = [best, "paper's best of 6", *FIXED, *CRITERIA]
     assert [entry["name"] for entry in document["methods"]] == names
     assert (document["paper_study"], document["draws"], document["holdout_samples"]) == ("paper", 2, 30)
+    assert document["shared"] == 0
+    assert "none of them the study's own" in result.stdout
     assert "paper   study paper" in result.stderr
     assert document["pruning"] == {"schedule": "every:0.1", "repair": "least-squares"}
     assert [row["method"] for row in csv.DictReader((studies.folder / "c.csv").open())] == names

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import optuna
 import pytest
+from optuna.trial import TrialState
 from pxp_optimize.studies.storage import open_storage
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -25,10 +26,15 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium installed:
 
 @pytest.fixture(scope="module")
 def study(project) -> optuna.Study:
-    """A study that the command made."""
-    result = project.run(*project.options, "--trials", "6", "--study", "shown-in-a-browser")
+    """A study that the command made, some of its trials stopped early."""
+    name = "shown-in-a-browser"
+    result = project.run(*project.options, "--trials", "20", "--pruner", "median", "--study", name)
     assert result.returncode == 0, result.stderr
-    return optuna.load_study(study_name="shown-in-a-browser", storage=open_storage(str(project.folder / "pxp.db")))
+    study = optuna.load_study(study_name=name, storage=open_storage(str(project.folder / "pxp.db")))
+    stopped = study.get_trials(states=(TrialState.PRUNED,))
+    assert stopped
+    assert f"{len(stopped)} stopped early" in result.stderr
+    return study
 
 
 @pytest.fixture(scope="module")
