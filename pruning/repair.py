@@ -1,9 +1,9 @@
 """Repair after pruning, without labels and without gradients, from the same few samples.
 
-`batchnorm` re-estimates what BatchNorm would normalise by. `least_squares` gives every layer that reads pruned
-units new weights, in closed form, so that its output is as near as can be to the unpruned network's. Both walk
-through the network once, step by step, all samples abreast: a layer sees what the repaired layers before it
-give.
+`batchnorm` re-estimates what BatchNorm would normalise by. `least_squares` gives every linear layer and ungrouped
+convolution that is left with fewer inputs new weights, in closed form, so that its output is as near as can be to the
+unpruned network's. Both walk through the network once, step by step, all samples abreast: a layer sees what the
+repaired layers before it give.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ RIDGES = tuple(10.0**power for power in range(-5, 4))
 
 @dataclass
 class LeastSquaresRepair(Repair):
-    """Layers that read pruned units refitted by ridge regression on the unpruned network's outputs.
+    """Layers with fewer inputs than they had, refitted by ridge regression on the unpruned network's outputs.
 
     A row is a sample at a spatial position or token; the features are what the layer reads there (for a
     convolution the patch). Weights W and bias b minimise `|X W + b - Y|^2 + ridge |W - V|^2`, where Y is the
@@ -142,8 +142,10 @@ class LeastSquaresRepair(Repair):
         goals = [_goal_rows(module, goal) for goal in wanted]
         count = sum(map(len, goals))
         # a layer without units left keeps one channel of zeros
-        if features == 0 or min(features, count) > self.most or goals[0].shape[1] != len(weight):
+        if min(features, count) > self.most or goals[0].shape[1] != len(weight):
             return module
+        if features == 0:  # attention without heads: nothing is left to read
+            return clone(module, bias=sum(goal.sum(0) for goal in goals) / count)
         stride = max(1, count // (self.enough * features))
 
         def pairs() -> Iterator[tuple[Tensor, Tensor]]:
