@@ -117,7 +117,8 @@ def _gradients(graph: Graph, layers: dict[str, int], batch: Tensor, labels: Tens
     try:
         with torch.enable_grad():
             logits = graph.network(batch)
-            logits.gather(1, labels.unsqueeze(1)).sum().backward()
+            if logits.requires_grad:  # else no unit is left on the way to them
+                logits.gather(1, labels.unsqueeze(1)).sum().backward()
     finally:
         for handle in handles:
             handle.remove()

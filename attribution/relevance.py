@@ -108,6 +108,8 @@ def scores_of(
             if input_gradient:
                 batch.requires_grad_()
             logits = graph.network(batch)
+            if not logits.requires_grad:  # no unit is left on the way to them: relevance is zero
+                continue
             logits.backward(start_relevance(start, targets[first : first + batch_size], logits.detach(), competing))
     return totals
 

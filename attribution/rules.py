@@ -28,6 +28,8 @@ from zennit.rules import ClampMod
 from ..pruning.convolution import Convolution
 
 STABILIZER = 1e-6
+FLOOR = 1e-12
+"""Of an epsilon relative to outputs that may all be zero: relevance over it is finite, and comes to nothing."""
 
 
 def stabilize(denominator: Tensor, epsilon: float | Tensor = STABILIZER) -> Tensor:
@@ -291,7 +293,7 @@ class RelativeEpsilon(Epsilon):
         dims = tuple(range(1, output.dim()))
         count = (output != 0).sum(dims, keepdim=True).clamp(min=1)
         scale = output.abs().sum(dims, keepdim=True) / count
-        return stabilize(output, self.epsilon * scale + torch.finfo(output.dtype).tiny)
+        return stabilize(output, self.epsilon * scale + FLOOR)
 
 
 class ZPlus(LinearRule):

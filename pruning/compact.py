@@ -8,6 +8,8 @@ result is right for any network and small where it can be.
 
 from __future__ import annotations
 
+import copy
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import singledispatch
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 
 from . import network as ops
 from .convolution import plain
-from .graph import Graph, Norm, trace
+from .graph import Graph, Norm, flat_slots, trace
 from .network import Network, Step, clone
 
 
@@ -33,7 +35,8 @@ def compact_model(model: nn.Module | Graph, masks: Mapping[str, Tensor]) -> nn.M
         TraceError: see `trace`.
         ValueError: a mask names no prunable layer, or has another length than the layer has units.
     """
-    return plain(compact(trace(model), masks).network)
+    network = plain(compact(trace(model), masks).network)
+    return copy.deepcopy(network) if isinstance(model, Graph) else network  # which shares the graph's tensors
 
 
 def masked_model(model: nn.Module | Graph, masks: Mapping[str, Tensor]) -> nn.Module:
@@ -103,12 +106,9 @@ class Channels:
 
 
 State = Channels | None
-Extent = tuple[int, int] | None
-"""How large a value is besides its channels: height and width that an image of `PROBE` would have there; None where
-that is not known. To compare only: two values of one extent are of one size, whatever the image's."""
-PROBE = (65537, 65539)
-FIXED = 4096
-"""Less is no part of `PROBE`, but a size that a pooling has fixed."""
+Extent = tuple[int, int]
+"""How large a value is besides its channels: height and width that an image of a certain size would have there, or
+numbers of its own where that is not known. To compare only: values of one extent are of one size."""
 
 
 def compact(graph: Graph, masks: Mapping[str, Tensor]) -> Graph:
@@ -125,8 +125,8 @@ class _Compactor:
         self.modules: dict[str, nn.Module] = {}
         self.states: dict[int, State] = {0: None}
         self.slots: dict[int, int] = {0: 0}  # slot in the graph to slot in the compact network
-        self.extents: dict[int, Extent] = {0: PROBE}
-        self.flat: set[int] = set()  # slots of the graph that have two dimensions
+        self.extents: dict[int, Extent] = {0: _unknown(0)}
+        self.flat = flat_slots(graph.network.steps, graph.network.modules_by_step())
         self.count = 1
         self.name = ""
         self.output = 0
@@ -137,14 +137,13 @@ class _Compactor:
 
     def run(self) -> Graph:
         graph = self.graph
-        for step, (module, _, _) in zip(graph.network.steps, graph.network._program, strict=True):
+        modules = graph.network.modules_by_step()
+        for step in graph.network.steps:
+            module = modules[step.name]
             self.name, self.output = step.name, step.output
             slot, state = reduce_step(module, self, step.inputs)
             self.slots[step.output], self.states[step.output] = slot, state
-            self.extents[step.output] = _extent(module, [self.extents[slot] for slot in step.inputs])
-            keeps = step.inputs and not isinstance(module, ops.Call) and self.flat.issuperset(step.inputs)
-            if keeps or _flattens(module):
-                self.flat.add(step.output)
+            self.extents[step.output] = _extent(module, [self.extents[slot] for slot in step.inputs], step.output)
         result = self.slots[graph.network.result]
         result, _ = self.expand(result, self.states[graph.network.result])
         steps = _needed(self.steps, result)
@@ -198,7 +197,8 @@ class _Compactor:
     def read_as_runs(self, slot: int) -> bool:
         """Whether linear layers alone read a flattened value: they know that a channel is a run of features."""
         network = self.graph.network
-        readers = [(step, entry[0]) for step, entry in zip(network.steps, network._program, strict=True)]
+        modules = network.modules_by_step()
+        readers = [(step, modules[step.name]) for step in network.steps]
         return slot != network.result and all(
             isinstance(module, nn.Linear)
             or (ops.zero_preserving(module) is True and not _per_channel(module) and self.read_as_runs(step.output))
@@ -222,47 +222,52 @@ class _Compactor:
         return self.realign(slot, state, torch.arange(state.size, device=self.device)), None
 
 
-def _extent(module: nn.Module, inputs: Sequence[Extent]) -> Extent:
+def _extent(module: nn.Module, inputs: Sequence[Extent], output: int) -> Extent:
     """The extent of a step's value: as large as what it reads, unless it is known to be otherwise."""
+    if not inputs or isinstance(module, (ops.Call, ops.Permute)):
+        return _unknown(output)
     if isinstance(module, ops.Mean):
-        return 1, 1
+        axes = {dim % 4 for dim in module.dims}
+        if axes == {2, 3}:
+            return 1, 1
+        if not module.keepdim or not axes <= {2, 3}:
+            return _unknown(output)
+        return (1, inputs[0][1]) if axes == {2} else (inputs[0][0], 1)
     if isinstance(module, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)):
-        size = _pair(module.output_size)
-        return None if None in size else size
-    sizes = [extent for extent in inputs if extent is not None]
-    if not sizes or isinstance(module, ops.Call):
-        return None
+        height, width = (
+            old if new is None else new for old, new in zip(inputs[0], _pair(module.output_size), strict=True)
+        )
+        return height, width
     if not isinstance(module, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
-        return max(size[0] for size in sizes), max(size[1] for size in sizes)  # what broadcasts is the smaller one
+        height, width = (_broadcast([size[axis] for size in inputs], _unknown(output)[axis]) for axis in range(2))
+        return height, width
     kernel, stride, dilation = (_pair(getattr(module, key, 1)) for key in ("kernel_size", "stride", "dilation"))
     if module.padding == "same":
-        return sizes[0]
+        return inputs[0]
     padding = _pair(0 if module.padding == "valid" else module.padding)
     up = stride if getattr(module, "ceil_mode", False) else (1, 1)
     height, width = (
-        (sizes[0][axis] + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) + up[axis] - 2) // stride[axis] + 1
+        (inputs[0][axis] + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) + up[axis] - 2) // stride[axis] + 1
         for axis in range(2)
     )
     return height, width
 
 
-def _broadcasts(one: Extent, other: Extent) -> bool:
-    """Whether a sum of two values repeats one of them; of unknown extents only what is pooled is known to."""
-    if one is None or other is None:
-        known = one or other
-        return known is not None and known[0] < FIXED
-    return one != other
+def _broadcast(sizes: Sequence[int], unknown: int) -> int:
+    """The size of what values of such sizes make together."""
+    larger = {size for size in sizes if size != 1}
+    return larger.pop() if len(larger) == 1 else unknown if larger else 1
+
+
+def _unknown(slot: int) -> Extent:
+    """An extent that no other value has, save what is as large as this one. Large and without a pattern, so that no
+    convolution makes one of another."""
+    generator = random.Random(slot)
+    return generator.getrandbits(48) + 2**48, generator.getrandbits(48) + 2**48
 
 
 def _pair(value: Any) -> tuple[Any, Any]:
-    return value if isinstance(value, tuple) else (value, value)
-
-
-def _flattens(module: nn.Module) -> bool:
-    """Whether a step gives two dimensions, of an image's four at least."""
-    if isinstance(module, ops.Mean):
-        return len(set(module.dims)) == 2 and not module.keepdim
-    return isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)  # type: ignore[return-value]
 
 
 def _needed(steps: list[Step], result: int) -> list[Step]:
@@ -480,6 +485,8 @@ def _(module: ops.Permute, c: _Compactor, inputs: tuple[int, ...]) -> tuple[int,
     if state is not None:
         dims = [dim % len(module.dims) for dim in module.dims]
         dim = dims.index(state.dim % len(dims))
+        if len(dims) == 3 and dim == 1:  # channels lie there in maps, which these are not
+            return c.emit(module, (c.expand(slot, state)[0],)), None
         state = replace(state, dim=-1 if dim == len(dims) - 1 > 1 else dim)
     return c.emit(module, (slot,)), state
 
@@ -491,7 +498,7 @@ def _(module: ops.Add, c: _Compactor, inputs: tuple[int, ...]) -> tuple[int, Sta
         return c.emit(module, (c.expand(a, first)[0], c.expand(b, second)[0])), None
     if not first.empty and torch.equal(first.live, second.live):
         return c.emit(module, (a, b)), first
-    if _broadcasts(c.extents[inputs[0]], c.extents[inputs[1]]):
+    if c.extents[inputs[0]] != c.extents[inputs[1]]:  # one of them may be repeated over the other
         return c.emit(module, (c.expand(a, first)[0], c.expand(b, second)[0])), None
     if first.empty or second.empty:  # nothing is added: the branch that ends here goes with it
         return (a, first) if second.empty else (b, second)

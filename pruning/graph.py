@@ -7,6 +7,7 @@ layers take LRP rules, which units can be pruned, how deep each layer lies.
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize, prune, remove_weight_norm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from . import network as ops
 from .convolution import convolution
@@ -116,16 +119,15 @@ def trace(model: nn.Module | Graph) -> Graph:
     """
     if isinstance(model, Graph):
         return model
-    model = copy.deepcopy(model).eval().requires_grad_(False)
-    tracer = _Tracer()
     try:
-        graph = tracer.trace(model)
+        model = baked(model)
+        graph = _traced(model)
     except Exception as error:  # whatever the model's own code raises on a symbolic input
         raise TraceError(f"{type(model).__name__} cannot be traced: {_one_line(error)}") from error
-    for node in reversed(graph.nodes):
-        if not node.users and node.op not in ("placeholder", "output"):  # assertions, and what only they read
+    builder = _Builder(model)
+    for node in reversed(graph.nodes):  # assertions, and what only they read; not what changes a value in place
+        if not node.users and node.op not in ("placeholder", "output") and not builder.writes(node):
             graph.erase_node(node)
-    builder = _Builder(tracer.root)
     for node in graph.nodes:
         try:
             builder.add(node)
@@ -137,9 +139,43 @@ def trace(model: nn.Module | Graph) -> Graph:
     return builder.finish()
 
 
+def baked(model: nn.Module) -> nn.Module:
+    """A copy in eval mode, its weights plain float32 (or float64) tensors.
+
+    What computes weights when a layer is called (parametrizations, `weight_norm`, `torch.nn.utils.prune`) is applied
+    once, since nobody would call it in the compact network.
+    """
+    model = copy.deepcopy(model).eval()
+    for module in model.modules():
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations.keys()):  # type: ignore[operator, union-attr]
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+        for hook in [*module._forward_pre_hooks.values()]:
+            if isinstance(hook, prune.BasePruningMethod):
+                prune.remove(module, hook._tensor_name)
+            elif isinstance(hook, WeightNorm):
+                remove_weight_norm(module, hook.name)
+    if any(value.dtype in (torch.float16, torch.bfloat16) for value in model.parameters()):
+        model = model.float()
+    return model.requires_grad_(False)
+
+
+def _traced(model: nn.Module) -> fx.Graph:
+    try:
+        return _Tracer().trace(model)
+    except fx.proxy.TraceError:  # a branch that hangs on an argument: as it is when nobody gives that one
+        given = [*inspect.signature(model.forward).parameters.values()][1:]
+        usual = {each.name: each.default for each in given if each.default is not each.empty}
+        if not usual:
+            raise
+        return _Tracer().trace(model, concrete_args=usual)
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, nn.LayerNorm) or super().is_leaf_module(m, module_qualified_name)
+        if isinstance(m, nn.LayerNorm):  # others normalise over channels between two permutations
+            return type(m).forward is nn.LayerNorm.forward
+        return super().is_leaf_module(m, module_qualified_name)
 
 
 def _one_line(error: BaseException) -> str:
@@ -177,6 +213,7 @@ class _Builder:
         self.modules: dict[str, nn.Module] = {}
         self.slots: dict[fx.Node, int] = {}
         self.values: dict[fx.Node, bool] = {}  # whether the node is a tensor (not a size or a tuple)
+        self.constants: dict[fx.Node, Tensor] = {}  # of nodes that no image goes into
         self.weighted: set[str] = set()
         self.heads: dict[str, str] = {}
         self.norms: dict[str, Norm] = {}
@@ -187,20 +224,23 @@ class _Builder:
     # -- nodes ------------------------------------------------------------------------------------------
 
     def add(self, node: fx.Node) -> None:
+        _spell_out(node)
+        if self._computed(node):
+            return
         getattr(self, f"_{node.op}")(node)
-        if self._in_place(node):  # whoever reads the argument later reads the result
+        if self._is_tensor(node.args[:1]) and self.writes(node):  # whoever reads the argument later reads the result
             before, after = self.slots[node.args[0]], self.slots[node]  # type: ignore[index]
             self.slots.update({other: after for other, slot in self.slots.items() if slot == before})
 
-    def _in_place(self, node: fx.Node) -> bool:
-        if not node.args or not self._is_tensor(node.args[:1]):
-            return False
+    def writes(self, node: fx.Node) -> bool:
+        """Whether a node changes its first argument in place."""
         if node.op == "call_module":
             return getattr(self.root.get_submodule(str(node.target)), "inplace", False)
         if node.op == "call_method":
             return str(node.target).endswith("_")
         return node.op == "call_function" and (
-            node.target in (operator.iadd, operator.imul, torch.relu_, F.relu_) or bool(node.kwargs.get("inplace"))
+            node.target in (operator.iadd, operator.imul, operator.setitem, torch.relu_, F.relu_)
+            or bool(_options(node).get("inplace"))
         )
 
     def _placeholder(self, node: fx.Node) -> None:
@@ -223,7 +263,24 @@ class _Builder:
             value = getattr(value, part)
         if isinstance(value, nn.Module) or not isinstance(value, Tensor):
             raise TraceError(f"the model uses {node.target} as a value, which is not a tensor")
-        self._emit(str(node.target), ops.Constant(value.detach().clone()), (), node)
+        self._emit_constant(str(node.target), value, node)
+
+    def _computed(self, node: fx.Node) -> bool:
+        """Whether a node is a tensor of constants alone, computed here: a scale of channels in the maps' shape, say."""
+        if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
+            return False
+        if not self.constants.keys() >= {*node.all_input_nodes}:
+            return False
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.constants.__getitem__)
+        function: Any = node.target if node.op == "call_function" else getattr(torch.Tensor, str(node.target))
+        value = function(*args, **kwargs)
+        if isinstance(value, Tensor):
+            self._emit_constant(node.name, value, node)
+        return isinstance(value, Tensor)
+
+    def _emit_constant(self, name: str, value: Tensor, node: fx.Node) -> None:
+        self.constants[node] = value.detach().clone()
+        self._emit(name, ops.Constant(self.constants[node]), (), node)
 
     def _call_module(self, node: fx.Node) -> None:
         name = str(node.target)
@@ -245,6 +302,8 @@ class _Builder:
             module = convolution(clone(module))
             if hasattr(module, "inplace"):
                 setattr(module, "inplace", False)  # noqa: B010  # a saved activation must not change under a rule's feet
+            if isinstance(module, BATCH_NORMS) and module.running_mean is None:
+                raise TraceError(f"layer {name} has no running statistics: an image's logits would hang on its batch")
             self._emit(name, module, node.args[:1], node)
         else:
             raise TraceError(f"layer {name} is a {type(module).__name__}: no rule covers it")
@@ -264,6 +323,8 @@ class _Builder:
         elif name in ops.ELEMENTWISE_METHODS:
             function = getattr(torch, name.rstrip("_"))
             self._emit(node.name, ops.Activation(function, ops.ELEMENTWISE_METHODS[name]), node.args[:1], node)
+        elif name in ("reshape", "view") and _flattens(node):
+            self._flatten(node)
         elif name in ROUTING_METHODS:
             # a view would hang on the order that maps have in memory, which is the network's to choose
             self._call(node, getattr(torch.Tensor, name.replace("view", "reshape")))
@@ -285,6 +346,10 @@ class _Builder:
             (parts, *rest) = node.args
             dim = rest[0] if rest else node.kwargs.get("dim", 0)
             self._emit(node.name, ops.Concat(dim), tuple(parts), node)  # type: ignore[arg-type]
+        elif function is torch.reshape and _flattens(node):
+            self._flatten(node)
+        elif function is F.layer_norm:
+            self._layer_norm(node)
         elif function is torch.flatten:
             self._flatten(node, *self._arguments(node, (0, -1)))
         elif function is torch.mean:
@@ -292,14 +357,16 @@ class _Builder:
             self._mean(node, dims, keepdim)
         elif function is torch.permute:
             self._emit(node.name, ops.Permute(tuple(node.args[1])), node.args[:1], node)  # type: ignore[arg-type]
-        elif function in (F.adaptive_avg_pool2d, torch.adaptive_avg_pool1d):
+        elif function is F.adaptive_avg_pool2d or (name == "avg_pool2d" and _whole_map(node)):
+            if name == "avg_pool2d":
+                node.args = (node.args[0], 1)
             size = self._arguments(node, (1,), ("output_size",))[0]
             self._emit(node.name, nn.AdaptiveAvgPool2d(size), node.args[:1], node)
         elif name == "avg_pool2d":
             arguments = self._arguments(
                 node,
-                (2, None, 0, False, True),
-                ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"),
+                (2, None, 0, False, True, None),
+                ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
             )
             self._emit(node.name, nn.AvgPool2d(*arguments), node.args[:1], node)
         elif function in (torch.max_pool2d, F.max_pool2d):
@@ -309,8 +376,7 @@ class _Builder:
             pool = nn.MaxPool2d(kernel, stride or None, padding, dilation, ceil_mode=ceil)
             self._emit(node.name, pool, node.args[:1], node)
         elif function in ops.ELEMENTWISE:
-            kwargs = {key: value for key, value in node.kwargs.items() if key != "inplace"}
-            self._activation(node, function, kwargs)
+            self._activation(node, function)
         elif function in ROUTING or name in ROUTING_NAMES or name == "_max_pool2d":
             self._call(node, function)
         else:
@@ -318,10 +384,13 @@ class _Builder:
 
     # -- what nodes become ------------------------------------------------------------------------------
 
-    def _activation(self, node: fx.Node, function: Callable, kwargs: dict) -> None:
+    def _activation(self, node: fx.Node, function: Callable) -> None:
         keeps = ops.ELEMENTWISE[function]
+        given = _options(node)
+        kwargs = {key: value for key, value in given.items() if key != "inplace"}
+        args = node.args[1:] if given == node.kwargs else ()  # by position, of a function of torch's that has no names
         function = {torch.relu_: torch.relu, F.relu_: F.relu}.get(function, function)
-        bound = function if not kwargs and not node.args[1:] else _Partial(function, node.args[1:], kwargs)
+        bound = _Partial(function, args, kwargs) if args or kwargs else function
         self._emit(node.name, ops.Activation(bound, keeps), node.args[:1], node)
 
     def _arithmetic(self, node: fx.Node, kind: str) -> None:
@@ -353,15 +422,22 @@ class _Builder:
         self._emit(node.name, affine, (value,), node)
 
     def _constant(self, node: fx.Node) -> bool:
-        return node.op == "get_attr"
+        return node in self.constants
 
     def _value(self, constant: Any) -> Any:
-        if not isinstance(constant, fx.Node):
-            return constant
-        return self.modules[self._step_of(constant).name].value  # type: ignore[union-attr]
+        return self.constants[constant] if isinstance(constant, fx.Node) else constant
 
-    def _step_of(self, node: fx.Node) -> Step:
-        return next(step for step in self.steps if step.output == self.slots[node])
+    def _layer_norm(self, node: fx.Node) -> None:
+        """As a layer, under the name of the module that holds its weight."""
+        shape, weight, bias, eps = self._arguments(
+            node, (None, None, None, 1e-5), ("normalized_shape", "weight", "bias", "eps"), constants=True
+        )
+        norm = nn.LayerNorm(shape, eps, elementwise_affine=False)
+        for key, value in (("weight", weight), ("bias", bias)):
+            setattr(norm, key, None if value is None else nn.Parameter(self._value(value), requires_grad=False))
+        owner = str(weight.target).rpartition(".")[0] if isinstance(weight, fx.Node) else ""
+        self.slots[node] = self._step(owner or node.name, norm, (self.slots[node.args[0]],), own=bool(owner))  # type: ignore[index]
+        self.values[node] = True
 
     def _flatten(self, node: fx.Node, start: Any = 1, end: Any = -1, name: str | None = None) -> None:
         self._emit(name or node.name, nn.Flatten(start, end), node.args[:1], node)
@@ -432,12 +508,25 @@ class _Builder:
     def _is_tensor(self, arguments: Any) -> bool:
         return any(isinstance(item, fx.Node) and self.values.get(item, False) for item in arguments)
 
-    def _arguments(self, node: fx.Node, defaults: tuple, names: tuple[str, ...] = ("start_dim", "end_dim")) -> list:
+    def _arguments(
+        self,
+        node: fx.Node,
+        defaults: tuple,
+        names: tuple[str, ...] = ("start_dim", "end_dim"),
+        *,
+        constants: bool = False,
+    ) -> list:
+        """What a call is given besides its tensor: numbers that are known before any image is, or constants too."""
         given = list(node.args[1:])
-        return [
+        found = [
             given[index] if index < len(given) else node.kwargs.get(name, default)
             for index, (name, default) in enumerate(zip(names, defaults, strict=True))
         ]
+        nodes: list[fx.Node] = []
+        fx.node.map_arg(found, nodes.append)
+        if not all(constants and item in self.constants for item in nodes):
+            raise TraceError(f"the model computes an argument of {node.name} from a size, which no rule covers")
+        return found
 
     def _alias(self, node: fx.Node, source: Any) -> None:
         self.slots[node] = self.slots[source]
@@ -445,6 +534,8 @@ class _Builder:
 
     def _emit(self, name: str, module: nn.Module, inputs: Any, node: fx.Node) -> None:
         own = node.op == "call_module" and name == node.target
+        if not inputs and not isinstance(module, ops.Constant):
+            raise TraceError(f"{node.name} gets its input by a keyword that is not known")
         self.slots[node] = self._step(name, module, tuple(self.slots[item] for item in inputs), own=own)
         self.values[node] = True
 
@@ -469,7 +560,7 @@ class _Builder:
         if not layers:
             raise TraceError("the model has no convolution and no linear layer")
         groups = depth_groups(layers, self.modules, transformer=bool(self.heads))
-        kinds, sizes = self._units(layers)
+        kinds, sizes = self._units()
         nonnegative = self._nonnegative()
         return Graph(
             network=Network(self.steps, self.modules, self.result).eval().requires_grad_(False),
@@ -493,7 +584,7 @@ class _Builder:
 
     def _fold_batch_norms(self) -> None:
         producers = {step.output: step for step in self.steps}
-        readers = self._readers()
+        readers, flat = self._readers(), flat_slots(self.steps, self.modules)
         moved: dict[int, int] = {}
         kept = []
         for step in self.steps:
@@ -504,7 +595,7 @@ class _Builder:
                 isinstance(norm, BATCH_NORMS)
                 and norm.running_mean is not None
                 and source is not None
-                and isinstance(self.modules[source.name], (nn.Conv2d, nn.Linear))
+                and self._normalises_units(self.modules[source.name], norm, source.output in flat)
                 and len(readers[source.output]) == 1
                 and source.name not in self.norms
             )
@@ -517,6 +608,14 @@ class _Builder:
         self.steps = kept
         self.result = moved.get(self.result, self.result)
 
+    @staticmethod
+    def _normalises_units(layer: nn.Module, norm: nn.Module, flat: bool) -> bool:
+        """Whether the channels of a BatchNorm are the outputs of the layer before it; a linear layer's are features
+        only where there are no positions besides."""
+        if isinstance(layer, nn.Conv2d):
+            return isinstance(norm, nn.BatchNorm2d)
+        return isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d) and flat
+
     def _readers(self) -> dict[int, list[Step]]:
         readers: dict[int, list[Step]] = {}
         for step in self.steps:
@@ -524,20 +623,36 @@ class _Builder:
                 readers.setdefault(slot, []).append(step)
         return readers
 
-    def _units(self, layers: list[str]) -> tuple[dict[str, str], dict[str, int]]:
+    def _units(self) -> tuple[dict[str, str], dict[str, int]]:
         kinds, sizes = {}, {}
+        logits = self._logit_layers()
         for step in self.steps:
             module = self.modules[step.name]
-            if isinstance(module, nn.Conv2d) and step.output != self.result and not self.heads:
+            if step.name in logits:
+                continue
+            if isinstance(module, nn.Conv2d) and not self.heads:
                 kinds[step.name], sizes[step.name] = "filters", module.out_channels
             elif isinstance(module, ops.HeadSoftmax):
                 kinds[step.name], sizes[step.name] = "heads", module.heads
-            elif isinstance(module, nn.Linear) and step.name != layers[-1] and not self._projects(step.name):
+            elif isinstance(module, nn.Linear) and not self._projects(step.name):
                 kinds[step.name], sizes[step.name] = "neurons", module.out_features
-        if isinstance(self.modules[layers[-1]], nn.Conv2d):  # a convolution gives the logits (squeezenet)
-            kinds.pop(layers[-1], None)
-            sizes.pop(layers[-1], None)
         return kinds, sizes
+
+    def _logit_layers(self) -> set[str]:
+        """Layers whose outputs are the classes: the last ones on each way to the result."""
+        producers = {step.output: step for step in self.steps}
+        found, seen, slots = set(), set(), [self.result]
+        while slots:
+            slot = slots.pop()
+            if slot in seen or slot not in producers:
+                continue
+            seen.add(slot)
+            step = producers[slot]
+            if isinstance(self.modules[step.name], (nn.Conv2d, nn.Linear)):
+                found.add(step.name)
+            else:
+                slots.extend(step.inputs)
+        return found
 
     def _projects(self, name: str) -> bool:
         parent = name.rpartition(".")[0]
@@ -599,6 +714,67 @@ class _Partial:
         return self.function(x, *self.args, **self.kwargs)
 
 
+def _spell_out(node: fx.Node) -> None:
+    """Arguments where the rest of this module looks for them: the tensor first, NumPy's names by torch's."""
+    kwargs = {{"axis": "dim", "keepdims": "keepdim"}.get(key, key): value for key, value in node.kwargs.items()}
+    if not node.args and "input" in kwargs:
+        node.args = (kwargs.pop("input"),)
+    node.kwargs = kwargs
+
+
+def _options(node: fx.Node) -> dict[str, Any]:
+    """What an elementwise function is given besides its tensor, by name."""
+    if node.target not in ops.ELEMENTWISE:
+        return dict(node.kwargs)
+    try:
+        names = [*inspect.signature(node.target).parameters][1:]  # type: ignore[arg-type]
+    except ValueError:  # some of torch's own
+        names = []
+    return {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
+
+
+SIDES: list[Any] = [2, 3, -1, -2, slice(2, None), slice(-2, None), slice(2, 4)]
+"""How a map's height, its width or both are picked of its shape."""
+
+
+def _part_of_shape(node: Any) -> tuple[Any, Any]:
+    """The value whose shape a node is a part of, and which part; (None, None) for any other node."""
+    if isinstance(node, fx.Node):
+        if node.target is operator.getitem and _is_shape(node.args[0]):
+            return node.args[0].args[0], node.args[1]  # type: ignore[union-attr]
+        if (node.op, node.target) == ("call_method", "size") and len(node.args) == 2:
+            return node.args
+    return None, None
+
+
+def _whole_map(node: fx.Node) -> bool:
+    """Whether a pooling's window is as large as its map: the size of what it pools."""
+    kernel = node.args[1] if len(node.args) > 1 else node.kwargs.get("kernel_size")
+    parts = [_part_of_shape(size) for size in (kernel if isinstance(kernel, (tuple, list)) else (kernel,))]
+    return all(value is node.args[0] and part in SIDES for value, part in parts)
+
+
+def _flattens(node: fx.Node) -> bool:
+    """Whether a reshaping keeps the images apart and puts all else in one dimension."""
+    shape = node.args[1] if len(node.args) == 2 else node.args[1:]
+    if not isinstance(shape, (tuple, list)) or len(shape) != 2 or not isinstance(shape[1], int):
+        return False
+    value, part = _part_of_shape(shape[0])
+    return value is not None and part == 0 and shape[1] == -1
+
+
+def flat_slots(steps: Iterable[Step], modules: Mapping[str, nn.Module]) -> set[int]:
+    """Slots of values that are known to have two dimensions: images and features."""
+    flat: set[int] = set()
+    for step in steps:
+        module = modules[step.name]
+        kept = step.inputs and not isinstance(module, ops.Call) and flat.issuperset(step.inputs)
+        pooled = isinstance(module, ops.Mean) and len(set(module.dims)) == 2 and not module.keepdim
+        if kept or pooled or (isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)):
+            flat.add(step.output)
+    return flat
+
+
 def _is_shape(node: Any) -> bool:
     """Whether a node is the shape of a tensor (so that its parts are numbers)."""
     if not isinstance(node, fx.Node):
@@ -648,8 +824,13 @@ def depth_groups(layers: list[str], modules: Mapping[str, nn.Module], *, transfo
     (the patch embedding) takes no rule and is in no group.
     """
     top = [name.split(".") for name in layers]
-    while len({path[0] for path in top}) == 1 and all(len(path) > 1 for path in top):
-        top = [path[1:] for path in top]
+    while True:  # the network may be a part of another module, beside a layer or two
+        inner = [name for name, path in zip(layers, top, strict=True) if path[0] == top[-1][0]]
+        deeper = all(len(path) > 1 for path in top if path[0] == top[-1][0])
+        holds = len(inner) == len(top) or any(isinstance(modules[name], nn.Conv2d) for name in inner)
+        if not deeper or not holds or 2 * len(inner) <= len(top):
+            break
+        top = [path[1:] if path[0] == top[-1][0] else path for path in top]
     heads = [path[0] for path in top]
     trunk = [name for name, head in zip(layers, heads, strict=True) if head != heads[-1]] or layers[:-1]
     if transformer:

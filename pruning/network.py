@@ -63,7 +63,8 @@ class Network(nn.Module):
             tuple(slot for slot in {*step.inputs, step.output} if last_use.get(slot, -1) <= index and slot != result)
             for index, step in enumerate(steps)
         ]
-        self._program = [(modules[step.name], step.inputs, step.output) for step in steps]
+        # where modules lie, so that what a user puts in another's place is what runs
+        self._program = [(*self._place(step.name), step.inputs, step.output) for step in steps]
 
     def _register(self, name: str, module: nn.Module) -> None:
         *parents, leaf = name.split(".")
@@ -77,11 +78,15 @@ class Network(nn.Module):
             module._modules.update(held._modules)
         owner._modules[leaf] = module
 
+    def _place(self, name: str) -> tuple[dict[str, nn.Module], str]:
+        parent, _, leaf = name.rpartition(".")
+        return self.get_submodule(parent)._modules, leaf  # type: ignore[return-value]
+
     def forward(self, input: Tensor) -> Tensor:
         """Logits, shape (batch, classes), of float images, shape (batch, channels, height, width)."""
         values: dict[int, Any] = {0: self.ordered(input)}
-        for (module, inputs, output), expired in zip(self._program, self._expired, strict=True):
-            values[output] = module(*[values[slot] for slot in inputs])
+        for (owner, leaf, inputs, output), expired in zip(self._program, self._expired, strict=True):
+            values[output] = owner[leaf](*[values[slot] for slot in inputs])
             for slot in expired:
                 values.pop(slot, None)
         return values[self.result]
@@ -90,11 +95,12 @@ class Network(nn.Module):
         """Runs chunks of a batch abreast, stopping at each step: what a later step reads is what the visit to
         an earlier one left as its outputs."""
         values: dict[int, Sequence[Any]] = {0: [self.ordered(chunk) for chunk in chunks]}
-        for step, (module, slots, output), expired in zip(self.steps, self._program, self._expired, strict=True):
-            arguments = [tuple(values[slot][index] for slot in slots) for index in range(len(chunks))]
-            visit = Visit(step.name, module, arguments)
+        modules = self.modules_by_step()
+        for step, expired in zip(self.steps, self._expired, strict=True):
+            arguments = [tuple(values[slot][index] for slot in step.inputs) for index in range(len(chunks))]
+            visit = Visit(step.name, modules[step.name], arguments)
             yield visit
-            values[output] = visit.outputs
+            values[step.output] = visit.outputs
             for slot in expired:
                 values.pop(slot, None)
 
@@ -109,7 +115,8 @@ class Network(nn.Module):
 
     def modules_by_step(self) -> dict[str, nn.Module]:
         """The module of each step, by its name."""
-        return {step.name: module for step, (module, _, _) in zip(self.steps, self._program, strict=True)}
+        places = zip(self.steps, self._program, strict=True)
+        return {step.name: owner[leaf] for step, (owner, leaf, _, _) in places}
 
 
 def runs_channels_last(modules: Iterable[nn.Module]) -> bool:

@@ -141,11 +141,10 @@ class LeastSquaresRepair(Repair):
         features = weight[0].numel()
         goals = [_goal_rows(module, goal) for goal in wanted]
         count = sum(map(len, goals))
-        # a layer without units left keeps one channel of zeros
-        if min(features, count) > self.most or goals[0].shape[1] != len(weight):
+        # a layer without units left keeps one channel of zeros; attention without heads its bias, since the mean of
+        # what it gave is nearer to that and yet costs accuracy (vit_tiny: 0.01 to 0.02 of the AUC)
+        if features == 0 or min(features, count) > self.most or goals[0].shape[1] != len(weight):
             return module
-        if features == 0:  # attention without heads: nothing is left to read
-            return clone(module, bias=sum(goal.sum(0) for goal in goals) / count)
         stride = max(1, count // (self.enough * features))
 
         def pairs() -> Iterator[tuple[Tensor, Tensor]]:

@@ -53,7 +53,7 @@ class Schedule:
         return cls(step)
 
     def __str__(self) -> str:
-        return "oneshot" if self.step is None else f"every:{self.step:g}"
+        return "oneshot" if self.step is None else f"every:{self.step!r}"
 
     def starts(self, last: float) -> list[float]:
         """The rates at which relevance is computed, for curves up to the rate `last`: 0 first."""

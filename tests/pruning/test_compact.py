@@ -288,6 +288,10 @@ WRITINGS: dict[str, tuple[int, Callable[[Any, Tensor], Tensor]]] = {
     "pixels, then convolution": (1, lambda s, x: s.fc(s.one(s.pixel(last(x)).permute(0, 3, 1, 2)).mean((2, 3)))),
     "linear over another dimension": (8, lambda s, x: s.fc(s.pixel(last(x)).permute(0, 1, 3, 2)).mean((1, 2))),
     "convolution over another dimension": (8, lambda s, x: s.fc(s.rows(s.pixel(last(x))).mean((2, 3)))),
+    "strips": (6, lambda s, x: s.fc((s.a(x).mean(2, keepdim=True) + s.b(x).mean(3, keepdim=True)).mean((2, 3)))),
+    "sum with what is reshaped": (6, lambda s, x: s.fc((s.a(x) + s.b(x).mean((2, 3)).view(-1, 6, 1, 1)).mean((2, 3)))),
+    "pooling in lists": (96, lambda s, x: s.fc(nn.functional.max_pool2d(s.a(x), [2, 2]).flatten(1))),
+    "view": (384, lambda s, x: s.fc(torch.relu(s.a(x)).view(x.size(0), -1))),
     "pooling of channels": (3, lambda s, x: s.fc(nn.functional.max_pool2d(s.pixel(last(x)), 2)).mean((1, 2))),
 }
 
@@ -311,6 +315,19 @@ def test_sum_that_broadcasts_over_an_empty_branch() -> None:
     graph = trace(Written(function, 384).eval())
     masks = {"a": torch.zeros(6, dtype=torch.bool)}
     assert_same_logits(compact_model(graph, masks), graph, masks, torch.randn(3, 3, 8, 8))
+
+
+def test_a_view_is_compacted_like_a_flatten() -> None:
+    model = Written(lambda s, x: s.fc(torch.relu(s.a(x)).view(x.size(0), -1)), 384).eval()
+    small = compact_model(model, {"a": torch.arange(6) < 2})
+    assert small.fc.in_features == 128
+
+
+def test_a_layer_that_is_put_in_anothers_place_runs() -> None:
+    model = Written(lambda s, x: s.fc(s.a(x).mean((2, 3))), 6).eval()
+    small = compact_model(model, {"a": torch.arange(6) < 2})
+    small.fc = nn.Linear(2, 3)
+    assert small(torch.randn(1, 3, 8, 8)).shape == (1, 3)
 
 
 class Fed(nn.Module):

@@ -130,13 +130,27 @@ WRITINGS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "tokens": lambda s, x: s.fc(s.a(x).flatten(2).transpose(1, 2)).mean(1),
     "permuted": lambda s, x: s.fc(s.a(x).permute(0, 2, 3, 1)).mean((1, 2)),
     "dropout": lambda s, x: s.fc(F.dropout(s.a(x), 0.5, training=s.training).mean((2, 3))),
+    "average pool over the map": lambda s, x: s.fc(torch.flatten(F.avg_pool2d(y := s.a(x), y.size()[2:]), 1)),
+    "average pool over a side": lambda s, x: s.fc(F.avg_pool2d(y := s.a(x), y.size(2)).flatten(1)),
+    "average pool with a divisor": lambda s, x: s.fc(F.avg_pool2d(s.a(x), 7, divisor_override=3).flatten(1)),
+    "names of NumPy": lambda s, x: s.fc(torch.cat([s.a(x), s.b(x)], axis=1)[:, :6].mean(axis=(2, 3))),
+    "input by name": lambda s, x: s.fc(input=torch.relu(input=s.a(x)).mean((2, 3))),
+    "in place, unused": lambda s, x: (y := s.a(x), s.r(y), F.relu_(z := s.c(y)), s.fc((y + z).mean((2, 3))))[-1],
+    "in place by position": lambda s, x: s.fc(F.relu(s.a(x), True).mean((2, 3))),
+    "scale of a shape": lambda s, x: s.fc((s.a(x) * torch.sigmoid(s.fc.weight[0]).view(1, -1, 1, 1)).mean((2, 3))),
+    "linear layer over positions, then BatchNorm": lambda s, x: s.fc(
+        s.norm(s.pixel(s.a(x).flatten(2)[:, :, :6])).mean(2)
+    ),
     "activation twice": lambda s, x: s.fc(s.r(s.c(s.r(s.a(x)))).mean((2, 3))),
 }
 
 
 @pytest.mark.parametrize("name", WRITINGS)
 def test_ways_to_write_a_model(name: str) -> None:
-    model = written(WRITINGS[name], r=nn.ReLU(inplace=True))
+    norm = nn.BatchNorm1d(6)
+    torch.nn.init.uniform_(norm.running_var, 0.5, 2)
+    torch.nn.init.normal_(norm.running_mean)
+    model = written(WRITINGS[name], r=nn.ReLU(inplace=True), pixel=nn.Linear(6, 6), norm=norm)
     x = torch.randn(3, 3, 7, 7, generator=torch.Generator().manual_seed(1))
     assert relative(trace(model).network(x), model(x.clone())) < 1e-6
 
@@ -318,6 +332,44 @@ def test_normalisations_are_kept(everything: nn.Module) -> None:
     torch.testing.assert_close(norm.beta, before.bias.detach())
 
 
+def test_weights_that_are_computed() -> None:
+    model = written(lambda s, x: s.fc(s.c(s.a(x)).mean((2, 3))))
+    nn.utils.parametrizations.weight_norm(model.a)
+    nn.utils.prune.l1_unstructured(model.c, "weight", 0.5)
+    x = torch.randn(3, 3, 7, 7, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model(x)
+        graph = trace(model)
+        assert relative(graph.network(x), expected) < 1e-6
+    assert "c.weight" in graph.network.state_dict()
+
+
+def test_arguments_that_nobody_gives() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.fc = conv(3, 6), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor, features: bool = False) -> Tensor:
+            x = self.a(x).mean((2, 3))
+            return x if features else self.fc(x)
+
+    model, x = Two().eval(), torch.randn(2, 3, 5, 5)
+    assert relative(trace(model).network(x), model(x)) < 1e-6
+
+
+def test_no_layer_of_the_logits_is_pruned() -> None:
+    model = written(lambda s, x: s.fc(s.a(x).mean((2, 3))) * torch.sigmoid(s.h(s.b(x).mean((2, 3)))), h=nn.Linear(6, 4))
+    assert [*trace(model).sizes] == ["a", "b"]
+
+
+def test_groups_of_a_network_in_another() -> None:
+    inner = torchvision.models.resnet18(num_classes=4)
+    groups = trace(nn.Sequential(nn.Conv2d(1, 3, 1), inner)).groups
+    assert set(groups.values()) == {"low", "mid", "high", "classifier"}
+    assert [name for name, group in groups.items() if group == "classifier"] == ["1.fc"]
+
+
 # -- refused --------------------------------------------------------------------------------------------------
 
 
@@ -363,6 +415,7 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "mean over everything": (lambda s, x: s.fc(s.a(x).mean((2, 3))) + s.b(x).mean(), "mean"),
     "two outputs": (lambda s, x: (s.fc(s.a(x).mean((2, 3))), x), "one tensor"),
     "no layer": (lambda s, x: x.mean((2, 3)), "no convolution"),
+    "written into": (lambda s, x: (y := s.a(x), y.__setitem__(0, 0.0), s.fc(y.mean((2, 3))))[-1], "setitem"),
     "concatenation by name": (lambda s, x: s.fc(torch.cat(tensors=[s.a(x), s.b(x)], dim=0).mean((2, 3))), "cat"),
 }
 

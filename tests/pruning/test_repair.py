@@ -238,14 +238,3 @@ def test_norms_follow_the_masks(resnet: nn.Module) -> None:
     for name, norm in small.norms.items():
         layer = small.network.get_submodule(name)
         assert norm.gamma.shape == layer.bias.shape  # type: ignore[union-attr]
-
-
-def test_attention_without_heads_gives_the_mean_of_what_it_gave(transformer: nn.Module, images: Tensor) -> None:
-    graph = trace(transformer)
-    name, heads = next((name, size) for name, size in graph.sizes.items() if graph.kinds[name] == "heads")
-    masks = {name: torch.zeros(heads, dtype=torch.bool)}
-    out = name.removesuffix(".softmax") + ".out_proj"
-    wanted = next(visit.outputs[0] for visit in graph.network.walk([images]) if visit.name == out)
-    repaired = LeastSquaresRepair(images, chunk=7)(graph, compact(graph, masks), masks)
-    found = next(visit.outputs[0] for visit in repaired.network.walk([images]) if visit.name == out)
-    assert torch.allclose(found, wanted.mean((0, 1)).expand_as(found), atol=1e-6)
