@@ -18,6 +18,7 @@ from pxp_optimize.attribution import (
     CompositeError,
     RuleSpec,
     collect_relevance,
+    collect_scores,
     load_composite,
     normalize,
     rules,
@@ -25,6 +26,7 @@ from pxp_optimize.attribution import (
 from pxp_optimize.attribution.relevance import balance, per_unit, start_relevance
 from pxp_optimize.pruning import Graph, TraceError, compact, masked_model, prune_masks, trace
 from torch import Tensor, nn
+from torchvision.models.convnext import LayerNorm2d
 from zennit.composites import LayerMapComposite, NameMapComposite
 
 SPECS = {
@@ -536,3 +538,52 @@ def test_takes_a_composite_as_json(residual: nn.Module, images: Samples) -> None
     got = collect_relevance(residual, document, *images)
     expected = collect_relevance(residual, load_composite(document), *images)
     assert all(torch.equal(got[name], expected[name]) for name in expected)
+
+
+def test_channels_are_normalised_where_they_lie() -> None:
+    """ConvNeXt's norm of maps is a permutation, a LayerNorm and the way back; maps here are as wide as channels are
+    many, so that a norm over the width would go unnoticed."""
+
+    class Normed(nn.Module):
+        def __init__(self, maps: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.c1, self.c2, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 4)
+            self.norm = LayerNorm2d(8) if maps else nn.LayerNorm(8)
+            nn.init.normal_(self.norm.weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.c1(x))
+            last = isinstance(self.norm, LayerNorm2d)
+            x = self.norm(x) if last else self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            return self.fc(self.c2(x).mean((2, 3)))
+
+    x, y = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(4)
+    for name in ("epsilon", "gamma"):
+        composite = Composite.uniform(RuleSpec(name))
+        found, expected = (collect_relevance(Normed(maps).eval(), composite, x, y) for maps in (True, False))
+        for layer, values in expected.items():
+            assert torch.allclose(found[layer], values, rtol=1e-4)
+
+
+def test_nothing_is_left_on_the_way_to_the_logits() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 3)).eval()
+    small = compact(trace(model), {"2": torch.zeros(4, dtype=torch.bool)})
+    images, targets = torch.randn(2, 3, 8, 8), torch.tensor([0, 1])
+    for name in ("epsilon", "alpha_beta"):
+        found = collect_relevance(small, Composite.uniform(RuleSpec(name)), images, targets)
+        assert not found["0"].any()
+    assert not collect_scores(small, "integrated_gradients", images, targets, "filters", 2, 0)["0"].any()
+
+
+def test_relative_epsilon_of_a_layer_that_gives_zeros() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(4, 5, bias=False)
+    ).eval()
+    nn.init.normal_(model[4].weight, std=20)
+    images = torch.randn(3, 3, 8, 8)
+    images[0] = 0
+    found = collect_relevance(model, Composite.uniform(RuleSpec("epsilon_relative")), images, torch.arange(3))
+    assert torch.isfinite(found["0"]).all()
+    assert found["0"].any()

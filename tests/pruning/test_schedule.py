@@ -103,3 +103,9 @@ def test_unpruned_stays_as_it_is(everything: nn.Module) -> None:
         raise AssertionError("nothing to repair")
 
     assert pruned(graph, whole, repair) is graph  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["steps:3", "steps:7", "every:0.05", "oneshot"])
+def test_a_schedule_is_what_it_says(text: str) -> None:
+    schedule = Schedule.parse(text)
+    assert Schedule.parse(str(schedule)) == schedule
