@@ -293,7 +293,7 @@ class RelativeEpsilon(Epsilon):
         dims = tuple(range(1, output.dim()))
         count = (output != 0).sum(dims, keepdim=True).clamp(min=1)
         scale = output.abs().sum(dims, keepdim=True) / count
-        return stabilize(output, self.epsilon * scale + FLOOR)
+        return stabilize(output, (self.epsilon * scale).clamp(min=FLOOR))
 
 
 class ZPlus(LinearRule):
