@@ -238,45 +238,103 @@ def _goal_rows(module: nn.Module, value: Tensor) -> Tensor:
 
 
 def ridge(
-    pairs: Callable[[], Iterator[tuple[Tensor, Tensor]]], prior: Tensor, max_rows: int = 1024
+    pairs: Callable[[], Iterator[tuple[Tensor, Tensor]]], prior: Tensor, max_rows: int = 1024, max_units: int = 256
 ) -> tuple[Tensor, Tensor]:
     """Weights and bias nearest to the goals, shrunk towards a prior.
 
     pairs: gives, each time anew, chunks of rows (rows, features) and goals (rows, units). prior: (units,
     features). Returns weights, (units, features), and bias, (units,). The ridge is chosen by the leave-one-out
-    error of ridge regression in closed form, on at most `max_rows` rows, evenly spaced.
+    error of ridge regression in closed form, on at most `max_rows` rows and `max_units` units, evenly spaced.
     """
     features = prior.shape[1]
     count, sum_x, sum_y = 0, prior.new_zeros(features), prior.new_zeros(prior.shape[0])
     for x, y in pairs():
         count, sum_x, sum_y = count + len(x), sum_x + x.sum(0), sum_y + y.sum(0)
     mean_x, mean_y = sum_x / count, sum_y / count
-    stride = max(1, -(-count // max_rows))
-    few = count < features  # then all rows take less memory than the features' products, and much less time
-    gram = prior.new_zeros(0 if few else features, features)
-    cross = prior.new_zeros(features, prior.shape[0])
-    rows, sample, left, offset = [], [], [], 0
-    for x, y in pairs():
-        x = x - mean_x
-        y = torch.addmm(y - mean_y, x, prior.T, alpha=-1)  # what the prior leaves unexplained
-        if few:
-            rows.append(x)
-        else:
-            gram.addmm_(x.T, x)
-        cross.addmm_(x.T, y)
-        sample.append(x[-offset % stride :: stride])
-        left.append(y[-offset % stride :: stride])
-        offset += len(x)
-    eigenvalues, vectors = _spectrum_of_rows(torch.cat(rows)) if few else _spectrum(gram)
-    rotated = vectors.T @ cross
-    scale = (eigenvalues.sum() / features).clamp(min=torch.finfo(eigenvalues.dtype).tiny)
-    projected, residual = torch.cat(sample) @ vectors, torch.cat(left)
-    strengths = prior.new_tensor(RIDGES) * scale
-    errors = [_leave_one_out(projected, residual, eigenvalues, rotated, strength, count) for strength in strengths]
-    best = strengths[torch.stack(errors).argmin()]
-    change = vectors @ (rotated / (eigenvalues + best).unsqueeze(1))
-    weight = prior + change.T
+
+    def centred() -> Iterator[tuple[Tensor, Tensor]]:
+        for x, y in pairs():
+            x = x - mean_x
+            yield x, torch.addmm(y - mean_y, x, prior.T, alpha=-1)  # what the prior leaves unexplained
+
+    # with fewer rows than features, all rows take less memory than the features' products, and much less time
+    solve = _solve_by_rows if count < features else _solve_by_features
+    every = max(1, -(-count // max_rows)), max(1, -(-prior.shape[0] // max_units))
+    weight = prior + solve(centred(), count, features, every)
     return weight, mean_y - weight @ mean_x
+
+
+def _solve_by_features(
+    centred: Iterator[tuple[Tensor, Tensor]], count: int, features: int, every: tuple[int, int]
+) -> Tensor:
+    """The change of the weights, (units, features), from the features' products, which are summed chunk by chunk.
+
+    centred: chunks of rows and of what is to be explained, `count` rows in all. every: the ridge is chosen on each
+    so-manieth row and unit.
+    """
+    gram: Tensor | None = None
+    sample, left, offset = [], [], 0
+    for x, y in centred:
+        if gram is None:
+            gram, cross = x.new_zeros(features, features), x.new_zeros(features, y.shape[1])
+        gram.addmm_(x.T, x)
+        cross.addmm_(x.T, y)
+        first = -offset % every[0]
+        sample.append(x[first :: every[0]])
+        left.append(y[first :: every[0], :: every[1]])
+        offset += len(x)
+    assert gram is not None
+    eigenvalues, vectors = _spectrum(gram)
+    rotated = vectors.T @ cross
+    projected, wanted, few = torch.cat(sample) @ vectors, torch.cat(left), rotated[:, :: every[1]]
+
+    def residual(strength: Tensor) -> Tensor:
+        return torch.addmm(wanted, projected, few / (eigenvalues + strength).unsqueeze(1), alpha=-1)
+
+    best = _best_strength(residual, projected.square(), eigenvalues, count, features)
+    return (vectors @ (rotated / (eigenvalues + best).unsqueeze(1))).T
+
+
+def _solve_by_rows(
+    centred: Iterator[tuple[Tensor, Tensor]], count: int, features: int, every: tuple[int, int]
+) -> Tensor:
+    """The same from the rows' products: the smaller matrix, whose eigenvalues are those of the features' products
+    that are not zero. Arguments as there.
+
+    In float64, where the device has it (Apple's has not): rows that are hardly more than the features can be fitted
+    closely, and then what float32 rounds away matters.
+    """
+    xs, ys = zip(*centred, strict=True)
+    x, y = torch.cat(xs), torch.cat(ys)
+    exact = x if x.device.type == "mps" else x.double()
+    values, basis = torch.linalg.eigh(exact @ exact.T)
+    eigenvalues, basis = values.clamp(min=0).to(x), basis.to(x)
+    rotated = basis.T @ y
+    rows, few = basis[:: every[0]], rotated[:, :: every[1]]
+
+    def residual(strength: Tensor) -> Tensor:
+        return rows @ (few * (strength / (eigenvalues + strength)).unsqueeze(1))
+
+    best = _best_strength(residual, rows.square() * eigenvalues, eigenvalues, count, features)
+    return (basis @ (rotated / (eigenvalues + best).unsqueeze(1))).T @ x
+
+
+def _best_strength(
+    residual: Callable[[Tensor], Tensor], shares: Tensor, eigenvalues: Tensor, count: int, features: int
+) -> Tensor:
+    """The ridge of `RIDGES` with the least mean squared error of each row's prediction by the fit without that row.
+
+    residual: what a ridge leaves of the goals, (rows, units). shares: a row's squared part in each direction, times
+    its eigenvalue, (rows, directions): over eigenvalue and ridge they sum up to the row's leverage (besides the
+    mean's share of it).
+    """
+    scale = (eigenvalues.sum() / features).clamp(min=torch.finfo(eigenvalues.dtype).tiny / RIDGES[0])
+    strengths = eigenvalues.new_tensor(RIDGES) * scale
+    errors = []
+    for strength in strengths:
+        kept = 1 - 1 / count - shares @ (1 / (eigenvalues + strength))
+        errors.append((residual(strength).square().sum(1) / kept.clamp(min=1e-6).square()).mean())
+    return strengths[torch.stack(errors).argmin()]
 
 
 def _spectrum(products: Tensor) -> tuple[Tensor, Tensor]:
@@ -293,30 +351,6 @@ def _spectrum(products: Tensor) -> tuple[Tensor, Tensor]:
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         eigenvalues, vectors = (part.to(products) for part in torch.linalg.eigh(shifted.cpu().double()))
     return (eigenvalues - shift).clamp(min=0) * scale, vectors
-
-
-def _spectrum_of_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues of the features' products, and their vectors, (features, count): those that are not zero, from the
-    smaller matrix of the rows' products, which has the same ones.
-
-    In float64, where the device has it (Apple's has not): rows that are hardly more than the features can be fitted
-    closely, and then what float32 rounds away matters.
-    """
-    exact = rows if rows.device.type == "mps" else rows.double()
-    eigenvalues, vectors = torch.linalg.eigh(exact @ exact.T)
-    large = eigenvalues > eigenvalues[-1].clamp(min=0) * len(rows) * (1e-9 if exact.dtype is torch.float64 else 1e-7)
-    values = eigenvalues[large]
-    return values.to(rows), (exact.T @ vectors[:, large] / values.sqrt()).to(rows)
-
-
-def _leave_one_out(
-    projected: Tensor, left: Tensor, eigenvalues: Tensor, rotated: Tensor, strength: Tensor, count: int
-) -> Tensor:
-    """Mean squared error of each row's prediction by the fit without that row (the mean's share included)."""
-    damped = 1 / (eigenvalues + strength)
-    residual = torch.addmm(left, projected, rotated * damped.unsqueeze(1), alpha=-1)
-    leverage = (projected.square() @ damped) + 1 / count
-    return (residual.square().sum(1) / (1 - leverage).clamp(min=1e-6).square()).mean()
 
 
 @dataclass

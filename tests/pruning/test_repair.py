@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from pxp_optimize.pruning import Graph, Masks, compact, make_repair, prune_masks, trace
-from pxp_optimize.pruning.repair import RIDGES, BatchNormRepair, LeastSquaresRepair, _leave_one_out, _rows, ridge
+from pxp_optimize.pruning.repair import RIDGES, BatchNormRepair, LeastSquaresRepair, _rows, ridge
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
@@ -143,23 +143,35 @@ def test_ridge_is_the_closed_form(images: Tensor) -> None:
     assert torch.allclose(bias, torch.full((2,), 3.0, dtype=torch.float64), atol=1e-3)
 
 
-@pytest.mark.parametrize("count", [7, 29, 31])
-def test_fewer_rows_than_features_give_the_same_by_a_shorter_way(count: int) -> None:
-    """The same as the normal equations, whose eigenvalues beyond the rows are zero."""
+def fitted(x: Tensor, y: Tensor, prior: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
+    """Ridge regression towards the prior, by the normal equations; the intercept is free."""
+    centred = x - x.mean(0)
+    gram = centred.T @ centred + strength * torch.eye(x.shape[1], dtype=x.dtype)
+    weight = prior + torch.linalg.solve(gram, centred.T @ (y - y.mean(0) - centred @ prior.T)).T
+    return weight, y.mean(0) - weight @ x.mean(0)
+
+
+@pytest.mark.parametrize("most_units", [256, 2])
+@pytest.mark.parametrize("count", [7, 29, 31, 70])
+def test_ridge_is_the_one_of_least_error_where_rows_are_left_out(count: int, most_units: int) -> None:
+    """By leaving out one row after the other, with fewer rows than features and with more."""
     torch.manual_seed(3)
     x, y, prior = (torch.randn(*shape, dtype=torch.float64) for shape in ((count, 30), (count, 4), (4, 30)))
-    weight, bias = ridge(lambda: iter([(x[:5], y[:5]), (x[5:], y[5:])]), prior)
-    centred, goal = x - x.mean(0), y - y.mean(0)
-    left = goal - centred @ prior.T
-    eigenvalues, vectors = torch.linalg.eigh(centred.T @ centred)
-    eigenvalues = eigenvalues.clamp(min=0)
-    rotated, scale = vectors.T @ centred.T @ left, eigenvalues.mean()
-    errors = {r: _leave_one_out(centred @ vectors, left, eigenvalues, rotated, r * scale, count) for r in RIDGES}
-    strength = min(errors, key=lambda r: float(errors[r])) * scale
-    gram = centred.T @ centred + strength * torch.eye(30, dtype=torch.float64)
-    expected = prior + torch.linalg.solve(gram, centred.T @ left).T
+    weight, bias = ridge(lambda: iter([(x[:5], y[:5]), (x[5:], y[5:])]), prior, max_units=most_units)
+    scale = (x - x.mean(0)).square().sum() / 30
+    seen = slice(None, None, 4 // min(4, most_units))  # of the units
+
+    def error(strength: float) -> float:
+        total = 0.0
+        for row in range(count):
+            others = torch.arange(count) != row
+            without, constant = fitted(x[others], y[others], prior, strength * scale)
+            total += float((x[row] @ without.T + constant - y[row])[seen].square().sum())
+        return total
+
+    expected, intercept = fitted(x, y, prior, min(RIDGES, key=error) * scale)
     assert torch.allclose(weight, expected, rtol=1e-6, atol=1e-8)
-    assert torch.allclose(bias, y.mean(0) - weight @ x.mean(0))
+    assert torch.allclose(bias, intercept, rtol=1e-6, atol=1e-8)
 
 
 def test_ridge_chooses_by_the_error_of_left_out_rows() -> None:
