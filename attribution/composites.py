@@ -286,6 +286,8 @@ def load_composite(source: str | Path | Mapping[str, Any]) -> Composite:
     raw = Path(source).read_bytes()
     try:
         data = json.loads(raw.decode(), parse_constant=_refuse_constant)
+    except RecursionError:
+        raise CompositeError(f"{source}: not a composite: nested too deeply") from None
     except ValueError as error:
         raise CompositeError(f"{source}: not a JSON document: {error}") from error
     return Composite.from_dict(data)

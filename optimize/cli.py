@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -32,11 +33,16 @@ class OneLineErrors(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         kwargs["standalone_mode"] = False
         try:
+            _check_text(args[0] if args else kwargs.get("args") or sys.argv[1:])
             status = super().main(*args, **kwargs)
         except click.ClickException as error:
             self._fail(error.format_message())
         except UserError as error:
             self._fail(str(error))
+        except OSError as error:  # a name that is too long, a full disk, a folder that is closed
+            if error.filename is None:
+                raise
+            self._fail(f"{error.filename!s:.200}: {error.strerror}")
         except (click.Abort, KeyboardInterrupt):
             click.echo("Stopped.", err=True)
             sys.exit(INTERRUPTED)
@@ -46,6 +52,15 @@ class OneLineErrors(click.Group):
     def _fail(message: str) -> None:
         click.echo(f"Error: {' '.join(message.split())}", err=True)
         sys.exit(BAD_INPUT)
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    """Refuse bytes that are no text: neither a database nor JSON can hold them."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{argument!r:.200} is not UTF-8: rename it, or give another one") from None
 
 
 class Parsed(click.ParamType):
@@ -214,6 +229,8 @@ def compare(
     from .prepare import prepare
     from .progress import Screen
 
+    if output is not None and csv is not None and Path(output).resolve() == Path(csv).resolve():
+        raise UserError(f"--output and --csv are both {output}: give two files")
     if output is not None:
         check_target(output, storage, lambda path: is_json(path, FORMAT), "comparison")
     if csv is not None:
@@ -376,6 +393,8 @@ def run(options: Options) -> int:
     if "," in options.objective and options.sampler not in MULTI_OBJECTIVE:
         known = ", ".join(MULTI_OBJECTIVE)
         raise UserError(f"--sampler {options.sampler} knows one objective: give --objective auc, or one of {known}")
+    if options.repair == "none" and options.repair_samples is not None:
+        raise UserError(f"--repair-samples {options.repair_samples}: --repair none reads no images; leave one out")
     check_storage(options.storage)
     check_target(options.export, options.storage)
     screen = Screen(quiet=options.quiet)
@@ -419,7 +438,7 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     from .draws import tasks_of
     from .known import earlier_composite, mixed_composites
     from .memory import keep_batch_size
-    from .pruners import Race, make_pruner, reports_of
+    from .pruners import NONE, Race, make_pruner, reports_of
     from .racing import chunks
     from .rescore import fresh_measure, is_rescored, rescore
     from .samplers import GRID, UNCONDITIONAL, make_sampler
@@ -475,6 +494,8 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     done = count_finished(study)
     state = f"continues, {done} of {options.trials} trials finished" if done else f"{options.trials} trials"
     screen.line(f"study   {name} in {options.storage}: {state}")
+    if options.pruner != NONE and len(sizes) < 2:
+        screen.line(f"pruner  {options.pruner} stops nothing: {sizes[0]} search samples are too few for several chunks")
     task = prepared.task
     plain = [drawn.plain() for drawn in tasks]
     if options.batch_size == "auto":
@@ -495,7 +516,10 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
                 queue=grid,
                 watch=watch,
                 race=None if "," in options.objective else race,
+                queue_only=options.sampler == GRID,
             )
+        if options.sampler == GRID and (tried := count_finished(study)) < options.trials and options.timeout is None:
+            screen.line(f"grid    all {tried} composites are tried: fewer than --trials {options.trials}")
         if count_complete(study):
             if options.rescore > 1 and not is_rescored(study, options.rescore):
                 with screen("score the best again", options.rescore) as advance:
@@ -561,7 +585,7 @@ def _report(study: Study, options: Options) -> None:
 def _print_table(table: Any) -> None:
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)  # names of studies and files may hold brackets
     if not console.is_terminal:  # a file has no width that a line could be too long for
         console.width = 200
     console.print(table)

@@ -7,6 +7,7 @@ parser or the choices), so that an option is declared once. Nothing here imports
 from __future__ import annotations
 
 import contextlib
+import csv
 import difflib
 import itertools
 import math
@@ -85,14 +86,15 @@ def parse_rate(value: object) -> float:
 def parse_classes(value: object) -> str:
     """Which classes, as `data.pick_classes` reads it: names or indices, or a number of them to draw.
 
-    So "3" draws three classes, and "3,5" or "cat,dog" or a list are these two.
+    So "3" draws three classes, and "3,5" or "cat,dog" or a list are these two. A name with a comma stands in quotes:
+    '"cat, tabby",dog'.
 
     Raises:
         ValueError: fewer than two classes, or one named twice.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
-    parts = value.split(",") if isinstance(value, str) else _items(value)
+    parts = split_names(value) if isinstance(value, str) else _items(value)
     names = [text for part in parts if (text := str(part).strip())]
     if len(names) == 1 and names[0].isdecimal() and isinstance(value, str):
         if int(names[0]) < 2:
@@ -101,7 +103,20 @@ def parse_classes(value: object) -> str:
         raise ValueError(f"{value!r} names one class: give a list such as 3,5 or a number to draw")
     elif len(set(names)) < len(names):
         raise ValueError(f"{value!r} names a class twice")
-    return ",".join(names)
+    return ",".join(f'"{name}"' if "," in name else name for name in names)
+
+
+def split_names(text: str) -> list[str]:
+    """The parts of a list with commas; within double quotes a comma is part of a name.
+
+    Raises:
+        ValueError: quotes that do not end.
+    """
+    try:
+        parts = next(csv.reader([text], skipinitialspace=True, strict=True), [])
+    except csv.Error as error:
+        raise ValueError(f"{text!r} is no list: {error}") from error
+    return [part.strip() for part in parts]
 
 
 def parse_channels(value: object) -> tuple[float, ...]:
@@ -169,7 +184,7 @@ def _several(texts: Sequence[str], parse: Callable[[object], str], whole: object
 
 
 def parse_units(value: object) -> str:
-    """Kinds of units joined by "+", or "auto".
+    """Kinds of units joined by "+", in alphabetical order, or "auto".
 
     Raises:
         ValueError: an unknown kind, or one named twice.
@@ -178,7 +193,7 @@ def parse_units(value: object) -> str:
     for kind in kinds:
         if kind not in UNITS or (kind == "auto" and len(kinds) > 1) or kinds.count(kind) > 1:
             raise ValueError(f"{value!r} is not made of {', '.join(UNITS[1:])} (joined by +), or auto")
-    return "+".join(kinds)
+    return "+".join(sorted(kinds))
 
 
 def parse_space(value: object) -> str:
@@ -192,7 +207,7 @@ def parse_space(value: object) -> str:
     return str(value)
 
 
-def count_from(minimum: int, maximum: int | None = None) -> Parser:
+def count_from(minimum: int, maximum: int = 2**31 - 1) -> Parser:
     """A parser of whole numbers from `minimum` on, up to `maximum`."""
 
     def parse(value: object) -> int:
@@ -204,8 +219,8 @@ def count_from(minimum: int, maximum: int | None = None) -> Parser:
             raise ValueError(f"{value!r} is not a whole number")
         if number < minimum:
             raise ValueError(f"{number} is too small: at least {minimum}")
-        if maximum is not None and number > maximum:
-            raise ValueError(f"{number} is too large: at most {maximum}")
+        if number > maximum:
+            raise ValueError(f"{value!r:.20} is too large: at most {maximum}")
         return number
 
     return parse
@@ -237,7 +252,7 @@ def _items(value: object) -> Sequence[object]:
 def _numbers(parts: Sequence[object], whole: object) -> tuple[float, ...]:
     try:
         numbers = tuple(float(part) for part in parts if not isinstance(part, bool))  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = ()
     if len(numbers) != len(parts) or not all(math.isfinite(number) for number in numbers):
         raise ValueError(f"{whole!r} is not made of numbers")
@@ -481,7 +496,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         data: Mapping[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not TOML: {error}") from error
     known = {option.name for option in fields(Options)}
     aliases = {option.metadata["alias"]: option.name for option in fields(Options) if option.metadata["alias"]}

@@ -26,6 +26,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tvf
 
+from .config import split_names
 from .errors import UserError
 
 Indices: TypeAlias = NDArray[np.int64]
@@ -157,7 +158,7 @@ def pick_classes(dataset: Dataset, spec: str | None, seed: int) -> tuple[int, ..
     names = dataset.classes
     if spec is None:
         return tuple(range(len(names)))
-    wanted = [part.strip() for part in spec.split(",") if part.strip()]
+    wanted = [part for part in split_names(spec) if part]
     if len(wanted) == 1 and wanted[0].isdecimal():
         count = int(wanted[0])
         if not 2 <= count <= len(names):
@@ -252,17 +253,30 @@ def _scan(root: Path) -> tuple[tuple[str, ...], Split]:
     labels: list[int] = []
     images: list[Path] = []
     for label, name in enumerate(classes):
-        found = sorted(
-            Path(folder, file)
-            for folder, _, names in os.walk(root / name, followlinks=True)
-            for file in names
-            if file[0] != "." and Path(file).suffix.lower() in _readable_suffixes()
-        )
+        found = _images_below(root / name)
         if not found:
             raise UserError(f"{root / name} has no images that Pillow reads; add some or remove the folder")
         labels += [label] * len(found)
         images += found
     return tuple(classes), Split(np.array(labels, dtype=np.int64), images)
+
+
+def _images_below(root: Path) -> list[Path]:
+    """The images in a folder and its sub-folders, by path; each once, whatever links lead to it."""
+    found: dict[str, Path] = {}
+    seen = set()
+    for folder, inner, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link back up, which os.walk would follow again and again
+            inner.clear()
+            continue
+        seen.add(real)
+        for name in names:
+            path = Path(folder, name)
+            if name[0] != "." and path.suffix.lower() in _readable_suffixes():
+                target = os.path.realpath(path) if path.is_symlink() else os.path.join(real, name)
+                found[target] = min(found.get(target, path), path)
+    return sorted(found.values())
 
 
 def _halve(split: Split, seed: int) -> tuple[Split, Split]:

@@ -25,12 +25,15 @@ def with_reference(prepared: Prepared, draw: int) -> Task:
     """The task with other reference images, for its relevance and its repair (which has images of its own where the
     study has --repair-samples); search and holdout stay.
 
-    draw: which of the draws, from 1 on: first those of the study's --draws, then others.
+    draw: which of the draws, from 1 on: first those of the study's --draws, then others, without broken images.
+
+    Raises:
+        UserError: images that cannot be read.
     """
-    task = prepared.task
-    reference = prepared.source.read(SPLITS["reference"], other_reference(prepared.source, draw))
+    task, source = prepared.task, prepared.source
+    reference = source.read(SPLITS["reference"], other_reference(source, draw), draw >= source.draws)
     fresh = replace(task, reference=reference, curves={}, plans={}, unpruned={}, variants={})
-    if prepared.source.repair is not None:  # repairs read images of their own
+    if source.repair is not None:  # repairs read images of their own
         return fresh
     images = images_for_repair(reference)
     return replace(fresh, repair=make_repair(task.repair_name, task.graph, images), repair_images=images)

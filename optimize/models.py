@@ -207,7 +207,7 @@ def _call(spec: str) -> nn.Module:
         sys.path.insert(0, here)
     try:
         module = getattr(importlib.import_module(where), name)()
-    except Exception as error:  # it is the user's code that runs here
+    except (Exception, SystemExit) as error:  # it is the user's code that runs here, a script's maybe
         raise UserError(
             f"--model {spec}: {type(error).__name__}: {reason(error)}; "
             "it must name an importable function that returns an nn.Module when called without arguments"

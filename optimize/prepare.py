@@ -65,7 +65,8 @@ class Source:
 
     classes: indices of those in use. drawn: by samples' name, the rows of the split (`SPLITS`) that they are. draws: of
     reference samples that a trial is the mean over. read: decodes rows of a split ("train", "val"), and puts the
-    samples on the task's device. repair: images for repairs other than the reference samples, or None.
+    samples on the task's device; with True it leaves out broken images, also where nobody said to. repair: images for
+    repairs other than the reference samples, or None.
     """
 
     dataset: Dataset
@@ -74,7 +75,7 @@ class Source:
     per_class: int
     seed: int
     draws: int
-    read: Callable[[str, Indices], Samples]
+    read: Callable[[str, Indices, bool], Samples]
     repair: Images | None = None
 
 
@@ -120,9 +121,9 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
     budget = sample_budget(device) if options.sample_memory is None else options.sample_memory << 20
     store = Store(budget, cache)
 
-    def read(split: str, indices: Indices) -> Samples:
+    def read(split: str, indices: Indices, skip_broken: bool = False) -> Samples:
         rows: Split = getattr(dataset, split)
-        found = _samples(rows, indices, of_class, transform, store, options.skip_broken, progress)
+        found = _samples(rows, indices, of_class, transform, store, skip_broken or options.skip_broken, progress)
         return Samples(found.inputs.to(device), found.targets.to(device))
 
     samples = {name: read(SPLITS[name], indices) for name, indices in drawn.items()}

@@ -129,7 +129,9 @@ class Screen:
             console=self.console,
             transient=True,
         ) as bar:
-            task = bar.add_task(str(standing), total=standing.total, completed=before, trial=before + 1, rest="")
+            task = bar.add_task(
+                escape(str(standing)), total=standing.total, completed=before, trial=before + 1, rest=""
+            )
 
             def show(now: Standing, trial: str) -> None:
                 spent = time.monotonic() - started

@@ -1,7 +1,7 @@
 """The best few trials of a search, measured again on samples that they were not chosen by.
 
 Those are validation images that neither search nor holdout has, where there are as many as the search has; else the
-search's images, ranked by other reference images.
+search's images, ranked by other reference images. Broken images among them are left out: the search did without.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def fresh_measure(prepared: Prepared, tasks: Sequence[Task]) -> tuple[str, Measu
     """
     rows = left_over(prepared.source)
     if rows is not None:
-        fresh = prepared.source.read(SPLITS["search"], rows)
+        fresh = prepared.source.read(SPLITS["search"], rows, True)
         others = [replace(task, search=fresh, variants={}) for task in tasks]
         return f"{len(fresh)} other validation images", lambda c: mean_evaluation(others, c).auc
     draws = range(len(tasks), len(tasks) + DRAWS)

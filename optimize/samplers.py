@@ -37,12 +37,11 @@ def _cmaes(seed: int) -> BaseSampler:
     numbers are there in every trial (`Space(conditional=False)`), and leaves the categories to TPE. A trial
     that was stopped counts by the AUC over the samples it has seen.
     """
-    from optuna.samplers import CmaEsSampler, TPESampler
+    from optuna.samplers import TPESampler
 
-    independent = TPESampler(seed=seed, multivariate=False)
-    return CmaEsSampler(
-        seed=seed, independent_sampler=independent, warn_independent_sampling=False, consider_pruned_trials=True
-    )
+    from .evolution import CmaEs
+
+    return CmaEs(seed, TPESampler(seed=seed, multivariate=False))
 
 
 def _gp(seed: int) -> BaseSampler:
@@ -109,7 +108,7 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
     def fresh(*parts: object) -> BaseSampler:
         digest = hashlib.sha256(repr((seed, *parts)).encode()).digest()
         with warnings.catch_warnings():
-            # TPE's groups and CMA-ES's stopped trials, in use for years
+            # TPE's groups, in use for years
             warnings.simplefilter("ignore", ExperimentalWarning)
             return build(int.from_bytes(digest[:4], "little"))
 
@@ -127,8 +126,9 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
             self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
         ) -> dict[str, Any]:
             # Kept with the trial: on a second try Optuna's GP would take the first one for a trial of its own.
+            # Not if another sampler goes on, which draws others together.
             drawn = trial.system_attrs.get(RELATIVE)
-            if drawn is None:
+            if drawn is None or not drawn.keys() <= search_space.keys():
                 drawn = self._current.sample_relative(_within(study), trial, search_space)
                 study._storage.set_trial_system_attr(trial._trial_id, RELATIVE, drawn)
             return drawn

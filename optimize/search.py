@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ..attribution import Composite, CompositeError
 from ..pruning import NotFinite, area_over
-from ..studies.best import auc_of, best_trial, search_best
+from ..studies.best import auc_of, best_trial, check_trials, search_best
 from ..studies.fingerprint import Fingerprint, difference
 from ..studies.report import fixed_trials, name_of
 from .candidate import Pruning, candidate, candidate_of, keep_candidate, pruning_of
@@ -87,8 +87,10 @@ def check_study(
         return None
     study = optuna.load_study(study_name=name, storage=storage)
     stored = study.user_attrs.get("fingerprint")
-    if stored is None and study.get_trials(deepcopy=False):
+    maximized = all(direction == StudyDirection.MAXIMIZE for direction in study.directions)
+    if stored is None and (study.get_trials(deepcopy=False) or not maximized):
         raise UserError(f"study {name!r} was not made by pxp-optimize: give another name with --study")
+    check_trials(study)
     if stored is not None and (found := difference(stored, fingerprint)):
         raise UserError(
             f"study {name!r} was made with other settings ({'; '.join(found)}): "
@@ -168,6 +170,7 @@ def run_search(
     queue: Sequence[Mapping[str, Any]] = (),
     watch: Watch | None = None,
     race: Race | None = None,
+    queue_only: bool = False,
 ) -> None:
     """Run trials, the fixed composites first, until the study has `trials` finished ones.
 
@@ -183,6 +186,7 @@ def run_search(
         queue: parameters to try, after `start_from` and before the sampler proposes any.
         watch: told after each trial.
         race: whether trials are stopped, by the study's pruner; None for never.
+        queue_only: end when nothing is left in the queue, whatever the number of trials.
 
     Raises:
         UserError: too many trials failed one after another.
@@ -199,8 +203,10 @@ def run_search(
         if timeout is not None and time.monotonic() - started >= timeout:
             break
         try:
-            if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            if not _is_waiting(study):
                 _enqueue_composites(study, space, known or {}, "known", most=1)
+            if queue_only and not _is_waiting(study):
+                break
             trial, outcome = _run_trial(study, space, evaluate, race)
         except BaseException as error:
             # Ctrl-C is no sign that the trial is at fault; anything else may be.
@@ -213,6 +219,10 @@ def run_search(
         if watch is not None:
             name = name_of(trial) or f"no. {trial.number}"
             watch(standing(study, trials), f"{name}, {_told(trial, outcome)}")
+
+
+def _is_waiting(study: Study) -> bool:
+    return bool(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
 
 def _told(trial: Trial, outcome: Result | NotFinite) -> str:
@@ -327,7 +337,7 @@ def known_curves(study: Study) -> dict[str, Curve]:
     count = sum(study.user_attrs.get("chunks", ()))  # 0 where a study kept none
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return {
-        trial.user_attrs["ranking_hash"]: Curve(
+        trial.user_attrs.get("ranking_hash", ""): Curve(
             list(trial.user_attrs["accuracy"]),
             list(trial.user_attrs.get("chunks", ())),
             trial.user_attrs.get("samples", count),

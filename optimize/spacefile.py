@@ -94,7 +94,7 @@ def read_space(
         return parse_space(data, network, conditional, mixed=mixed, pruning=pruning)
     except OSError as error:
         raise UserError(f"--space: cannot read {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"--space: {path} is not TOML: {error}") from error
     except SpaceError as error:
         raise UserError(f"--space {path}: {error}") from error

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..optimize.errors import UserError
+
 if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial
@@ -16,6 +18,25 @@ PRUNING = "pruning"
 """The trial attribute that holds the trial's own schedule and repair, where the study searches them: JSON values."""
 RESCORED = "rescored"
 """The study attribute that holds the new scores: by trial number, `{"auc": ..., "on": which samples}`."""
+
+
+def check_trials(study: Study) -> None:
+    """Refuse a study into which another program has put trials.
+
+    Raises:
+        UserError: a finished trial without a composite, or without its curve.
+    """
+    from optuna.trial import TrialState
+
+    rates = study.user_attrs.get("rates")
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
+        composite, accuracy = (trial.user_attrs.get(key) for key in ("composite", "accuracy"))
+        fits = isinstance(composite, dict) and isinstance(accuracy, list)
+        if not fits or (rates is not None and len(accuracy) != len(rates)):
+            raise UserError(
+                f"trial {trial.number} of study {study.study_name!r} was not made by pxp-optimize: "
+                "take another study, or another name with --study"
+            )
 
 
 def auc_of(trial: FrozenTrial) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..optimize.errors import UserError
-from .best import PRUNING, RESCORED, auc_of, best_trial, search_best
+from .best import PRUNING, RESCORED, auc_of, best_trial, check_trials, search_best
 from .fingerprint import ADDED
 from .storage import database_file
 
@@ -27,10 +27,11 @@ def complete_trial(study: Study, number: int | None = None) -> FrozenTrial:
     """The best complete trial of a study (`best_trial`), or the one with this number.
 
     Raises:
-        UserError: no complete trial yet, no trial of this number, or one that did not complete.
+        UserError: no complete trial yet, no trial of this number, one that did not complete, or see `check_trials`.
     """
     from optuna.trial import TrialState
 
+    check_trials(study)
     trials = study.get_trials(deepcopy=False)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     if number is not None:
@@ -117,7 +118,7 @@ def is_json(path: Path, format: str) -> bool:
     """Whether a file is empty, or holds a document whose `format` begins so."""
     try:
         found = json.loads(path.read_text(encoding="utf-8") or "{}")
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(found, dict) and (not found or str(found.get("format", "")).startswith(format))
 

@@ -48,6 +48,8 @@ def check_storage(storage: str, *, must_exist: bool = False) -> None:
     path = database_file(storage)
     if path is None:
         return
+    if "?" in storage and "://" not in storage:  # in a URL it begins the options
+        raise UserError(f"{storage} cannot be the name of a database file: give --storage a path without ?")
     if not path.exists():
         if must_exist:
             raise UserError(f"no database {path}: give the one a study was run with by --storage")
@@ -72,6 +74,8 @@ def _check_tables(path: Path) -> None:
     except sqlite3.Error as error:
         if "not a database" in str(error):
             raise UserError(f"{path} is not an SQLite database, left as it is: give --storage another path") from error
+        if "locked" in str(error):
+            raise UserError(f"{path} is locked by another program: close that, or give another --storage") from error
         raise UserError(f"{path} is a damaged database ({error}): give --storage another path") from error
     if tables and not {"studies", "trials", "version_info"} <= tables:
         raise UserError(f"{path} is a database of something else, left as it is: give --storage another path")
@@ -100,7 +104,8 @@ def open_storage(storage: str, *, must_exist: bool = False) -> RDBStorage:
     """Optuna's storage; an SQLite file is created where there is none, and set to WAL with a busy timeout.
 
     Raises:
-        UserError: `check_storage` refuses it, its driver is missing, or its tables are of another Optuna.
+        UserError: `check_storage` refuses it, its driver is missing, its tables are of another Optuna, or it is a
+            malformed URL.
     """
     from optuna.storages import RDBStorage
 
@@ -116,6 +121,8 @@ def open_storage(storage: str, *, must_exist: bool = False) -> RDBStorage:
             raise UserError(f"{storage}: install the database's Python driver ({error})") from error
         except RuntimeError as error:  # Optuna's check of its tables' version
             raise UserError(f"{storage}: {' '.join(str(error).split())}") from error
+        except ValueError as error:
+            raise UserError(f"{storage} is no URL of a database ({error}): give another --storage") from error
         if url.startswith("sqlite:"):
             _lock_at_begin(opened.engine)
         return opened

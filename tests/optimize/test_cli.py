@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -232,6 +234,7 @@ def test_listed_units_are_those_of_the_graph(name):
     assert {kind for kind in units_of(name).split(", ") if kind} == kinds
 
 
+LONG = "x" * 300
 BAD = {
     "unknown model": (["--model", "resnet81"], "resnet18"),
     "no data": (["--data", "none"], "none"),
@@ -252,6 +255,19 @@ BAD = {
     "precision of other devices": (["--precision", "tf32"], "cpu has no TF32"),
     "other precision": (["--precision", "bf16", "--trials", "9"], "precision: stored fp32, now bf16"),
     "other settings": (["--rates", "0,0.5", "--trials", "9"], "rates: stored"),
+    "too long a name to export to": (["--export", LONG], "File name too long"),
+    "too long a name of a database": (["--storage", LONG], "File name too long"),
+    "too long a name of a folder": (["--data", LONG], "File name too long"),
+    "a name that is no text": (["--export", os.fsdecode(b"\xff.json")], "is not UTF-8"),
+    "a malformed URL": (["--storage", "postgresql://host:port/db"], "is no URL"),
+    "a question mark": (["--storage", "what?.db"], "path without ?"),
+    "images for no repair": (["--repair", "none", "--repair-samples", "20"], "--repair none reads no images"),
+    "a seed of 400 digits": (["--seed", "9" * 400], "too large"),
+    "a rate of 400 digits": (["--rates", "0," + "9" * 400], "not made of numbers"),
+    "a module that exits": (["--model", "leaving:build"], "SystemExit"),
+    "quotes that do not end": (["--classes", '"a,b'], "is no list"),
+    "a file that is nested too deeply": (["--config", "deep.toml"], "deep.toml is not TOML"),
+    "a composite that is nested too deeply": (["--from", "deep.json"], "nested too deeply"),
 }
 
 
@@ -265,6 +281,9 @@ def test_a_configuration_stands_after_a_command(project):
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_touches_nothing(project, first_run, case):
     arguments, named = BAD[case]
+    (project.folder / "leaving.py").write_text("raise SystemExit(0)\n")
+    (project.folder / "deep.toml").write_text("trials = " + "[" * 100_000)
+    (project.folder / "deep.json").write_text("[" * 100_000)
     before = project.files()
     result = project.run(*project.options, *arguments)
     assert result.returncode == 2, result.stderr
@@ -285,6 +304,8 @@ def test_bad_input_is_one_line_and_touches_nothing(project, first_run, case):
         (["studies", "--storage", "none.db"], "no database none.db"),
         (["studies", "--storage", "weights.pt"], "not an SQLite database"),
         (["export", "--trial", "x"], "--trial"),
+        (["export", "-o", LONG], "File name too long"),
+        (["compare", "--output", "one.json", "--csv", "./one.json"], "give two files"),
     ],
 )
 def test_bad_input_of_the_other_commands(project, first_run, arguments, named):
@@ -293,6 +314,46 @@ def test_bad_input_of_the_other_commands(project, first_run, arguments, named):
     assert len(result.stderr.splitlines()) == 1
     assert named in result.stderr
     assert not (project.folder / "none.db").exists()
+
+
+def test_names_are_shown_as_they_are(project):
+    """Square brackets are markup to what draws the tables."""
+    arguments = [*project.options, "--storage", "[bold]a.db", "--export", "[red].json", "--study", "my [i]study[/i]"]
+    result = project.run(*arguments, "--trials", "5", "--from", "best [1].json")
+    assert result.returncode == 2
+    (project.folder / "best [1].json").write_text('{"groups": {"*": {"rule": "gamma", "gamma": 0.7}}}')
+    result = project.run(*arguments, "--trials", "6", "--from", "best [1].json")
+    assert result.returncode == 0, result.stderr
+    assert "study my [i]study[/i]" in result.stdout
+    assert "[bold]a.db" in result.stdout
+    listed = project.run("studies", "--storage", "[bold]a.db")
+    assert "my [i]study[/i]" in listed.stdout
+
+
+def test_trials_of_other_programs_are_named_not_stumbled_over(project, first_run):
+    copy = project.folder / "foreign.db"
+    shutil.copy(project.folder / "pxp.db", copy)
+    study = optuna.load_study(study_name=NAME, storage=open_storage(str(copy)))
+    study.add_trial(optuna.trial.create_trial(value=0.99, params={}, distributions={}))
+    runs = {
+        "run": [*project.options, "--storage", "foreign.db", "--export", "foreign.json", "--trials", "99"],
+        "export": ["export", "--study", NAME, "--storage", "foreign.db", "-o", "foreign.json"],
+        "compare": ["compare", "--study", NAME, "--storage", "foreign.db"],
+        "prune": ["prune", "--study", NAME, "--storage", "foreign.db"],
+    }
+    for arguments in runs.values():
+        result = project.run(*arguments)
+        assert (result.returncode, result.stdout) == (2, ""), result.stderr
+        assert "was not made by pxp-optimize" in result.stderr.splitlines()[-1]
+    assert project.run("studies", "--storage", "foreign.db").returncode == 0
+
+
+def test_a_grid_ends_when_all_is_tried(project):
+    (project.folder / "two.toml").write_text('[parts."*"]\nrules = ["zplus", "alpha_beta"]\nalpha = 2\n')
+    arguments = ["--sampler", "grid", "--space", "two.toml", "--storage", "grid.db", "--export", "grid.json"]
+    result = project.run(*project.options, *arguments, "--trials", "50")
+    assert result.returncode == 0, result.stderr
+    assert "composites are tried: fewer than --trials 50" in result.stderr
 
 
 def test_a_study_from_before_there_were_precisions_goes_on(project):

@@ -20,6 +20,7 @@ from pxp_optimize.optimize.config import (
     parse_seconds,
     parse_units,
     read_config,
+    split_names,
 )
 from pxp_optimize.optimize.errors import UserError
 from pxp_optimize.optimize.samplers import SAMPLERS
@@ -111,9 +112,17 @@ def test_channels_are_one_or_three():
         parse_deviation("0.5,0,0.5")
 
 
+def test_a_class_name_with_a_comma_stands_in_quotes():
+    assert split_names(parse_classes('"cat, tabby", dog')) == ["cat, tabby", "dog"]
+    assert split_names(parse_classes(["cat, tabby", "dog"])) == ["cat, tabby", "dog"]
+    with pytest.raises(ValueError, match="is no list"):
+        parse_classes('"cat, tabby')
+
+
 def test_units_are_kinds_joined_by_plus():
     for good in ("auto", "filters", "heads+neurons"):
         assert parse_units(good) == good
+    assert parse_units("neurons+heads") == "heads+neurons"
     for bad in ("", "channels", "filters+", "auto+heads", "heads+heads", None):
         with pytest.raises(ValueError, match="filters, neurons, heads"):
             parse_units(bad)

@@ -120,6 +120,26 @@ def test_hidden_files_and_other_files_are_no_images(tmp_path: Path) -> None:
     assert len(data.train) + len(data.val) == 9
 
 
+def test_links_give_no_image_twice(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "pets")
+    before = opened(root, tmp_path)
+    (root / "cat" / "loop").symlink_to(root / "cat")
+    (root / "cat" / "up").symlink_to(root)  # and with it the other class's images
+    first = sorted((root / "dog").iterdir())[0]
+    (root / "dog" / "again.png").symlink_to(first)
+    (tmp_path / "elsewhere").mkdir()
+    picture(7).save(tmp_path / "elsewhere" / "far.png")
+    (root / "dog" / "linked").symlink_to(tmp_path / "elsewhere")
+    data = opened(root, tmp_path)
+    paths: list[list[Path]] = [[], []]
+    for split in (data.train, data.val):
+        for path, label in zip(split.images, split.labels, strict=True):
+            paths[label].append(Path(path).resolve())
+    assert len(paths[1]) == len(set(paths[1])) == 5  # its own four, and the linked one
+    assert len(paths[0]) == len(set(paths[0]))
+    assert len(before.train) + len(before.val) == 8
+
+
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [

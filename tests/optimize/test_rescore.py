@@ -9,6 +9,7 @@ import pytest
 from optuna.trial import TrialState, create_trial
 from pxp_optimize.attribution import Composite, RuleSpec
 from pxp_optimize.optimize.compare import stored_options
+from pxp_optimize.optimize.draws import left_over
 from pxp_optimize.optimize.prepare import prepare
 from pxp_optimize.optimize.rescore import fresh_measure, rescore
 from pxp_optimize.optimize.search import score_holdout
@@ -141,6 +142,19 @@ def test_a_run_scores_its_best_again_and_exports_that(project, monkeypatch, hold
 
     repeated = project.run(*command)
     assert repeated.stdout == result.stdout
+
+
+def test_a_broken_image_among_the_left_over_ones_costs_no_result(project):
+    """The search never read it: a run must not end by it after all its trials."""
+    prepared = project.prepared(reference_samples=5, search_samples=15, holdout_samples=15)
+    image = prepared.source.dataset.val.images[left_over(prepared.source)[0]]
+    whole = image.read_bytes()
+    image.write_bytes(b"broken")
+    arguments = [*project.options, *SIZES, "--search-samples", "15", "--holdout-samples", "15", "--trials", "5"]
+    result = project.run(*arguments, "--storage", "broken.db", "--export", "broken.json")
+    image.write_bytes(whole)
+    assert result.returncode == 0, result.stderr
+    assert "re-scored on 14 other validation images" in result.stdout
 
 
 def test_it_may_be_left_out(project):

@@ -77,6 +77,22 @@ def test_cmaes_drives_the_numbers():
     assert len(driven) >= 10
 
 
+@pytest.mark.parametrize("before", SAMPLERS)
+@pytest.mark.parametrize("after", SAMPLERS)
+def test_a_trial_that_was_cut_off_goes_on_with_another_sampler(before, after):
+    space = space_for("cmaes")
+    study = optuna.create_study(direction="maximize")
+    for number in range(12):
+        study.sampler = make_sampler(before if number < 11 else after, 0)
+        trial = study.ask()
+        if number == 10:
+            study._storage.set_trial_state_values(trial._trial_id, state=TrialState.WAITING)
+            continue
+        space.suggest(trial)
+        study.tell(trial, value(trial.params))
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 11
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_no_warnings(name, caplog):
     optuna.logging.enable_propagation()

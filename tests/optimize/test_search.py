@@ -318,6 +318,13 @@ def test_a_study_of_another_program_is_refused(tmp_path):
         study_in(path)
 
 
+def test_an_empty_study_that_minimizes_is_not_taken_over(tmp_path):
+    path = tmp_path / "a.db"
+    optuna.create_study(storage=open_storage(str(path)), study_name="toy", direction="minimize")
+    with pytest.raises(UserError, match="not made by pxp-optimize"):
+        study_in(path)
+
+
 def test_holdout_scores_are_kept(tmp_path):
     study = study_in(tmp_path / "a.db")
     run_search(study, Space(GROUPS), toy, trials=9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import subprocess
 import sys
@@ -99,8 +100,19 @@ def test_places_that_cannot_hold_a_database(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_locked_database_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "a.db"
+    other_database(path)
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **kwargs: connect(*args, timeout=0.1, **kwargs))
+    with contextlib.closing(connect(path)) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(UserError, match="is locked by another program"):
+            check_storage(str(path))
+
+
 def test_an_unknown_database_or_a_missing_driver_is_one_line():
-    for url in ("nonsense://host/db", "postgresql+nodriver://host/db"):
+    for url in ("nonsense://host/db", "postgresql+nodriver://host/db", "postgresql://host:port/db", "://"):
         with pytest.raises(UserError, match=r"^[^\n]+$"):
             open_storage(url)
 
