@@ -49,7 +49,10 @@ class CmaEs(BaseSampler):
         if not search_space:
             return {}
         optimizer = self.replay(study, search_space)
-        optimizer._rng.seed((self._seed + trial.number) % 2**32)
+        rng = np.random.RandomState(self._seed)  # used as Optuna's sampler uses it, so that the draws are its own
+        if not any(_generation(other) > 0 for other in _finished(study)):
+            rng.randint(1, 2**31 - 2)
+        optimizer._rng.seed(rng.randint(1, 2**16) + trial.number)
         drawn = optimizer.ask()
         study._storage.set_trial_system_attr(trial._trial_id, GENERATION, optimizer.generation)
         return {name: _from_unit(float(part), of) for part, (name, of) in zip(drawn, search_space.items(), strict=True)}
@@ -67,14 +70,23 @@ class CmaEs(BaseSampler):
         optimizer = CMA(np.full(count, 0.5), 1 / 6, bounds=bounds, n_max_resampling=10 * count)
         sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
         members: dict[int, list[tuple[NDArray[np.float64], float]]] = {}
-        for found in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
-            generation = found.system_attrs.get(GENERATION)
-            if isinstance(generation, int) and found.values and found.params.keys() >= search_space.keys():
+        for found in _finished(study):
+            if found.values and found.params.keys() >= search_space.keys():
                 point = np.array([_to_unit(found.params[name], of) for name, of in search_space.items()])
-                members.setdefault(generation, []).append((point, sign * float(found.values[0])))
+                members.setdefault(_generation(found), []).append((point, sign * found.values[0]))
         while len(complete := members.get(optimizer.generation, [])) >= optimizer.population_size:
             optimizer.tell(complete[: optimizer.population_size])
         return optimizer
+
+
+def _finished(study: Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+
+def _generation(trial: FrozenTrial) -> int:
+    """The generation that a trial was drawn in; -1 of one that was not."""
+    found = trial.system_attrs.get(GENERATION)
+    return found if isinstance(found, int) else -1
 
 
 def _to_unit(value: float, of: BaseDistribution) -> float:

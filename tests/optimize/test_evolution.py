@@ -47,6 +47,21 @@ def test_state_is_the_one_that_optuna_keeps(direction):
         assert np.allclose(getattr(found, name), getattr(kept, name)), name
 
 
+def test_draws_are_those_of_optunas_sampler():
+    """Trial for trial, also with a new sampler for each trial."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = optuna.create_study(direction="maximize")
+        ours = optuna.create_study(direction="maximize")
+        for number in range(30):
+            theirs.sampler = CmaEsSampler(seed=number, warn_independent_sampling=False)
+            ours.sampler = CmaEs(seed=number)
+            for study in (theirs, ours):
+                study.optimize(value, n_trials=1)
+    for one, other in zip(theirs.trials[1:], ours.trials[1:], strict=True):
+        assert (one.params["x"], one.params["y"]) == pytest.approx((other.params["x"], other.params["y"]), rel=1e-6)
+
+
 def test_it_finds_the_best_point():
     best = search(CmaEs(seed=0), 80).best_trial.params
     assert best["x"] == pytest.approx(0.7, abs=0.05)
