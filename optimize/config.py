@@ -103,7 +103,7 @@ def parse_classes(value: object) -> str:
         raise ValueError(f"{value!r} names one class: give a list such as 3,5 or a number to draw")
     elif len(set(names)) < len(names):
         raise ValueError(f"{value!r} names a class twice")
-    return ",".join(f'"{name}"' if "," in name else name for name in names)
+    return ",".join('"' + name.replace('"', '""') + '"' if {",", '"'} & set(name) else name for name in names)
 
 
 def split_names(text: str) -> list[str]:
@@ -327,8 +327,8 @@ class Options:
     )
     classes: str | None = _option(
         None,
-        "Only these classes, by name or index (3,5 or cat,dog), or a single number to draw that many; "
-        "the network's other outputs are ignored.",
+        "Only these classes, by name or index (3,5 or cat,dog; a name with a comma in double quotes), or a single "
+        "number to draw that many; the network's other outputs are ignored.",
         parse=parse_classes,
         metavar="LIST|N",
         unset="all",

@@ -486,6 +486,6 @@ def some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """The error as one short line."""
     return (str(error) or type(error).__name__).splitlines()[0]

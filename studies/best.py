@@ -31,8 +31,8 @@ def check_trials(study: Study) -> None:
     rates = study.user_attrs.get("rates")
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
         composite, accuracy = (trial.user_attrs.get(key) for key in ("composite", "accuracy"))
-        fits = isinstance(composite, dict) and isinstance(accuracy, list)
-        if not fits or (rates is not None and len(accuracy) != len(rates)):
+        whole = isinstance(accuracy, list) and (rates is None or len(accuracy) == len(rates))
+        if not isinstance(composite, dict) or not whole:
             raise UserError(
                 f"trial {trial.number} of study {study.study_name!r} was not made by pxp-optimize: "
                 "take another study, or another name with --study"

@@ -114,7 +114,7 @@ def test_channels_are_one_or_three():
 
 def test_a_class_name_with_a_comma_stands_in_quotes():
     assert split_names(parse_classes('"cat, tabby", dog')) == ["cat, tabby", "dog"]
-    assert split_names(parse_classes(["cat, tabby", "dog"])) == ["cat, tabby", "dog"]
+    assert split_names(parse_classes(["cat, tabby", '5" disk'])) == ["cat, tabby", '5" disk']
     with pytest.raises(ValueError, match="is no list"):
         parse_classes('"cat, tabby')
 
