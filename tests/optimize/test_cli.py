@@ -321,7 +321,7 @@ def test_names_are_shown_as_they_are(project):
     arguments = [*project.options, "--storage", "[bold]a.db", "--export", "[red].json", "--study", "my [i]study[/i]"]
     result = project.run(*arguments, "--trials", "5", "--from", "best [1].json")
     assert result.returncode == 2
-    groups = dict.fromkeys(("low", "mid", "high", "classifier"), {"rule": "gamma", "gamma": 0.7})
+    groups = {group: {"rule": "gamma", "gamma": 0.7} for group in ("low", "mid", "high", "classifier")}
     (project.folder / "best [1].json").write_text(json.dumps({"groups": groups}))
     result = project.run(*arguments, "--trials", "6", "--from", "best [1].json")
     assert result.returncode == 0, result.stderr
