@@ -260,30 +260,28 @@ def ridge(
     # with fewer rows than features, all rows take less memory than the features' products, and much less time
     solve = _solve_by_rows if count < features else _solve_by_features
     every = max(1, -(-count // max_rows)), max(1, -(-prior.shape[0] // max_units))
-    weight = prior + solve(centred(), count, features, every)
+    weight = prior + solve(centred(), prior, count, every)
     return weight, mean_y - weight @ mean_x
 
 
 def _solve_by_features(
-    centred: Iterator[tuple[Tensor, Tensor]], count: int, features: int, every: tuple[int, int]
+    centred: Iterator[tuple[Tensor, Tensor]], prior: Tensor, count: int, every: tuple[int, int]
 ) -> Tensor:
     """The change of the weights, (units, features), from the features' products, which are summed chunk by chunk.
 
-    centred: chunks of rows and of what is to be explained, `count` rows in all. every: the ridge is chosen on each
-    so-manieth row and unit.
+    centred: chunks of rows and of what is to be explained, `count` rows in all. prior: as in `ridge`. every: the ridge
+    is chosen on each so-manieth row and unit.
     """
-    gram: Tensor | None = None
+    units, features = prior.shape
+    gram, cross = prior.new_zeros(features, features), prior.new_zeros(features, units)
     sample, left, offset = [], [], 0
     for x, y in centred:
-        if gram is None:
-            gram, cross = x.new_zeros(features, features), x.new_zeros(features, y.shape[1])
         gram.addmm_(x.T, x)
         cross.addmm_(x.T, y)
         first = -offset % every[0]
         sample.append(x[first :: every[0]])
         left.append(y[first :: every[0], :: every[1]])
         offset += len(x)
-    assert gram is not None
     eigenvalues, vectors = _spectrum(gram)
     rotated = vectors.T @ cross
     projected, wanted, few = torch.cat(sample) @ vectors, torch.cat(left), rotated[:, :: every[1]]
@@ -296,7 +294,7 @@ def _solve_by_features(
 
 
 def _solve_by_rows(
-    centred: Iterator[tuple[Tensor, Tensor]], count: int, features: int, every: tuple[int, int]
+    centred: Iterator[tuple[Tensor, Tensor]], prior: Tensor, count: int, every: tuple[int, int]
 ) -> Tensor:
     """The same from the rows' products: the smaller matrix, whose eigenvalues are those of the features' products
     that are not zero. Arguments as there.
@@ -315,7 +313,7 @@ def _solve_by_rows(
     def residual(strength: Tensor) -> Tensor:
         return rows @ (few * (strength / (eigenvalues + strength)).unsqueeze(1))
 
-    best = _best_strength(residual, rows.square() * eigenvalues, eigenvalues, count, features)
+    best = _best_strength(residual, rows.square() * eigenvalues, eigenvalues, count, prior.shape[1])
     return (basis @ (rotated / (eigenvalues + best).unsqueeze(1))).T @ x
 
 
