@@ -8,6 +8,7 @@ from them, each time anew: the package `cmaes` takes well under a millisecond fo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -48,9 +49,10 @@ class CmaEs(BaseSampler):
     ) -> dict[str, Any]:
         if not search_space:
             return {}
-        optimizer = self.replay(study, search_space)
+        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        optimizer = replay(finished, search_space, study.direction)
         rng = np.random.RandomState(self._seed)  # used as Optuna's sampler uses it, so that the draws are its own
-        if not any(_generation(other) > 0 for other in _finished(study)):
+        if not any(_generation(other) > 0 for other in finished):
             rng.randint(1, 2**31 - 2)
         optimizer._rng.seed(rng.randint(1, 2**16) + trial.number)
         drawn = optimizer.ask()
@@ -62,25 +64,24 @@ class CmaEs(BaseSampler):
     ) -> Any:
         return self._independent.sample_independent(study, trial, param_name, param_distribution)
 
-    def replay(self, study: Study, search_space: dict[str, BaseDistribution]) -> CMA:
-        """The optimizer after all generations of a study that are complete. Writes nothing."""
-        count = len(search_space)
-        bounds = np.tile([0.0, 1.0], (count, 1))
-        # where and how wide Optuna's own starts
-        optimizer = CMA(np.full(count, 0.5), 1 / 6, bounds=bounds, n_max_resampling=10 * count)
-        sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
-        members: dict[int, list[tuple[NDArray[np.float64], float]]] = {}
-        for found in _finished(study):
-            if found.values and found.params.keys() >= search_space.keys():
-                point = np.array([_to_unit(found.params[name], of) for name, of in search_space.items()])
-                members.setdefault(_generation(found), []).append((point, sign * found.values[0]))
-        while len(complete := members.get(optimizer.generation, [])) >= optimizer.population_size:
-            optimizer.tell(complete[: optimizer.population_size])
-        return optimizer
 
-
-def _finished(study: Study) -> list[FrozenTrial]:
-    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+def replay(
+    finished: Sequence[FrozenTrial], search_space: dict[str, BaseDistribution], direction: StudyDirection
+) -> CMA:
+    """The optimizer after all generations of finished trials that are complete."""
+    count = len(search_space)
+    bounds = np.tile([0.0, 1.0], (count, 1))
+    # where and how wide Optuna's own starts
+    optimizer = CMA(np.full(count, 0.5), 1 / 6, bounds=bounds, n_max_resampling=10 * count)
+    sign = -1 if direction == StudyDirection.MAXIMIZE else 1
+    members: dict[int, list[tuple[NDArray[np.float64], float]]] = {}
+    for found in finished:
+        if found.values and found.params.keys() >= search_space.keys():
+            point = np.array([_to_unit(found.params[name], of) for name, of in search_space.items()])
+            members.setdefault(_generation(found), []).append((point, sign * found.values[0]))
+    while len(complete := members.get(optimizer.generation, [])) >= optimizer.population_size:
+        optimizer.tell(complete[: optimizer.population_size])
+    return optimizer
 
 
 def _generation(trial: FrozenTrial) -> int:

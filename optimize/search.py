@@ -337,13 +337,14 @@ def known_curves(study: Study) -> dict[str, Curve]:
     count = sum(study.user_attrs.get("chunks", ()))  # 0 where a study kept none
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return {
-        trial.user_attrs.get("ranking_hash", ""): Curve(
+        trial.user_attrs["ranking_hash"]: Curve(
             list(trial.user_attrs["accuracy"]),
             list(trial.user_attrs.get("chunks", ())),
             trial.user_attrs.get("samples", count),
             list(trial.user_attrs.get("costs", ())),
         )
         for trial in complete
+        if "ranking_hash" in trial.user_attrs
     }
 
 

@@ -12,7 +12,7 @@ import pytest
 from optuna.samplers import CmaEsSampler
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
-from pxp_optimize.optimize.evolution import GENERATION, CmaEs
+from pxp_optimize.optimize.evolution import GENERATION, CmaEs, replay
 
 
 def value(trial: Trial) -> float:
@@ -39,7 +39,7 @@ def test_state_is_the_one_that_optuna_keeps(direction):
     kept = theirs._restore_optimizer(study.trials)
     sampler = CmaEs(seed=1)
     space = sampler.infer_relative_search_space(study, study.trials[-1])
-    found = sampler.replay(study, space)
+    found = replay(study.trials, space, study.direction)
     assert list(space) == ["x", "y"]
     assert found.generation == kept.generation >= 4
     for name in ("_mean", "_sigma", "_C", "_p_sigma", "_pc"):
