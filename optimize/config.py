@@ -40,26 +40,16 @@ Parser = Callable[[object], Any]
 
 
 def parse_rates(value: object) -> tuple[float, ...]:
-    """Pruning rates from "start:stop:step" (stop included where a step lands on it), "0,0.1,0.5" or a list.
+    """Pruning rates from a list such as "0,0.1,0.5", in which "start:stop:step" stands for evenly spaced ones (stop
+    included where a step lands on it), or from a list of numbers.
 
     Raises:
         ValueError: not numbers, not ascending, outside [0, 1), fewer than two, or not starting at 0 (the
             unpruned network, against which the others are measured).
     """
-    if isinstance(value, str) and ":" in value:
-        parts = value.split(":")
-        if len(parts) != 3:
-            raise ValueError(f"{value!r} is not start:stop:step, such as {DEFAULT_RATES}")
-        start, stop, step = _numbers(parts, value)
-        if step <= 0 or stop <= start:
-            raise ValueError(f"{value!r} has no rates: step must be above 0 and stop above start")
-        if step < 1e-4:
-            raise ValueError(f"{value!r} has too small a step: at least 0.0001")
-        count = math.floor((stop - start) / step + 1e-9) + 1
-        # rounded, so that a rate is 0.15 and not 0.15000000000000002
-        rates = tuple(round(start + index * step, 10) for index in range(count))
-    else:
-        rates = _numbers(value.split(",") if isinstance(value, str) else _items(value), value)
+    rates: list[float] = []
+    for part in value.split(",") if isinstance(value, str) else _items(value):
+        rates += _evenly(part, value) if isinstance(part, str) and ":" in part else _numbers([part], value)
     if len(rates) < 2:
         raise ValueError(f"{value!r} has fewer than two rates")
     if any(b <= a for a, b in itertools.pairwise(rates)):
@@ -68,7 +58,24 @@ def parse_rates(value: object) -> tuple[float, ...]:
         raise ValueError(f"{value!r} does not start at 0, the unpruned network")
     if rates[-1] >= 1:
         raise ValueError(f"{value!r} reaches 1 or more: a rate is the part of the units that is removed")
-    return rates
+    return tuple(rates)
+
+
+def _evenly(text: str, whole: object) -> list[float]:
+    """The rates of "start:stop:step"."""
+    parts = text.split(":")
+    if len(parts) != 3:
+        raise ValueError(f"{text!r} is not start:stop:step, such as {DEFAULT_RATES}")
+    start, stop, step = _numbers(parts, whole)
+    if step <= 0 or stop <= start:
+        raise ValueError(f"{text!r} has no rates: step must be above 0 and stop above start")
+    if step < 1e-4:
+        raise ValueError(f"{text!r} has too small a step: at least 0.0001")
+    if start < 0 or stop >= 1 + step:  # before there are too many of them
+        raise ValueError(f"{text!r} leaves the rates, from 0 up to, but not, 1")
+    count = math.floor((stop - start) / step + 1e-9) + 1
+    # rounded, so that a rate is 0.15 and not 0.15000000000000002
+    return [round(start + index * step, 10) for index in range(count)]
 
 
 def parse_rate(value: object) -> float:
@@ -362,7 +369,7 @@ class Options:
     )
     rates: tuple[float, ...] = _option(
         parse_rates(DEFAULT_RATES),
-        "Parts of the units to remove, from 0 on: start:stop:step, or a list such as 0,0.25,0.5.",
+        "Parts of the units to remove, from 0 on: start:stop:step, or a list such as 0,0.25,0.5 or 0,0.9:0.98:0.02.",
         parse=parse_rates,
         metavar="RATES",
         shown=DEFAULT_RATES,
