@@ -6,7 +6,7 @@ import contextlib
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -384,13 +384,13 @@ def run(options: Options) -> int:
     from ..studies.export import check_target
     from ..studies.storage import check_storage, storage_errors
     from .progress import Screen
-    from .samplers import MULTI_OBJECTIVE
+    from .samplers import AUTO, MULTI_OBJECTIVE
 
     if options.draws > 1 and options.pruner != "none":
         raise UserError(f"--pruner {options.pruner} races on one draw: give --draws 1, or --pruner none")
     if "," in options.objective and options.pruner != "none":
         raise UserError(f"--pruner {options.pruner} knows one objective: give --objective auc, or --pruner none")
-    if "," in options.objective and options.sampler not in MULTI_OBJECTIVE:
+    if "," in options.objective and options.sampler not in (AUTO, *MULTI_OBJECTIVE):
         known = ", ".join(MULTI_OBJECTIVE)
         raise UserError(f"--sampler {options.sampler} knows one objective: give --objective auc, or one of {known}")
     if options.repair == "none" and options.repair_samples is not None:
@@ -441,7 +441,7 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     from .pruners import NONE, Race, make_pruner, reports_of
     from .racing import chunks
     from .rescore import fresh_measure, is_rescored, rescore
-    from .samplers import GRID, UNCONDITIONAL, make_sampler
+    from .samplers import AUTO, GRID, UNCONDITIONAL, default_sampler, make_sampler
     from .search import (
         best_trials,
         check_space,
@@ -459,10 +459,12 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     from .spacefile import read_space
     from .trial import mean_evaluation
 
-    conditional = options.sampler not in UNCONDITIONAL
+    conditional = options.sampler not in UNCONDITIONAL  # a space of numbers only, which `auto` gives to cmaes, has none
     make = Space.named if options.space in SPACES else read_space
     mixed = "+" in prepared.task.units
     space = make(options.space, prepared.layers, conditional, mixed=mixed, pruning=prepared.pruning)
+    if options.sampler == AUTO:
+        options = replace(options, sampler=default_sampler(space.parameters(), options.objective))
     try:
         grid = space.grid(options.seed) if options.sampler == GRID else []
     except ValueError as error:
@@ -493,6 +495,7 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
         screen.line(line)
     done = count_finished(study)
     state = f"continues, {done} of {options.trials} trials finished" if done else f"{options.trials} trials"
+    state += f" by {options.sampler}"
     screen.line(f"study   {name} in {options.storage}: {state}")
     if options.pruner != NONE and len(sizes) < 2:
         screen.line(f"pruner  {options.pruner} stops nothing: {sizes[0]} search samples are too few for several chunks")

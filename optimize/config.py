@@ -19,7 +19,7 @@ from typing import Any
 
 from .errors import UserError
 from .pruners import NONE, PRUNERS
-from .samplers import GRID, SAMPLERS
+from .samplers import AUTO, GRID, SAMPLERS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -402,7 +402,7 @@ class Options:
     space: str = _option(
         "auto",
         "Which composites are searched: `depth` (a rule with its number per depth group), `type` (per type of "
-        "layer within one), `layer` (gamma of each layer: numbers only, which suits --sampler cmaes), "
+        "layer within one), `layer` (gamma of each layer, numbers only), "
         "`paper` (the 256 of the paper), or a TOML file with a space of your own. `auto` is depth, for transformers "
         "type.",
         parse=parse_space,
@@ -441,7 +441,11 @@ class Options:
         unset="none",
     )
     sampler: str = _option(
-        "tpe", "Optuna's sampler that proposes composites; grid goes with --space paper.", choices=(*SAMPLERS, GRID)
+        AUTO,
+        "What proposes composites: `local` changes one thing in one of the best so far, `grid` tries all of --space "
+        "paper, the others are Optuna's. `auto` is local for a space of choices only (paper), cmaes for one of numbers "
+        "only (layer), else tpe.",
+        choices=(AUTO, *SAMPLERS, GRID),
     )
     pruner: str = _option(
         "none",

@@ -1,10 +1,10 @@
-"""Optuna's samplers by name, seeded so that a study continues exactly where it was cut off."""
+"""Samplers by name, Optuna's and ours, seeded so that a study continues exactly where it was cut off."""
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # Optuna takes a while to import, and the command line needs only the names
@@ -12,6 +12,8 @@ if TYPE_CHECKING:  # Optuna takes a while to import, and the command line needs 
     from optuna.samplers import BaseSampler
     from optuna.study import Study
     from optuna.trial import FrozenTrial
+
+    from .space import Range
 
 Factory = Callable[[int], "BaseSampler"]
 
@@ -51,13 +53,34 @@ def _gp(seed: int) -> BaseSampler:
     return GPSampler(seed=seed)
 
 
-SAMPLERS: dict[str, Factory] = {"tpe": _tpe, "random": _random, "cmaes": _cmaes, "gp": _gp}
+def _local(seed: int) -> BaseSampler:
+    """The best trials so far with one parameter changed."""
+    from .local import LocalSearch
+
+    return LocalSearch(seed)
+
+
+SAMPLERS: dict[str, Factory] = {"tpe": _tpe, "local": _local, "random": _random, "cmaes": _cmaes, "gp": _gp}
+AUTO = "auto"
+"""What measured best (README): see `default_sampler`."""
 GRID = "grid"
 """Every composite of a space without numbers, once, in an order shuffled by the seed (`Space.grid`)."""
 MULTI_OBJECTIVE = ("tpe", "random", GRID)
 """Those that can search for two objectives at once."""
 UNCONDITIONAL = frozenset({"cmaes", "gp"})
 """Samplers that model only what every trial has, so that every trial needs all numbers."""
+
+
+def default_sampler(parameters: Mapping[str, tuple[str, ...] | Range], objective: str) -> str:
+    """The sampler that suits a space: `local` for one of choices only, `cmaes` for one of numbers only, else `tpe`.
+
+    parameters: as `Space.parameters` gives them. objective: one of `config.OBJECTIVES`.
+    """
+    choices = {isinstance(of, tuple) for of in parameters.values()}
+    if "," in objective or len(choices) != 1:
+        return "tpe"
+    return "local" if choices == {True} else "cmaes"
+
 
 RELATIVE = "pxp:relative_params"
 

@@ -8,7 +8,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from pxp_optimize.attribution import GROUPS, load_composite
-from pxp_optimize.optimize.known import MIXED
+from pxp_optimize.optimize.known import KNOWN
 from pxp_optimize.optimize.space import FIXED
 from pxp_optimize.studies.storage import open_storage
 
@@ -43,7 +43,7 @@ def command(project, name: str, *arguments: str) -> list[str]:
 def run(project, name: str, *arguments: str) -> optuna.Study:
     result = project.run(*command(project, name, *arguments))
     assert result.returncode == 0, result.stderr
-    rows = [line for line in result.stdout.splitlines() if line.startswith((*FIXED, *MIXED))]
+    rows = [line for line in result.stdout.splitlines() if line.startswith((*FIXED, *KNOWN))]
     assert [row.split()[0] for row in rows] == list(FIXED)  # mixed composites are no rows of their own
     return load(project, f"{name}.db")
 
@@ -51,39 +51,40 @@ def run(project, name: str, *arguments: str) -> optuna.Study:
 @pytest.fixture(scope="module")
 def by_type(project) -> optuna.Study:
     """A study of types, whose best composite has different rules within a depth."""
-    return run(project, "type", "--space", "type", "--trials", "11")
+    return run(project, "type", "--space", "type", "--trials", "12")
 
 
 def test_layers_by_cmaes(project):
-    study = run(project, "layer", "--space", "layer", "--sampler", "cmaes", "--trials", "13")
+    study = run(project, "layer", "--space", "layer", "--trials", "14")  # by CMA-ES
     layers = study.user_attrs["layers"]
-    for trial in study.trials[9:]:
+    assert study.user_attrs["config"]["sampler"] == "cmaes"
+    for trial in study.trials[10:]:
         assert set(trial.params) == {f"{name}.gamma" for name in layers}
         assert set(trial.system_attrs["pxp:relative_params"]) == set(trial.params)
         assert set(trial.user_attrs["composite"]["layers"]) == set(layers)
-    assert [trial.user_attrs.get("known") for trial in study.trials[4:9]] == list(MIXED)
-    result = project.run("export", "--storage", "layer.db", "--trial", "12", "-o", "twelve.json")
+    assert [trial.user_attrs.get("known") for trial in study.trials[4:10]] == list(KNOWN)
+    result = project.run("export", "--storage", "layer.db", "--trial", "13", "-o", "last.json")
     assert result.returncode == 0, result.stderr
-    composite = load_composite(project.folder / "twelve.json")
+    composite = load_composite(project.folder / "last.json")
     assert {f"{name}.gamma": spec.parameters["gamma"] for name, spec in composite.layers.items()} == (
-        study.trials[12].params
+        study.trials[13].params
     )
 
 
 def test_a_study_starts_from_a_trial_of_another(project, by_type):
-    result = project.run("export", "--storage", "type.db", "--trial", "9", "-o", "nine.json")
+    result = project.run("export", "--storage", "type.db", "--trial", "10", "-o", "ten.json")
     assert result.returncode == 0, result.stderr
     for space in ("type", "layer"):
-        study = run(project, f"from-{space}", "--space", space, "--from", "nine.json", "--trials", "5")
-        assert study.trials[4].user_attrs["from"] == "nine.json"
-        assert study.trials[4].value == by_type.trials[9].value
-        assert study.trials[4].user_attrs["composite"] == by_type.trials[9].user_attrs["composite"]
+        study = run(project, f"from-{space}", "--space", space, "--from", "ten.json", "--trials", "5")
+        assert study.trials[4].user_attrs["from"] == "ten.json"
+        assert study.trials[4].value == by_type.trials[10].value
+        assert study.trials[4].user_attrs["composite"] == by_type.trials[10].user_attrs["composite"]
 
 
 def test_a_space_of_ones_own(project):
     (project.folder / "mine.toml").write_text(MINE)
     study = run(project, "mine", "--space", "mine.toml", "--trials", "13")
-    for trial in study.trials[9:]:
+    for trial in study.trials[10:]:
         assert set(trial.params) >= {"classifier.epsilon", "0.[03].rule", "*.rule", "normalization"}
         assert 1e-4 <= trial.params["classifier.epsilon"] <= 0.1
         rules = trial.user_attrs["composite"]["layers"]

@@ -23,7 +23,7 @@ from pxp_optimize.optimize.config import (
     split_names,
 )
 from pxp_optimize.optimize.errors import UserError
-from pxp_optimize.optimize.samplers import SAMPLERS
+from pxp_optimize.optimize.samplers import AUTO
 from pxp_optimize.pruning import Schedule
 
 
@@ -165,7 +165,7 @@ def test_every_option_has_help_and_its_default_is_allowed():
         parse = option.metadata["parse"]
         if parse and option.default is not None:
             assert parse(option.default) == option.default
-    assert Options().sampler in SAMPLERS
+    assert Options().sampler == AUTO
 
 
 def test_config_is_toml_with_the_command_lines_names(tmp_path: Path):

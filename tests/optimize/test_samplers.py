@@ -8,7 +8,7 @@ import warnings
 import optuna
 import pytest
 from optuna.trial import TrialState
-from pxp_optimize.optimize.samplers import SAMPLERS, UNCONDITIONAL, make_sampler
+from pxp_optimize.optimize.samplers import SAMPLERS, UNCONDITIONAL, default_sampler, make_sampler
 from pxp_optimize.optimize.space import Space
 
 GROUPS = ["low", "classifier"]
@@ -64,11 +64,25 @@ def test_parameters_that_were_drawn_before_a_cut_do_not_change_the_rest(name):
     assert trial.params == whole.trials[12].params
 
 
-@pytest.mark.parametrize("name", ["tpe", "gp"])
+@pytest.mark.parametrize("name", ["tpe", "local", "gp"])
 def test_model_based_samplers_learn(name):
     study = search(name, 0, 30)
     late = sum(trial.params["classifier.rule"] == "zplus" for trial in study.trials[20:])
     assert late >= 5  # of 10; 2.5 at random
+
+
+def test_the_default_sampler_goes_by_what_a_space_is_made_of():
+    network = {"conv": {"group": "low", "type": "stem"}, "fc": {"group": "classifier", "type": "linear"}}
+    chosen = {
+        name: default_sampler(Space.named(name, network, True, mixed=False).parameters(), "auc")
+        for name in ("depth", "type", "layer", "paper")
+    }
+    assert chosen == {"depth": "tpe", "type": "tpe", "layer": "cmaes", "paper": "local"}
+    layers = Space.named("layer", network, True, mixed=False)
+    assert default_sampler(layers.parameters(), "auc,macs") == "tpe"
+    layers = Space.named("layer", network, True, mixed=False, pruning={"schedule": ("oneshot", "every:0.1")})
+    assert default_sampler(layers.parameters(), "auc") == "tpe"
+    assert default_sampler({}, "auc") == "tpe"
 
 
 def test_cmaes_drives_the_numbers():

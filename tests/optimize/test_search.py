@@ -19,7 +19,7 @@ import pytest
 from optuna.trial import TrialState
 from pxp_optimize.attribution import Composite, RuleSpec
 from pxp_optimize.optimize.errors import UserError
-from pxp_optimize.optimize.known import MIXED, mixed_composites
+from pxp_optimize.optimize.known import KNOWN, mixed_composites
 from pxp_optimize.optimize.samplers import make_sampler
 from pxp_optimize.optimize.search import (
     MAX_FAILURES,
@@ -402,22 +402,22 @@ def test_known_composites_come_after_the_fixed_ones_and_stay_as_they_are(tmp_pat
     space = Space(GROUPS)
     outside = Composite.uniform(RuleSpec("epsilon", {"epsilon": 1e-9}))  # in no trial of the space
     given = {"start_from": {"best.json": outside}, "known": mixed_composites(space)}
-    for reach in (3, 6, 13):
+    for reach in (3, 6, 14):
         run_search(study_in(tmp_path / "a.db"), space, toy, trials=reach, **given)
         left = study_in(tmp_path / "a.db").get_trials(states=(TrialState.WAITING,))
         assert not any("known" in trial.user_attrs for trial in left)
     whole = study_in(tmp_path / "b.db")
-    run_search(whole, space, toy, trials=13, **given)
+    run_search(whole, space, toy, trials=14, **given)
     study = study_in(tmp_path / "a.db")
     assert record(study) == record(whole)
     trials = study.get_trials()
-    assert [trial.user_attrs.get("fixed") for trial in trials] == [*FIXED, *[None] * 9]
+    assert [trial.user_attrs.get("fixed") for trial in trials] == [*FIXED, *[None] * 10]
     assert [trial.user_attrs.get("from") for trial in trials[4:6]] == ["best.json", None]
-    assert [trial.user_attrs.get("known") for trial in trials[5:]] == [*MIXED, *[None] * 3]
+    assert [trial.user_attrs.get("known") for trial in trials[5:]] == [*KNOWN, *[None] * 3]
     assert trials[4].user_attrs["composite"] == outside.to_dict()
     assert trials[4].value == toy(outside).auc
     assert {trials[4].params[f"{group}.epsilon_relative"] for group in GROUPS} == {1e-3}
-    for trial, composite in zip(trials[5:10], mixed_composites(space).values(), strict=True):
+    for trial, composite in zip(trials[5:11], mixed_composites(space).values(), strict=True):
         assert trial.user_attrs["composite"] == composite.to_dict()
         assert trial.params == space.params_of(composite)
 
