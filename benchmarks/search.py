@@ -90,7 +90,7 @@ def run(
         for trial in highest:
             if rescore > 1 and trial.number not in again:
                 again[trial.number] = measure(candidate_of(trial))
-        best = max(highest, key=lambda trial: again.get(trial.number, 0.0))
+        best = max(highest, key=lambda trial: trial.value + again.get(trial.number, 0.0))
         right = rights[f"{sampler}:{space_name} {mark}"] = correctness(
             task.pruned_as(pruning_of(best)), Composite.from_dict(best.user_attrs["composite"])
         )

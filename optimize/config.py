@@ -429,7 +429,7 @@ class Options:
     rescore: int = _option(
         3,
         "Trials with the highest AUC that are measured again, on validation images left over or else with other "
-        "reference images, before one is called best; 1 for none.",
+        "reference images, before the one with the highest mean of both is called best; 1 for none.",
         parse=count_from(1),
         metavar="N",
     )

@@ -1,7 +1,9 @@
 """Which trial of a study is its best.
 
 The highest of many AUCs is in part luck, of a trial with just these images. So the few highest are measured again on
-samples that they were not chosen by (`optimize.rescore`), and what counts among them is that score.
+samples that they were not chosen by (`optimize.rescore`), and what counts among them is the mean of both: the first
+score too, since, chosen by it or not, a trial is measured by it as well as any other. (Where both are equally noisy,
+what a trial is expected to be worth rises with their mean.)
 """
 
 from __future__ import annotations
@@ -56,8 +58,8 @@ def search_best(study: Study) -> FrozenTrial:
 
 
 def best_trial(study: Study) -> FrozenTrial:
-    """The re-scored trial with the highest new score; the search's own best where that was not re-scored (the study
-    is from before, it went on since, or its run was told not to).
+    """The re-scored trial with the highest mean of its two AUCs; the search's own best where that was not re-scored
+    (the study is from before, it went on since, or its run was told not to).
 
     Raises:
         ValueError: no trial is complete.
@@ -67,9 +69,14 @@ def best_trial(study: Study) -> FrozenTrial:
     if str(best.number) not in scores:
         return best
     trials = {str(trial.number): trial for trial in study.get_trials(deepcopy=False)}
-    # of equal scores the one that the search found better, then the earlier one
-    number = max(scores, key=lambda number: (scores[number]["auc"], auc_of(trials[number]), -int(number)))
+    # of equal means the one that the search found better, then the earlier one
+    number = max(scores, key=lambda n: (_mean(trials[n], scores[n]["auc"]), auc_of(trials[n]), -int(n)))
     return trials[number]
+
+
+def _mean(trial: FrozenTrial, again: float) -> float:
+    """Of a trial's two AUCs; 0 of one that could not be measured again (`optimize.rescore`)."""
+    return (auc_of(trial) + again) / 2 if again else 0.0
 
 
 def candidates(study: Study, count: int) -> list[FrozenTrial]:

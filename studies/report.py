@@ -138,14 +138,14 @@ def front_lines(study: Study) -> list[str]:
 
 
 def rescored_text(study: Study) -> str | None:
-    """What re-scoring said of the best trials, best first; None where it did not count."""
+    """What re-scoring said of the best trials, the one that is best first; None where it did not count."""
     scores = study.user_attrs.get(RESCORED, {})
     best = best_trial(study)
     if str(best.number) not in scores:
         return None
     ordered = sorted(scores, key=lambda number: (int(number) != best.number, -scores[number]["auc"]))
     found = ", ".join(f"trial {number} {scores[number]['auc']:.4f}" for number in ordered)
-    return f"re-scored on {scores[str(best.number)]['on']}: {found}"
+    return f"re-scored on {scores[str(best.number)]['on']}: {found} (best: highest mean of both scores)"
 
 
 def fixed_trials(study: Study) -> dict[str, FrozenTrial]:
