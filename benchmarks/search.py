@@ -28,18 +28,18 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 from pxp_optimize.attribution import Composite
-from pxp_optimize.optimize.candidate import candidate_of, pruning_of
+from pxp_optimize.optimize.candidate import pruning_of
 from pxp_optimize.optimize.compare import correctness
 from pxp_optimize.optimize.config import DEFAULT_RATES, Options, parse_rates
 from pxp_optimize.optimize.known import mixed_composites
 from pxp_optimize.optimize.prepare import Prepared, prepare
-from pxp_optimize.optimize.rescore import fresh_measure
+from pxp_optimize.optimize.rescore import fresh_measure, rescore
 from pxp_optimize.optimize.samplers import GRID, UNCONDITIONAL, make_sampler
 from pxp_optimize.optimize.search import run_search
 from pxp_optimize.optimize.space import Space
 from pxp_optimize.optimize.trial import evaluate
 from pxp_optimize.pruning import auc
-from pxp_optimize.studies.best import PRUNING
+from pxp_optimize.studies.best import PRUNING, RESCORED, best_trial
 from pxp_optimize.studies.bootstrap import estimate
 from scipy import stats
 
@@ -58,9 +58,12 @@ def run(
     marks: list[int],
     seed: int,
     rights: Rights,
-    rescore: int,
+    count: int,
 ) -> dict[str, Any]:
-    """One search: what the best of the first so many trials is worth, on search and holdout samples. Adds to rights."""
+    """One search: what the best of the first so many trials is worth, on search and holdout samples. Adds to rights.
+
+    count: how many of the best are scored again.
+    """
     task = prepared.task
     conditional, mixed = sampler not in UNCONDITIONAL, "+" in task.units
     space = Space.named(space_name, prepared.layers, conditional, mixed=mixed, pruning=prepared.pruning)
@@ -82,22 +85,20 @@ def run(
     done = [trial for trial in study.get_trials(deepcopy=False) if trial.value is not None]
     found: dict[str, Any] = {"sampler": sampler, "space": space_name, "seed": seed, "seconds": seconds, "at": {}}
     found["trials"] = [{"value": trial.value, "params": trial.params} for trial in done]
-    measure = fresh_measure(prepared, [task])[1]
-    again: dict[int, float] = {}
+    again = fresh_measure(prepared, [task])
     for mark in [len(done)] if queue else marks:
-        by_ranking = {trial.user_attrs["ranking_hash"]: trial for trial in reversed(done[:mark])}
-        highest = sorted(by_ranking.values(), key=lambda trial: (-trial.value, trial.number))[:rescore]
-        for trial in highest:
-            if rescore > 1 and trial.number not in again:
-                again[trial.number] = measure(candidate_of(trial))
-        best = max(highest, key=lambda trial: trial.value + again.get(trial.number, 0.0))
+        so_far = optuna.create_study(direction="maximize")
+        so_far.add_trials(done[:mark])
+        if count > 1:
+            rescore(so_far, count, *again, lambda steps: None)
+        best = best_trial(so_far)
         right = rights[f"{sampler}:{space_name} {mark}"] = correctness(
             task.pruned_as(pruning_of(best)), Composite.from_dict(best.user_attrs["composite"])
         )
         spent = sum(sum(trial.user_attrs["seconds"].values()) for trial in done[:mark])
         found["at"][mark] = {
             "search": best.value,
-            "rescored": {trial.number: again[trial.number] for trial in highest if trial.number in again},
+            "rescored": {number: score["auc"] for number, score in so_far.user_attrs.get(RESCORED, {}).items()},
             "holdout": auc(task.rates, right.mean(1).tolist()),
             "seconds": spent,
             "trial": best.number,

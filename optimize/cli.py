@@ -495,8 +495,7 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
         screen.line(line)
     done = count_finished(study)
     state = f"continues, {done} of {options.trials} trials finished" if done else f"{options.trials} trials"
-    state += f" by {options.sampler}"
-    screen.line(f"study   {name} in {options.storage}: {state}")
+    screen.line(f"study   {name} in {options.storage}: {state} by {options.sampler}")
     if options.pruner != NONE and len(sizes) < 2:
         screen.line(f"pruner  {options.pruner} stops nothing: {sizes[0]} search samples are too few for several chunks")
     task = prepared.task

@@ -7,7 +7,6 @@ from them, each time anew: the package `cmaes` takes well under a millisecond fo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +18,8 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.search_space import IntersectionSearchSpace
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+
+from .unit import from_unit, to_unit
 
 GENERATION = "cma:generation"
 """The trial attribute that says which generation a trial was drawn in; named as Optuna's, so its studies go on."""
@@ -57,7 +58,7 @@ class CmaEs(BaseSampler):
         optimizer._rng.seed(rng.randint(1, 2**16) + trial.number)
         drawn = optimizer.ask()
         study._storage.set_trial_system_attr(trial._trial_id, GENERATION, optimizer.generation)
-        return {name: _from_unit(float(part), of) for part, (name, of) in zip(drawn, search_space.items(), strict=True)}
+        return {name: from_unit(float(part), of) for part, (name, of) in zip(drawn, search_space.items(), strict=True)}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -77,7 +78,7 @@ def replay(
     members: dict[int, list[tuple[NDArray[np.float64], float]]] = {}
     for found in finished:
         if found.values and found.params.keys() >= search_space.keys():
-            point = np.array([_to_unit(found.params[name], of) for name, of in search_space.items()])
+            point = np.array([to_unit(found.params[name], of) for name, of in search_space.items()])
             members.setdefault(_generation(found), []).append((point, sign * found.values[0]))
     while len(complete := members.get(optimizer.generation, [])) >= optimizer.population_size:
         optimizer.tell(complete[: optimizer.population_size])
@@ -88,18 +89,3 @@ def _generation(trial: FrozenTrial) -> int:
     """The generation that a trial was drawn in; -1 of one that was not."""
     found = trial.system_attrs.get(GENERATION)
     return found if isinstance(found, int) else -1
-
-
-def _to_unit(value: float, of: BaseDistribution) -> float:
-    assert isinstance(of, FloatDistribution)
-    low, high = of.low, of.high
-    if of.log:
-        value, low, high = math.log(value), math.log(low), math.log(high)
-    return (value - low) / (high - low)
-
-
-def _from_unit(part: float, of: BaseDistribution) -> float:
-    assert isinstance(of, FloatDistribution)
-    low, high = (math.log(of.low), math.log(of.high)) if of.log else (of.low, of.high)
-    value = low + part * (high - low)
-    return min(max(math.exp(value) if of.log else value, of.low), of.high)

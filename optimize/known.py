@@ -36,11 +36,11 @@ KNOWN = (SIGNED, *MIXED)
 def mixed_composites(space: Space) -> dict[str, Composite]:
     """The composites of `MIXED` by name, without those that are a fixed one in a network with fewer depths; and the
     signed one."""
-    fixed = list(space.fixed_composites().values())
-    found = {SIGNED: replace(space.fixed_composites()["alpha2-beta1"], aggregation="signed")}
+    fixed = space.fixed_composites()
+    found = {SIGNED: replace(fixed["alpha2-beta1"], aggregation="signed")}
     for name, rules in MIXED.items():
         composite = space.composite(rules)
-        if composite not in fixed and composite not in found.values():
+        if composite not in fixed.values() and composite not in found.values():
             found[name] = composite
     return found
 

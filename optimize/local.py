@@ -9,14 +9,15 @@ hundred images is noisy.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+
+from .unit import from_unit, to_unit
 
 PARENTS = 3
 """How many of the best trials may be changed; each is chosen half as often as the one before it."""
@@ -73,11 +74,8 @@ class LocalSearch(BaseSampler):
         if isinstance(of, CategoricalDistribution):
             others = [choice for choice in of.choices if choice != value]
             return others[self._rng.integers(len(others))]
-        assert isinstance(of, FloatDistribution)
-        low, high, at = (math.log(part) if of.log else part for part in (of.low, of.high, value))
-        part = abs((at - low) / (high - low) + self._rng.normal(0, STEP)) % 2
-        found = low + (2 - part if part > 1 else part) * (high - low)
-        return min(max(math.exp(found) if of.log else found, of.low), of.high)
+        part = abs(to_unit(value, of) + self._rng.normal(0, STEP)) % 2
+        return from_unit(2 - part if part > 1 else part, of)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
