@@ -562,7 +562,7 @@ def default_study_name(fingerprint: Mapping[str, Any]) -> str:
 def _report(study: Study, options: Options) -> None:
     """The results, on stdout."""
     from ..studies.best import best_trial
-    from ..studies.report import front_lines, rescored_text, result_lines, result_table
+    from ..studies.report import front_lines, no_gain_text, rescored_text, result_lines, result_table
     from ..studies.storage import database_file, storage_url
     from .candidate import pruning_of
 
@@ -577,8 +577,9 @@ def _report(study: Study, options: Options) -> None:
         click.echo(f"pruning:   {pruning} (of the best)")
     for line in front_lines(study):
         click.echo(line)
-    if rescored := rescored_text(study):
-        click.echo(rescored)
+    for text in (rescored_text(study), no_gain_text(study)):
+        if text is not None:
+            click.echo(text)
     click.echo(f"database:  {database_file(options.storage) or options.storage}, study {study.study_name}")
     click.echo(f"best JSON: {options.export}")
     click.echo(f"dashboard: optuna-dashboard {storage_url(options.storage)}")

@@ -29,8 +29,6 @@ MIXED: dict[str, Mapping[str, Mapping[str, Any]]] = {
 SIGNED = "alpha2-beta1-signed"
 """The fixed composite of this rule, ranked by what is left where samples contradict each other. By alpha-beta that is
 much better (README); a sampler that begins with absolute values only finds it late."""
-KNOWN = (SIGNED, *MIXED)
-"""The names of all that a study tries after the fixed ones."""
 
 
 def mixed_composites(space: Space) -> dict[str, Composite]:

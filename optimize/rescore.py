@@ -6,6 +6,7 @@ search's images, ranked by other reference images. Broken images among them are 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -64,10 +65,9 @@ def rescore(study: Study, count: int, on: str, measure: Measure, advance: Callab
     scores = dict(study.user_attrs.get(RESCORED, {}))
     for trial in reversed(candidates(study, count)):
         if str(trial.number) not in scores:
-            try:
+            value: float | None = None  # of no use with other images, where its relevance is not finite
+            with contextlib.suppress(NotFinite):
                 value = measure(candidate_of(trial))
-            except NotFinite:
-                value = 0.0  # of no use with other images
             scores[str(trial.number)] = {"auc": value, "on": on}
             study.set_user_attr(RESCORED, scores)
         advance(1)

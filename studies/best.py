@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 PRUNING = "pruning"
 """The trial attribute that holds the trial's own schedule and repair, where the study searches them: JSON values."""
 RESCORED = "rescored"
-"""The study attribute that holds the new scores: by trial number, `{"auc": ..., "on": which samples}`."""
+"""The study attribute that holds the new scores: by trial number, `{"auc": ..., "on": which samples}`. The AUC is None
+where the relevance is not finite with these samples."""
 
 
 def check_trials(study: Study) -> None:
@@ -74,9 +75,9 @@ def best_trial(study: Study) -> FrozenTrial:
     return trials[number]
 
 
-def _mean(trial: FrozenTrial, again: float) -> float:
-    """Of a trial's two AUCs; 0 of one that could not be measured again (`optimize.rescore`)."""
-    return (auc_of(trial) + again) / 2 if again else 0.0
+def _mean(trial: FrozenTrial, again: float | None) -> float:
+    """Of a trial's two AUCs; less than any other where there is no second one."""
+    return -1.0 if again is None else (auc_of(trial) + again) / 2
 
 
 def candidates(study: Study, count: int) -> list[FrozenTrial]:

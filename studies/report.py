@@ -143,9 +143,26 @@ def rescored_text(study: Study) -> str | None:
     best = best_trial(study)
     if str(best.number) not in scores:
         return None
-    ordered = sorted(scores, key=lambda number: (int(number) != best.number, -scores[number]["auc"]))
-    found = ", ".join(f"trial {number} {scores[number]['auc']:.4f}" for number in ordered)
+    aucs: dict[str, float | None] = {number: score["auc"] for number, score in scores.items()}
+    ordered = sorted(aucs, key=lambda number: (int(number) != best.number, -(aucs[number] or 0)))
+    found = ", ".join(f"trial {number} {_number(aucs[number])}" for number in ordered)
     return f"re-scored on {scores[str(best.number)]['on']}: {found} (best: highest mean of both scores)"
+
+
+def no_gain_text(study: Study) -> str | None:
+    """Which fixed composite has at least the best one's AUC on the holdout samples; None where none has."""
+    scores = study.user_attrs.get("holdout", {})
+    aucs = {
+        name: scores[key]["auc"] for name, trial in fixed_trials(study).items() if (key := str(trial.number)) in scores
+    }
+    own = scores.get(str(best_trial(study).number))
+    name = max(aucs, key=lambda name: aucs[name], default="")
+    if own is None or not name or aucs[name] < own["auc"]:
+        return None
+    return (
+        f"no gain over the fixed composites on holdout samples: {name} has {aucs[name]:.4f} there "
+        "(pxp-optimize compare: which differences are significant)"
+    )
 
 
 def fixed_trials(study: Study) -> dict[str, FrozenTrial]:

@@ -8,7 +8,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from pxp_optimize.attribution import GROUPS, load_composite
-from pxp_optimize.optimize.known import KNOWN
+from pxp_optimize.optimize.known import MIXED, SIGNED
 from pxp_optimize.optimize.space import FIXED
 from pxp_optimize.studies.storage import open_storage
 
@@ -43,7 +43,7 @@ def command(project, name: str, *arguments: str) -> list[str]:
 def run(project, name: str, *arguments: str) -> optuna.Study:
     result = project.run(*command(project, name, *arguments))
     assert result.returncode == 0, result.stderr
-    rows = [line for line in result.stdout.splitlines() if line.startswith((*FIXED, *KNOWN))]
+    rows = [line for line in result.stdout.splitlines() if line.startswith((*FIXED, SIGNED, *MIXED))]
     assert [row.split()[0] for row in rows] == list(FIXED)  # mixed composites are no rows of their own
     return load(project, f"{name}.db")
 
@@ -62,7 +62,7 @@ def test_layers_by_cmaes(project):
         assert set(trial.params) == {f"{name}.gamma" for name in layers}
         assert set(trial.system_attrs["pxp:relative_params"]) == set(trial.params)
         assert set(trial.user_attrs["composite"]["layers"]) == set(layers)
-    assert [trial.user_attrs.get("known") for trial in study.trials[4:10]] == list(KNOWN)
+    assert [trial.user_attrs.get("known") for trial in study.trials[4:10]] == [SIGNED, *MIXED]
     result = project.run("export", "--storage", "layer.db", "--trial", "13", "-o", "last.json")
     assert result.returncode == 0, result.stderr
     composite = load_composite(project.folder / "last.json")

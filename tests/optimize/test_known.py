@@ -10,7 +10,7 @@ import pytest
 from pxp_optimize.attribution import Composite, CompositeError
 from pxp_optimize.attribution.composites import resolve
 from pxp_optimize.optimize.errors import UserError
-from pxp_optimize.optimize.known import KNOWN, SIGNED, earlier_composite, fitted, mixed_composites
+from pxp_optimize.optimize.known import MIXED, SIGNED, earlier_composite, fitted, mixed_composites
 from pxp_optimize.optimize.space import Space
 
 RESNET = {
@@ -44,7 +44,7 @@ def rules(composite: Composite, network: dict) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("space", ["depth", "type", "layer", "paper"])
 def test_mixed_composites_fit_every_space(space):
     found = mixed_composites(of(RESNET, space))
-    assert list(found) == list(KNOWN)
+    assert list(found) == [SIGNED, *MIXED]
     assert rules(found["epsilon-plus"], RESNET) == {**dict.fromkeys(RESNET, ZPLUS), "fc": EPSILON}
     assert rules(found["epsilon-high-gamma"], RESNET)["layer4.conv1"] == EPSILON
     assert found[SIGNED].aggregation == "signed"

@@ -17,6 +17,7 @@ from pxp_optimize.optimize.trial import evaluate
 from pxp_optimize.pruning import NotFinite
 from pxp_optimize.studies.best import best_trial, candidates
 from pxp_optimize.studies.export import complete_trial
+from pxp_optimize.studies.report import rescored_text
 from pxp_optimize.studies.storage import open_storage
 
 NAME = "network:small-images-filters"
@@ -98,6 +99,7 @@ def test_what_is_not_finite_with_other_images_does_not_win(study):
 
     rescore(study, 2, "toys", unstable, lambda steps: None)
     assert best_trial(study).number == 3
+    assert "trial 3 0.1000, trial 1 - " in rescored_text(study)
 
 
 def test_the_searchs_own_best_is_scored_on_holdout_samples_too(study):

@@ -19,7 +19,7 @@ import pytest
 from optuna.trial import TrialState
 from pxp_optimize.attribution import Composite, RuleSpec
 from pxp_optimize.optimize.errors import UserError
-from pxp_optimize.optimize.known import KNOWN, mixed_composites
+from pxp_optimize.optimize.known import MIXED, SIGNED, mixed_composites
 from pxp_optimize.optimize.samplers import make_sampler
 from pxp_optimize.optimize.search import (
     MAX_FAILURES,
@@ -413,7 +413,7 @@ def test_known_composites_come_after_the_fixed_ones_and_stay_as_they_are(tmp_pat
     trials = study.get_trials()
     assert [trial.user_attrs.get("fixed") for trial in trials] == [*FIXED, *[None] * 10]
     assert [trial.user_attrs.get("from") for trial in trials[4:6]] == ["best.json", None]
-    assert [trial.user_attrs.get("known") for trial in trials[5:]] == [*KNOWN, *[None] * 3]
+    assert [trial.user_attrs.get("known") for trial in trials[5:]] == [SIGNED, *MIXED, *[None] * 3]
     assert trials[4].user_attrs["composite"] == outside.to_dict()
     assert trials[4].value == toy(outside).auc
     assert {trials[4].params[f"{group}.epsilon_relative"] for group in GROUPS} == {1e-3}

@@ -12,6 +12,7 @@ from pxp_optimize.studies.report import (
     ResultLine,
     fixed_trials,
     list_studies,
+    no_gain_text,
     result_lines,
     result_table,
     studies_table,
@@ -84,6 +85,14 @@ def test_the_result_is_reported_on_holdout_samples(study):
     assert best.split() == ["best", "(trial", "2)", "0.7000", "0.6500", "25%"]
     failed = next(line for line in shown.splitlines() if "zplus" in line)
     assert failed.split() == ["zplus", "-", "-", "-"]
+
+
+@pytest.mark.parametrize(("fixed", "said"), [(0.7, "epsilon has 0.7000"), (0.65, "epsilon has 0.6500"), (0.6, None)])
+def test_a_search_that_gained_nothing_says_so(study, fixed, said):
+    assert no_gain_text(study) is None  # nothing is scored on holdout samples
+    study.set_user_attr("holdout", {"0": {"auc": fixed, "accuracy": []}, "2": {"auc": 0.65, "accuracy": []}})
+    found = no_gain_text(study)
+    assert found is None if said is None else said in found
 
 
 def test_a_baseline_that_was_run_again_counts_once(study):
