@@ -12,7 +12,7 @@ from ..attribution.composites import ATTENTION_TYPES, keys_of, resolve
 from .errors import UserError
 from .space import FIXED, Network, Space
 
-# Uniform, the best rule with one number in our measurements (README): 0.04 above epsilon in the area.
+# Uniform, the best rule with one number in our measurements (benchmarks/README.md): 0.04 above epsilon in the area.
 RELATIVE: Mapping[str, Any] = {"rule": "epsilon_relative", "epsilon": 0.1}
 EPSILON, ZPLUS, ALPHA_BETA, GAMMA = (FIXED[name] for name in ("epsilon", "zplus", "alpha2-beta1", "gamma0.25"))
 
@@ -28,7 +28,7 @@ MIXED: dict[str, Mapping[str, Mapping[str, Any]]] = {
 """Composites that are known to be good: a rule for each depth. Few, so that a short study searches too."""
 SIGNED = "alpha2-beta1-signed"
 """The fixed composite of this rule, ranked by what is left where samples contradict each other. By alpha-beta that is
-much better (README); a sampler that begins with absolute values only finds it late."""
+much better (benchmarks/README.md); a sampler that begins with absolute values only finds it late."""
 
 
 def mixed_composites(space: Space) -> dict[str, Composite]:

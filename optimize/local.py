@@ -2,9 +2,9 @@
 
 A composite is a handful of choices, and most of what a good one consists of is in the good ones that a study begins
 with. So a few dozen trials get further by changing one choice at a time in the best of them than by a model of the
-whole space, of which so few have seen next to nothing (measured in the README). Its like is randomized local search
-(Auger and Doerr 2011, "Theory of Randomized Search Heuristics"), with a few parents for one, since an AUC over a few
-hundred images is noisy.
+whole space, of which so few have seen next to nothing (measured in benchmarks/README.md). Its like is randomized local
+search (Auger and Doerr 2011, "Theory of Randomized Search Heuristics"), with a few parents for one, since an AUC over a
+few hundred images is noisy.
 """
 
 from __future__ import annotations

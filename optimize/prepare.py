@@ -187,7 +187,7 @@ def images_for_repair(reference: Samples) -> Images:
 
 
 def how_pruned(graph: Graph, schedule: str, repair: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The schedules and the repairs that are meant: what `auto` stands for is what measured best (README).
+    """The schedules and the repairs that are meant: `auto` stands for what measured best (benchmarks/README.md).
 
     Raises:
         UserError: a repair of BatchNorm in a network without.

@@ -62,7 +62,7 @@ def _local(seed: int) -> BaseSampler:
 
 SAMPLERS: dict[str, Factory] = {"tpe": _tpe, "local": _local, "random": _random, "cmaes": _cmaes, "gp": _gp}
 AUTO = "auto"
-"""What measured best (README): see `default_sampler`."""
+"""What measured best (benchmarks/README.md): see `default_sampler`."""
 GRID = "grid"
 """Every composite of a space without numbers, once, in an order shuffled by the seed (`Space.grid`)."""
 MULTI_OBJECTIVE = ("tpe", "random", GRID)
