@@ -102,7 +102,7 @@ class LeastSquaresRepair(Repair):
     summed chunk by chunk, so memory does not grow with the samples' positions.
 
     inputs: float images, unlabelled. most: a layer whose rows and features are both more is left as it is.
-    enough: of rows, for each feature; of more, so many are taken, evenly spaced.
+    enough: of rows, for each feature; of many more, at least so many are drawn (`drawn_rows`).
     """
 
     inputs: Batches
@@ -145,16 +145,17 @@ class LeastSquaresRepair(Repair):
         # what it gave is nearer to that and yet costs accuracy (vit_tiny: 0.01 to 0.02 of the AUC)
         if features == 0 or min(features, count) > self.most or goals[0].shape[1] != len(weight):
             return module
-        stride = max(1, count // (self.enough * features))
+        most = count // max(1, count // (self.enough * features))
+        drawn = None if most == count else drawn_rows(count, most)
 
         def pairs() -> Iterator[tuple[Tensor, Tensor]]:
-            offset = 0
+            start = 0
             for value, goal in zip(inputs, goals, strict=True):
-                first = -offset % stride
-                offset += len(goal)
-                yield _rows(module, value, first, stride), goal[first::stride]
+                rows = None if drawn is None else _part(drawn, start, len(goal)).to(goal.device)
+                start += len(goal)
+                yield _rows(module, value, rows), goal if rows is None else goal[rows]
 
-        known = list(pairs()) if count // stride * features * weight.element_size() <= ROOM else None
+        known = list(pairs()) if most * features * weight.element_size() <= ROOM else None
         fitted, bias = ridge(pairs if known is None else known.__iter__, weight.flatten(1))
         return clone(module, weight=fitted.view(weight.shape), bias=bias)
 
@@ -200,17 +201,32 @@ class _Targets:
         return [value.index_select(dim, kept.nonzero().flatten()) for value in outputs]
 
 
-def _rows(module: nn.Module, value: Tensor, first: int = 0, stride: int = 1) -> Tensor:
-    """What the layer reads at each position (every `stride`-th from `first` on): (rows, features)."""
+def drawn_rows(count: int, most: int) -> Tensor:
+    """`most` of `count` rows, ascending: of as many equal spans one each, at random, but always the same.
+
+    Rows at even distances would all be of one column of the maps, where the width divides the distance.
+    """
+    edges = torch.arange(most + 1, device="cpu") * count // most
+    chance = torch.rand(most, generator=torch.Generator().manual_seed(count), dtype=torch.float64, device="cpu")
+    return edges[:-1] + (chance * edges.diff()).long()
+
+
+def _part(drawn: Tensor, start: int, size: int) -> Tensor:
+    """Those that are drawn of the `size` rows from `start` on, counted from there."""
+    low, high = torch.searchsorted(drawn, torch.tensor([start, start + size], device="cpu")).tolist()
+    return drawn[low:high] - start
+
+
+def _rows(module: nn.Module, value: Tensor, rows: Tensor | None = None) -> Tensor:
+    """What the layer reads at each position (at these, counted through the samples): (rows, features)."""
     if not isinstance(module, nn.Conv2d):
-        return value.flatten(0, -2)[first::stride]
+        flat = value.flatten(0, -2)
+        return flat if rows is None else flat[rows]
     windows = _windows(module, value)
-    if stride == 1 and first == 0:
+    if rows is None:
         return windows.reshape(-1, windows[0, 0, 0].numel())
     _, height, width = windows.shape[:3]
-    rows = len(windows) * height * width
-    picked = torch.arange(min(first, rows), rows, stride, device=value.device)  # none where few rows end the samples
-    image, pixel = picked // (height * width), picked % (height * width)
+    image, pixel = rows // (height * width), rows % (height * width)
     return windows[image, pixel // width, pixel % width].flatten(1)
 
 
@@ -244,7 +260,7 @@ def ridge(
 
     pairs: gives, each time anew, chunks of rows (rows, features) and goals (rows, units). prior: (units,
     features). Returns weights, (units, features), and bias, (units,). The ridge is chosen by the leave-one-out
-    error of ridge regression in closed form, on at most `max_rows` rows and `max_units` units, evenly spaced.
+    error of ridge regression in closed form, on at most `max_rows` rows (`drawn_rows`) and `max_units` units.
     """
     features = prior.shape[1]
     count, sum_x, sum_y = 0, prior.new_zeros(features), prior.new_zeros(prior.shape[0])
@@ -259,32 +275,32 @@ def ridge(
 
     # with fewer rows than features, all rows take less memory than the features' products, and much less time
     solve = _solve_by_rows if count < features else _solve_by_features
-    every = max(1, -(-count // max_rows)), max(1, -(-prior.shape[0] // max_units))
-    weight = prior + solve(centred(), prior, count, every)
+    sample = drawn_rows(count, min(count, max_rows))
+    weight = prior + solve(centred(), prior, count, sample, max(1, -(-prior.shape[0] // max_units)))
     return weight, mean_y - weight @ mean_x
 
 
 def _solve_by_features(
-    centred: Iterator[tuple[Tensor, Tensor]], prior: Tensor, count: int, every: tuple[int, int]
+    centred: Iterator[tuple[Tensor, Tensor]], prior: Tensor, count: int, sample: Tensor, every: int
 ) -> Tensor:
     """The change of the weights, (units, features), from the features' products, which are summed chunk by chunk.
 
-    centred: chunks of rows and of what is to be explained, `count` rows in all. prior: as in `ridge`. every: the ridge
-    is chosen on each so-manieth row and unit.
+    centred: chunks of rows and of what is to be explained, `count` rows in all. prior: as in `ridge`. The ridge is
+    chosen on the rows of `sample` (ascending, on the CPU) and on one unit of so many (`every`).
     """
     units, features = prior.shape
     gram, cross = prior.new_zeros(features, features), prior.new_zeros(features, units)
-    sample, left, offset = [], [], 0
+    few_x, few_y, start = [], [], 0
     for x, y in centred:
         gram.addmm_(x.T, x)
         cross.addmm_(x.T, y)
-        first = -offset % every[0]
-        sample.append(x[first :: every[0]])
-        left.append(y[first :: every[0], :: every[1]])
-        offset += len(x)
+        rows = _part(sample, start, len(x)).to(x.device)
+        few_x.append(x[rows])
+        few_y.append(y[rows, ::every])
+        start += len(x)
     eigenvalues, vectors = _spectrum(gram)
     rotated = vectors.T @ cross
-    projected, wanted, few = torch.cat(sample) @ vectors, torch.cat(left), rotated[:, :: every[1]]
+    projected, wanted, few = torch.cat(few_x) @ vectors, torch.cat(few_y), rotated[:, ::every]
 
     def residual(strength: Tensor) -> Tensor:
         return torch.addmm(wanted, projected, few / (eigenvalues + strength).unsqueeze(1), alpha=-1)
@@ -294,7 +310,7 @@ def _solve_by_features(
 
 
 def _solve_by_rows(
-    centred: Iterator[tuple[Tensor, Tensor]], prior: Tensor, count: int, every: tuple[int, int]
+    centred: Iterator[tuple[Tensor, Tensor]], prior: Tensor, count: int, sample: Tensor, every: int
 ) -> Tensor:
     """The same from the rows' products: the smaller matrix, whose eigenvalues are those of the features' products
     that are not zero. Arguments as there.
@@ -308,7 +324,7 @@ def _solve_by_rows(
     values, basis = torch.linalg.eigh(exact @ exact.T)
     eigenvalues, basis = values.clamp(min=0).to(x), basis.to(x)
     rotated = basis.T @ y
-    rows, few = basis[:: every[0]], rotated[:, :: every[1]]
+    rows, few = basis[sample.to(basis.device)], rotated[:, ::every]
 
     def residual(strength: Tensor) -> Tensor:
         return rows @ (few * (strength / (eigenvalues + strength)).unsqueeze(1))

@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from pxp_optimize.pruning import Graph, Masks, compact, make_repair, prune_masks, trace
-from pxp_optimize.pruning.repair import RIDGES, BatchNormRepair, LeastSquaresRepair, _rows, ridge
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from pxp_optimize.pruning import Graph, Masks, compact, make_repair, prune_masks, pruned, trace
+from pxp_optimize.pruning.repair import RIDGES, BatchNormRepair, LeastSquaresRepair, _part, _rows, drawn_rows, ridge
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
@@ -230,8 +233,66 @@ def test_rows_are_what_a_convolution_reads(options: dict[str, Any], last: bool) 
         images = images.contiguous(memory_format=torch.channels_last)
     goal = layer(images).permute(0, 2, 3, 1).flatten(0, 2)
     assert torch.allclose(_rows(layer, images) @ layer.weight.flatten(1).T + layer.bias, goal, atol=1e-5)
-    assert torch.equal(_rows(layer, images, 2, 3), _rows(layer, images)[2::3])
-    assert len(_rows(layer, images, 10**6, 10**7)) == 0
+    for rows in (torch.tensor([2, 5, 11]), torch.tensor([], dtype=torch.long)):
+        assert torch.equal(_rows(layer, images, rows), _rows(layer, images)[rows])
+
+
+@given(count=st.integers(1, 5000), most=st.integers(1, 5000), chunk=st.integers(1, 6000))
+def test_drawn_rows_are_spread_and_the_same_in_any_chunks(count: int, most: int, chunk: int) -> None:
+    most = min(count, most)
+    rows = drawn_rows(count, most)
+    assert torch.equal(rows, drawn_rows(count, most))
+    assert len(rows) == most
+    assert 0 <= rows[0] <= rows[-1] < count
+    assert (rows.diff() > 0).all()
+    assert rows.diff().max() <= 2 * -(-count // most) if most > 1 else True
+    parts = [_part(rows, start, min(chunk, count - start)) + start for start in range(0, count, chunk)]
+    assert torch.equal(torch.cat(parts), rows)
+
+
+class Tokens(nn.Module):
+    """A residual MLP over 64 patches and a class token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 64, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, 64))
+        self.up, self.down, self.head = nn.Linear(64, 128), nn.Linear(128, 64), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
+        return self.head((x + self.down(F.gelu(self.up(x)))).mean(1))
+
+
+@pytest.mark.parametrize("kept", [31, 32, 33])  # with 32 a row at even distances would be a class token each time
+def test_least_squares_reads_all_tokens(kept: int) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(512, 3, 32, 32)
+    graph = trace(Tokens().eval())
+    masks = {"up": torch.arange(128) < kept}
+    whole = graph.network(images)
+    plain, repaired = (
+        (pruned(graph, masks, repair).network(images) - whole).norm().item()
+        for repair in (None, make_repair("least-squares", graph, images))
+    )
+    assert repaired < plain / 3
+
+
+@pytest.mark.parametrize("kept", [21, 22, 23])  # with 22, of the leftmost column only
+def test_least_squares_reads_all_columns(kept: int) -> None:
+    torch.manual_seed(0)
+    images = torch.zeros(100, 3, 32, 32)
+    images[..., 4:28] = torch.randn(100, 3, 32, 24)
+    model = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 8, 3, padding=1))
+    graph = trace(nn.Sequential(model, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval())
+    masks = {"0.0": torch.arange(64) < kept}
+    whole = graph.network(images)
+    plain, repaired = (
+        (pruned(graph, masks, repair).network(images) - whole).norm().item()
+        for repair in (None, make_repair("least-squares", graph, images))
+    )
+    assert repaired < plain / 3
 
 
 def test_names(resnet: nn.Module, transformer: nn.Module, photos: Tensor) -> None:
