@@ -100,7 +100,7 @@ class Composite:
     groups: by "low", "mid", "high", "classifier", or by "<group>.<layer type>". layers: by layer name, wins.
     softmax: how relevance passes attention (`SOFTMAX_RULES`), of no effect in networks without. bias: in
     z-plus and alpha-beta on attention projections, "whole" as in the paper's code, or "split" by sign as
-    everywhere else (see `rules.LinearRule.parts`).
+    everywhere else (see `rules.LinearRule.sums`).
     aggregation: "abs" sums absolute relevance over samples, "signed" signed relevance.
     normalization: within a layer, before layers are ranked together: "none", "l1", "l2" or "max".
     balance: where neurons are ranked together with filters or heads, how much more the mean neuron counts.

@@ -276,8 +276,9 @@ class RelativeEpsilon(Epsilon):
     """LRP-epsilon whose epsilon is in units of each sample's mean absolute output of the layer, so that one range
     of it fits every layer (Montavon et al. 2019, section 10.3, multiply theirs by the outputs' deviation).
 
-    The mean is over outputs that are not zero, since pruned units, whose outputs are, must not count: a network with
-    units masked and one without them have the same relevance. It does not depend on which samples share a batch.
+    The mean is over outputs that are not zero, since pruned filters and neurons, whose outputs are, must not count: a
+    network with these masked and one without them have the same relevance. (The values of a masked head are not zero;
+    there they differ by some 1e-3.) It does not depend on which samples share a batch.
 
     Args:
         epsilon: > 0, without a unit.

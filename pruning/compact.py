@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from . import network as ops
 from .convolution import plain
-from .graph import Graph, Norm, flat_slots, trace
+from .dimensions import dimensions
+from .graph import Graph, Norm, trace
 from .network import Network, Step, clone
 
 
@@ -126,7 +127,7 @@ class _Compactor:
         self.states: dict[int, State] = {0: None}
         self.slots: dict[int, int] = {0: 0}  # slot in the graph to slot in the compact network
         self.extents: dict[int, Extent] = {0: _unknown(0)}
-        self.flat = flat_slots(graph.network.steps, graph.network.modules_by_step())
+        self.dimensions = dimensions(graph.network.steps, graph.network.modules_by_step())
         self.count = 1
         self.name = ""
         self.output = 0
@@ -421,7 +422,7 @@ def _by_group(indices: Tensor, width: int, groups: Tensor) -> Tensor:
 
 @reduce_step.register
 def _(module: nn.Linear, c: _Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
-    slot, state = c.input(inputs[0]) if inputs[0] in c.flat else c.along(-1, inputs[0])
+    slot, state = c.input(inputs[0]) if c.dimensions.get(inputs[0]) == 2 else c.along(-1, inputs[0])
     rows, result = _rows(module, c)
     weight: Tensor = module.weight
     bias: Tensor | None = module.bias
@@ -474,7 +475,7 @@ def _(module: nn.Flatten, c: _Compactor, inputs: tuple[int, ...]) -> tuple[int, 
 @reduce_step.register
 def _(module: ops.Mean, c: _Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
     slot, state = c.input(inputs[0])
-    if state is not None and state.dim == 1 and set(module.dims) <= {2, 3, -1, -2}:
+    if state is not None and state.dim == 1 and set(module.dims) <= {2, 3}:  # counted from the front, where known
         return c.emit(module, (slot,)), state
     return c.emit(module, (c.expand(slot, state)[0],)), None
 

@@ -9,18 +9,21 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize, prune, remove_weight_norm
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from . import network as ops
 from .convolution import convolution
+from .dimensions import dimensions
 from .network import Network, Step, clone
 
 UNIT_KINDS = ("filters", "neurons", "heads")
@@ -142,22 +145,44 @@ def trace(model: nn.Module | Graph) -> Graph:
 def baked(model: nn.Module) -> nn.Module:
     """A copy in eval mode, its weights plain float32 (or float64) tensors.
 
-    What computes weights when a layer is called (parametrizations, `weight_norm`, `torch.nn.utils.prune`) is applied
-    once, since nobody would call it in the compact network.
+    What computes weights when a layer is called (parametrizations, `weight_norm`, `spectral_norm`,
+    `torch.nn.utils.prune`) is applied once, since nobody would call it in the compact network. Other forward hooks are
+    left out, with a RuntimeWarning: whether they change something or only watch cannot be told.
     """
-    model = copy.deepcopy(model).eval()
+    held = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
+    computed = {id(value): value.detach().clone() for value in held if not value.is_leaf}  # which cannot be copied
+    model = copy.deepcopy(model, computed).eval()
     for module in model.modules():
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations.keys()):  # type: ignore[operator, union-attr]
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+            _bake_parametrizations(module)
         for hook in [*module._forward_pre_hooks.values()]:
             if isinstance(hook, prune.BasePruningMethod):
                 prune.remove(module, hook._tensor_name)
             elif isinstance(hook, WeightNorm):
                 remove_weight_norm(module, hook.name)
+            elif isinstance(hook, SpectralNorm):
+                remove_spectral_norm(module, hook.name)
+    hooked = [name or "the model" for name, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
+    if hooked:
+        text = f"forward hooks are left out of relevance and of pruned networks: those of {', '.join(hooked)}"
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
+    for module in model.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
     if any(value.dtype in (torch.float16, torch.bfloat16) for value in model.parameters()):
         model = model.float()
     return model.requires_grad_(False)
+
+
+def _bake_parametrizations(module: nn.Module) -> None:
+    """Not by `parametrize.remove_parametrizations`, which takes them from the class, which a copy shares."""
+    names = [*module.parametrizations.keys()]  # type: ignore[operator, union-attr]
+    with torch.no_grad():
+        values = {name: getattr(module, name).detach().clone() for name in names}
+    del module.parametrizations
+    module.__class__ = module.__class__.__bases__[0]
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value))
 
 
 def _traced(model: nn.Module) -> fx.Graph:
@@ -171,7 +196,26 @@ def _traced(model: nn.Module) -> fx.Graph:
         return _Tracer().trace(model, concrete_args=usual)
 
 
+class _Value(fx.Proxy):
+    """A value that knows `x += y` for what it is: x is changed, also for those who know it by another name."""
+
+    def __iadd__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+
+
 class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, nn.LayerNorm):  # others normalise over channels between two permutations
             return type(m).forward is nn.LayerNorm.forward
@@ -194,6 +238,7 @@ ROUTING: set[Any] = {
         torch.split,
     ),
     *(operator.getitem, operator.floordiv, operator.mul, operator.add, operator.sub, getattr, F.pad),
+    *(operator.imul, operator.iadd, operator.isub),
     *(torch.max_pool2d, F.max_pool2d, torch.movedim, torch.swapaxes),
 }
 ROUTING_METHODS = {
@@ -202,6 +247,13 @@ ROUTING_METHODS = {
 }
 # torch and torch.nn.functional wrap some functions; what fx records is then the wrapper's name.
 ROUTING_NAMES = {"max_pool2d", "boolean_dispatch", "pad", "_pad", "split"}
+VIEWS = {
+    *("getitem", "reshape", "view", "flatten", "transpose", "permute", "swapaxes", "movedim", "squeeze", "unsqueeze"),
+    *("chunk", "split", "expand", "expand_as", "view_as", "contiguous"),
+}
+"""Functions and methods whose results may lie in the memory of what they are given."""
+ATTRIBUTES = {"shape", "ndim", "dtype", "device"}
+"""What a model may ask of a value."""
 
 
 class _Builder:
@@ -217,6 +269,7 @@ class _Builder:
         self.weighted: set[str] = set()
         self.heads: dict[str, str] = {}
         self.norms: dict[str, Norm] = {}
+        self.memory: dict[fx.Node, fx.Node] = {}  # whose memory a value lies in, if not in its own
         self.reserved = {name for name, _ in root.named_modules() if name}
         self.result = -1
         self.count = 1
@@ -228,9 +281,32 @@ class _Builder:
         if self._computed(node):
             return
         getattr(self, f"_{node.op}")(node)
-        if self._is_tensor(node.args[:1]) and self.writes(node):  # whoever reads the argument later reads the result
-            before, after = self.slots[node.args[0]], self.slots[node]  # type: ignore[index]
-            self.slots.update({other: after for other, slot in self.slots.items() if slot == before})
+        written = self._is_tensor(node.args[:1]) and self.writes(node)
+        if node.all_input_nodes and (written or self._views(node)):
+            source = node.all_input_nodes[0]
+            self.memory[node] = self.memory.get(source, source)
+        if written:
+            self._write(node)
+
+    def _write(self, node: fx.Node) -> None:
+        """Whoever reads the first argument of a node later, which changes it in place, reads the result."""
+        source: Any = node.args[0]
+        before, after = self.slots[source], self.slots[node]
+        for other, slot in self.slots.items():
+            alike = self.memory.get(other, other) is self.memory[node] and slot not in (before, after)
+            if alike and not self.slots.keys() >= other.users.keys():
+                raise TraceError(
+                    f"the model changes {source} in place and then reads {other}, a view of the same memory"
+                )
+        self.slots.update({other: after for other, slot in self.slots.items() if slot == before})
+
+    def _views(self, node: fx.Node) -> bool:
+        """Whether what a node gives may lie in the memory of its first argument."""
+        if node.op == "call_module":
+            module = self.root.get_submodule(str(node.target))
+            return isinstance(module, (nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout))
+        name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+        return name in VIEWS or name in ("dropout", "dropout2d", "stochastic_depth")
 
     def writes(self, node: fx.Node) -> bool:
         """Whether a node changes its first argument in place."""
@@ -239,7 +315,8 @@ class _Builder:
         if node.op == "call_method":
             return str(node.target).endswith("_")
         return node.op == "call_function" and (
-            node.target in (operator.iadd, operator.imul, operator.setitem, torch.relu_, F.relu_)
+            node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem)
+            or node.target in (torch.relu_, F.relu_)
             or bool(_options(node).get("inplace"))
         )
 
@@ -302,6 +379,8 @@ class _Builder:
             module = convolution(clone(module))
             if hasattr(module, "inplace"):
                 setattr(module, "inplace", False)  # noqa: B010  # a saved activation must not change under a rule's feet
+            if getattr(module, "return_indices", False):
+                raise TraceError(f"layer {name} gives the places of its maxima too, which no rule covers")
             if isinstance(module, BATCH_NORMS) and module.running_mean is None:
                 raise TraceError(f"layer {name} has no running statistics: an image's logits would hang on its batch")
             self._emit(name, module, node.args[:1], node)
@@ -340,8 +419,14 @@ class _Builder:
             self._arithmetic(node, "add")
         elif function in (operator.mul, operator.imul, torch.mul) and self._is_tensor(node.args):
             self._arithmetic(node, "mul")
-        elif function in (operator.sub, operator.truediv, torch.div, torch.sub) and self._is_tensor(node.args):
-            self._arithmetic(node, "sub" if name == "sub" else "div")
+        elif function in (operator.sub, operator.isub, torch.sub) and self._is_tensor(node.args):
+            self._arithmetic(node, "sub")
+        elif function in (operator.truediv, operator.itruediv, torch.div) and self._is_tensor(node.args):
+            self._arithmetic(node, "div")
+        elif (function is operator.floordiv and self._is_tensor(node.args)) or (
+            function is getattr and node.args[1] not in ATTRIBUTES
+        ):
+            raise TraceError(f"the model computes {node.name}, which no rule covers")
         elif function in (torch.cat, torch.concat):
             (parts, *rest) = node.args
             dim = rest[0] if rest else node.kwargs.get("dim", 0)
@@ -357,9 +442,9 @@ class _Builder:
             self._mean(node, dims, keepdim)
         elif function is torch.permute:
             self._emit(node.name, ops.Permute(tuple(node.args[1])), node.args[:1], node)  # type: ignore[arg-type]
-        elif function is F.adaptive_avg_pool2d or (name == "avg_pool2d" and _whole_map(node)):
-            if name == "avg_pool2d":
-                node.args = (node.args[0], 1)
+        elif name == "avg_pool2d" and (pool := _whole_map(node)) is not None:
+            self._emit(node.name, pool, node.args[:1], node)
+        elif function is F.adaptive_avg_pool2d:
             size = self._arguments(node, (1,), ("output_size",))[0]
             self._emit(node.name, nn.AdaptiveAvgPool2d(size), node.args[:1], node)
         elif name == "avg_pool2d":
@@ -554,18 +639,27 @@ class _Builder:
 
     def finish(self) -> Graph:
         self._drop_unused()
-        self._fold_batch_norms()
+        counts = dimensions(self.steps, self.modules)
+        self._fold_batch_norms(counts)
         self._drop_unused()
+        for step in self.steps:  # which they are no longer known by once channels are gone
+            module = self.modules[step.name]
+            if isinstance(module, ops.Mean) and (count := counts.get(step.inputs[0])) is not None:
+                module.dims = tuple(dim % count for dim in module.dims)
         layers = [step.name for step in self.steps if isinstance(self.modules[step.name], (nn.Conv2d, nn.Linear))]
         if not layers:
             raise TraceError("the model has no convolution and no linear layer")
-        groups = depth_groups(layers, self.modules, transformer=bool(self.heads))
+        embedding = self._embedding() if self.heads else frozenset()
+        groups = depth_groups(layers, self.modules, transformer=bool(self.heads), ruleless=embedding)
         kinds, sizes = self._units()
         nonnegative = self._nonnegative()
         return Graph(
             network=Network(self.steps, self.modules, self.result).eval().requires_grad_(False),
             groups=groups,
-            types={name: layer_type(name, self.modules[name], first=name == layers[0]) for name in groups},
+            types={
+                name: layer_type(name, self.modules[name], first=name == layers[0], attention=self._projects(name))
+                for name in groups
+            },
             kinds=kinds,
             sizes=sizes,
             heads=self.heads,
@@ -582,9 +676,23 @@ class _Builder:
         self.steps = [step for step in self.steps if step.output in needed]
         self.modules = {step.name: self.modules[step.name] for step in self.steps}
 
-    def _fold_batch_norms(self) -> None:
+    def _embedding(self) -> frozenset[str]:
+        """Convolutions that no layer with a rule lies below: what makes tokens of the image."""
+        above: set[int] = set()
+        found = set()
+        for step in self.steps:
+            module = self.modules[step.name]
+            reached = not above.isdisjoint(step.inputs)
+            if isinstance(module, nn.Conv2d) and not reached:
+                found.add(step.name)
+            elif reached or isinstance(module, (nn.Conv2d, nn.Linear)):
+                above.add(step.output)
+        return frozenset(found)
+
+    def _fold_batch_norms(self, counts: Mapping[int, int]) -> None:
+        """counts: of dimensions, by slot."""
         producers = {step.output: step for step in self.steps}
-        readers, flat = self._readers(), flat_slots(self.steps, self.modules)
+        readers = self._readers()
         moved: dict[int, int] = {}
         kept = []
         for step in self.steps:
@@ -595,7 +703,7 @@ class _Builder:
                 isinstance(norm, BATCH_NORMS)
                 and norm.running_mean is not None
                 and source is not None
-                and self._normalises_units(self.modules[source.name], norm, source.output in flat)
+                and self._normalises_units(self.modules[source.name], norm, counts.get(source.output) == 2)
                 and len(readers[source.output]) == 1
                 and source.name not in self.norms
             )
@@ -634,7 +742,7 @@ class _Builder:
                 kinds[step.name], sizes[step.name] = "filters", module.out_channels
             elif isinstance(module, ops.HeadSoftmax):
                 kinds[step.name], sizes[step.name] = "heads", module.heads
-            elif isinstance(module, nn.Linear) and not self._projects(step.name):
+            elif isinstance(module, nn.Linear) and not self._projects(step.name):  # heads go with their projections
                 kinds[step.name], sizes[step.name] = "neurons", module.out_features
         return kinds, sizes
 
@@ -655,6 +763,7 @@ class _Builder:
         return found
 
     def _projects(self, name: str) -> bool:
+        """Whether a layer is a query, key, value or output projection of attention."""
         parent = name.rpartition(".")[0]
         return name in self.heads or (name.endswith(".out_proj") and f"{parent}.q_proj" in self.heads)
 
@@ -747,11 +856,15 @@ def _part_of_shape(node: Any) -> tuple[Any, Any]:
     return None, None
 
 
-def _whole_map(node: fx.Node) -> bool:
-    """Whether a pooling's window is as large as its map: the size of what it pools."""
+def _whole_map(node: fx.Node) -> nn.Module | None:
+    """The pooling of a whole map, for one whose window is as large as what it pools; None for any other."""
     kernel = node.args[1] if len(node.args) > 1 else node.kwargs.get("kernel_size")
     parts = [_part_of_shape(size) for size in (kernel if isinstance(kernel, (tuple, list)) else (kernel,))]
-    return all(value is node.args[0] and part in SIDES for value, part in parts)
+    if any(value is not node.args[0] or part not in SIDES for value, part in parts):
+        return None
+    sides = [part if isinstance(part, slice) else part % 4 for _, part in parts]
+    both = isinstance(sides[0], slice) or sides == [2, 3]
+    return nn.AdaptiveAvgPool2d(1) if both else ops.PoolSquare(1)
 
 
 def _flattens(node: fx.Node) -> bool:
@@ -761,18 +874,6 @@ def _flattens(node: fx.Node) -> bool:
         return False
     value, part = _part_of_shape(shape[0])
     return value is not None and part == 0 and shape[1] == -1
-
-
-def flat_slots(steps: Iterable[Step], modules: Mapping[str, nn.Module]) -> set[int]:
-    """Slots of values that are known to have two dimensions: images and features."""
-    flat: set[int] = set()
-    for step in steps:
-        module = modules[step.name]
-        kept = step.inputs and not isinstance(module, ops.Call) and flat.issuperset(step.inputs)
-        pooled = isinstance(module, ops.Mean) and len(set(module.dims)) == 2 and not module.keepdim
-        if kept or pooled or (isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)):
-            flat.add(step.output)
-    return flat
 
 
 def _is_shape(node: Any) -> bool:
@@ -816,12 +917,18 @@ def fold(layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm2d) -> tuple[nn.Module,
 RESNET_STAGES = {"layer1": "low", "layer2": "mid", "layer3": "mid", "layer4": "high"}
 
 
-def depth_groups(layers: list[str], modules: Mapping[str, nn.Module], *, transformer: bool = False) -> dict[str, str]:
+def depth_groups(
+    layers: list[str],
+    modules: Mapping[str, nn.Module],
+    *,
+    transformer: bool = False,
+    ruleless: Collection[str] = (),
+) -> dict[str, str]:
     """The depth group of each layer: the paper's split where it names one, its fractions elsewhere.
 
     Hatefi et al., appendix: resnet by stage; vgg16 4, 5 and 4 of its 13 convolutions, linear layers apart;
-    vision transformers a quarter, a half and a quarter of the encoder layers. A transformer's convolution
-    (the patch embedding) takes no rule and is in no group.
+    vision transformers a quarter, a half and a quarter of the encoder layers. Layers that take no rule (`ruleless`: a
+    transformer's patch embedding) are in no group.
     """
     top = [name.split(".") for name in layers]
     while True:  # the network may be a part of another module, beside a layer or two
@@ -833,16 +940,16 @@ def depth_groups(layers: list[str], modules: Mapping[str, nn.Module], *, transfo
         top = [path[1:] if path[0] == top[-1][0] else path for path in top]
     heads = [path[0] for path in top]
     trunk = [name for name, head in zip(layers, heads, strict=True) if head != heads[-1]] or layers[:-1]
-    if transformer:
-        trunk = [name for name in trunk if isinstance(modules[name], nn.Linear)]
+    trunk = [name for name in trunk if name not in ruleless]
     resnet = set(RESNET_STAGES) <= set(heads)
     blocks = list(dict.fromkeys(_block(name) for name in trunk)) if transformer else trunk
     first, last = (1 / 4, 3 / 4) if transformer else (4 / 13, 9 / 13)
     groups = {}
     for name, head in zip(layers, heads, strict=True):
+        if name in ruleless:
+            continue
         if name not in trunk:
-            if not transformer or isinstance(modules[name], nn.Linear):
-                groups[name] = "classifier"
+            groups[name] = "classifier"
         elif resnet:
             groups[name] = RESNET_STAGES.get(head, "low")
         else:
@@ -852,14 +959,14 @@ def depth_groups(layers: list[str], modules: Mapping[str, nn.Module], *, transfo
     return groups
 
 
-def layer_type(name: str, layer: nn.Module, *, first: bool) -> str:
+def layer_type(name: str, layer: nn.Module, *, first: bool, attention: bool) -> str:
     """What sort of layer it is: q, k, v, out (attention), mlp, linear; stem, downsample, depthwise, 1x1, 3x3.
 
     "3x3" stands for every convolution wider than a pixel, "downsample" for one on a shortcut.
     """
     leaf = name.rpartition(".")[2]
     if isinstance(layer, nn.Linear):
-        if leaf in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        if attention:
             return leaf.removesuffix("_proj")
         return "mlp" if ".mlp." in name else "linear"
     assert isinstance(layer, nn.Conv2d)

@@ -258,6 +258,18 @@ class Mean(nn.Module):
         return x.mean(self.dims, keepdim=self.keepdim)
 
 
+class PoolSquare(nn.AdaptiveAvgPool2d):
+    """Average pooling with windows as high and wide as the map is high, or wide: of the whole map, if it is square."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        height, width = input.shape[-2:]
+        if height != width:
+            raise ValueError(
+                f"the model pools over squares as large as one side of its maps, which are {height} x {width}"
+            )
+        return super().forward(input)
+
+
 class Concat(nn.Module):
     """Concatenation along one dimension."""
 

@@ -29,6 +29,9 @@ def computed_in(precision: str, device: torch.device | str = "cpu") -> Iterator[
         for (owner, key), value in zip(settings, before, strict=True):
             stack.callback(setattr, owner, key, value)
             setattr(owner, key, mode if key == "fp32_precision" else mode == "tf32")
+        for kind in ("cpu", "cuda"):  # what the caller computes in is not asked for here
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
         if precision == "bf16":
             stack.enter_context(torch.autocast(torch.device(device).type, torch.bfloat16))
         yield

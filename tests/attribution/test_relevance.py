@@ -394,6 +394,7 @@ def mixed(model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.filterwarnings("ignore:forward hooks:RuntimeWarning")
 @pytest.mark.parametrize("reference", [False, True])
 def test_model_is_left_as_it_was(residual: nn.Module, images: Samples, reference: bool) -> None:
     model = mixed(residual)
@@ -404,6 +405,7 @@ def test_model_is_left_as_it_was(residual: nn.Module, images: Samples, reference
     assert torch.equal(model.eval()(images[0]), expected)
 
 
+@pytest.mark.filterwarnings("ignore:forward hooks:RuntimeWarning")
 def test_model_is_left_as_it_was_after_errors(residual: nn.Module, images: Samples) -> None:
     model = mixed(residual)
     before = state(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -142,7 +143,18 @@ WRITINGS: dict[str, Callable[[Any, Tensor], Tensor]] = {
         s.norm(s.pixel(s.a(x).flatten(2)[:, :, :6])).mean(2)
     ),
     "activation twice": lambda s, x: s.fc(s.r(s.c(s.r(s.a(x)))).mean((2, 3))),
+    "changed under another name": lambda s, x: change(s.a(x), lambda y: operator.iadd(y, s.b(x)), s),
+    "reduced under another name": lambda s, x: change(s.a(x), lambda y: operator.isub(y, 0.5), s),
+    "scaled under another name": lambda s, x: change(s.a(x), lambda y: operator.imul(y, s.b(x)), s),
+    "divided under another name": lambda s, x: change(s.a(x), lambda y: operator.itruediv(y, 2), s),
+    "a size that is counted up": lambda s, x: s.fc(s.a(x).mean((2, 3)).view(operator.iadd(x.size(0), 0), 6)),
+    "changed after all views are read": lambda s, x: s.fc(operator.iadd(s.a(x).flatten(2), 1).mean(2)),
 }
+
+
+def change(y: Tensor, write: Callable[[Tensor], Tensor], s: Any) -> Tensor:
+    """Logits of a value that is changed in place, by both of its names."""
+    return s.fc((write(y) * s.c(y)).mean((2, 3)))
 
 
 @pytest.mark.parametrize("name", WRITINGS)
@@ -168,6 +180,15 @@ def test_what_is_changed_in_place_is_read_changed(relu: Callable[[Tensor], Tenso
 
     model = written(forward, **({"r": relu} if isinstance(relu, nn.Module) else {}))
     x = torch.randn(3, 3, 7, 7, generator=torch.Generator().manual_seed(1))
+    assert relative(trace(model).network(x), model(x)) < 1e-6
+
+
+def test_pooling_over_a_side_needs_square_maps() -> None:
+    network = trace(written(WRITINGS["average pool over a side"])).network
+    with pytest.raises(ValueError, match="5 x 7"):
+        network(torch.randn(2, 3, 5, 7))
+    model = written(lambda s, x: s.fc(F.avg_pool2d(y := s.a(x), (y.size(-2), y.size(3))).flatten(1)))
+    x = torch.randn(2, 3, 5, 7)
     assert relative(trace(model).network(x), model(x)) < 1e-6
 
 
@@ -295,6 +316,23 @@ def test_types_of_transformers(transformer: nn.Module) -> None:
     assert types == ["q", "k", "v", "out", "mlp", "mlp"] * 2 + ["linear"]
 
 
+def test_names_like_attentions_are_no_attention() -> None:
+    model = written(lambda s, x: s.fc(s.out_proj(s.a(x).mean((2, 3)))), out_proj=nn.Linear(6, 6))
+    assert trace(model).types == {"a": "stem", "out_proj": "linear", "fc": "linear"}
+
+
+def test_a_transformers_convolutions_take_rules_but_for_those_that_make_its_tokens() -> None:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        tokens = F.relu(s.c(s.a(x))).flatten(2).transpose(1, 2)
+        mixed = s.attention(tokens, tokens, tokens)[0] + tokens
+        return s.fc(s.later(mixed.transpose(1, 2).reshape(-1, 6, 4, 4)).mean((2, 3)))
+
+    model = written(forward, attention=nn.MultiheadAttention(6, 2, batch_first=True), later=conv(6, 6))
+    graph = trace(model)
+    assert [*graph.groups] == [*(f"attention.{part}_proj" for part in ("q", "k", "v", "out")), "later", "fc"]
+    assert graph.types["later"] == "3x3"
+
+
 def test_units_of_transformers(transformer: nn.Module) -> None:
     graph = trace(transformer)
     blocks = [f"encoder.layers.encoder_layer_{i}" for i in range(2)]
@@ -336,12 +374,43 @@ def test_weights_that_are_computed() -> None:
     model = written(lambda s, x: s.fc(s.c(s.a(x)).mean((2, 3))))
     nn.utils.parametrizations.weight_norm(model.a)
     nn.utils.prune.l1_unstructured(model.c, "weight", 0.5)
+    nn.utils.spectral_norm(model.fc)
     x = torch.randn(3, 3, 7, 7, generator=torch.Generator().manual_seed(1))
+    model(x)  # leaves weights with a history, which torch does not copy
     with torch.no_grad():
         expected = model(x)
         graph = trace(model)
         assert relative(graph.network(x), expected) < 1e-6
+        assert torch.equal(model(x), expected)
     assert "c.weight" in graph.network.state_dict()
+
+
+FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
+    "flatten": lambda z: z.flatten(1, 3),
+    "view": lambda z: z.view(-1, 6),
+    "view by size": lambda z: z.view(z.size(0), 6),
+    "reshape": lambda z: z.reshape((-1, 6)),
+    "squeeze": lambda z: z.squeeze(-1).squeeze(2),
+    "index": lambda z: z[:, :, 0, 0],
+    "means": lambda z: z.mean(-1).mean(2),
+    "chunk": lambda z: z.flatten(1).chunk(1, 1)[0],
+    "permute": lambda z: z.permute(0, 2, 3, 1).flatten(1),
+    "unsqueeze": lambda z: z.unsqueeze(1).flatten(1),
+}
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_batch_norm_of_features_is_folded(name: str) -> None:
+    norm = nn.BatchNorm1d(8)
+    for value in (norm.weight, norm.bias, norm.running_mean):
+        nn.init.normal_(value)
+    features = FEATURES[name]
+    forward = lambda s, x: s.head(F.relu(s.norm(s.hidden(features(F.adaptive_avg_pool2d(s.a(x), 1))))))  # noqa: E731
+    model = written(forward, hidden=nn.Linear(6, 8), norm=norm, head=nn.Linear(8, 4))
+    graph = trace(model)
+    assert [*graph.norms] == ["hidden"]
+    x = torch.randn(3, 3, 7, 7, generator=torch.Generator().manual_seed(1))
+    assert relative(graph.network(x), model(x)) < 1e-6
 
 
 def test_arguments_that_nobody_gives() -> None:
@@ -416,6 +485,21 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "two outputs": (lambda s, x: (s.fc(s.a(x).mean((2, 3))), x), "one tensor"),
     "no layer": (lambda s, x: x.mean((2, 3)), "no convolution"),
     "written into": (lambda s, x: (y := s.a(x), y.__setitem__(0, 0.0), s.fc(y.mean((2, 3))))[-1], "setitem"),
+    "written into a part": (
+        lambda s, x: (y := s.a(x), F.relu(y[:, :3], inplace=True), s.fc(y.mean((2, 3))))[-1],
+        "in place and then reads a",
+    ),
+    "written into a half": (
+        lambda s, x: (y := s.a(x), h := y.chunk(2, 1), operator.iadd(h[0], h[1]), s.fc(y.mean((2, 3))))[-1],
+        "in place and then reads a",
+    ),
+    "written into what is viewed": (
+        lambda s, x: (y := s.a(x).mean((2, 3)), z := y.view(-1, 6), F.relu_(y), s.fc(z))[-1],
+        "in place and then reads view",
+    ),
+    "places of maxima": (lambda s, x: s.fc(s.places(s.a(x))[0].mean((2, 3))), "layer places"),
+    "data": (lambda s, x: s.fc(s.a(x).data.mean((2, 3))), "getattr"),
+    "whole part": (lambda s, x: s.fc((s.a(x) // 1).mean((2, 3))), "floordiv"),
     "concatenation by name": (lambda s, x: s.fc(torch.cat(tensors=[s.a(x), s.b(x)], dim=0).mean((2, 3))), "cat"),
 }
 
@@ -423,11 +507,27 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_no_rule_covers_is_refused(name: str) -> None:
     function, message = REFUSED[name]
-    model = written(function, attention=nn.MultiheadAttention(6, 2, batch_first=True), norm=nn.LogSoftmax(1))
+    layers = {"norm": nn.LogSoftmax(1), "places": nn.MaxPool2d(2, return_indices=True)}
+    model = written(function, attention=nn.MultiheadAttention(6, 2, batch_first=True), **layers)
     with pytest.raises(TraceError) as caught:
         trace(model)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("owner", ["a", ""])
+@pytest.mark.parametrize("before", [False, True])
+def test_hooks_are_left_out_with_a_warning(owner: str, before: bool) -> None:
+    model, x = written(WRITINGS["methods"]), torch.randn(2, 3, 5, 5)
+    expected = model(x)
+    module, seen = model.get_submodule(owner), []
+    (module.register_forward_pre_hook if before else module.register_forward_hook)(lambda *given: seen.append(given))
+    with pytest.warns(RuntimeWarning, match=f"those of {owner or 'the model'}$"):
+        network = trace(model).network
+    assert relative(network(x), expected) < 1e-6
+    assert not seen
+    model(x)
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize("name", ["swin_t", "maxvit_t"])

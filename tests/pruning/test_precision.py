@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 import torch
 from pxp_optimize.attribution import Composite, RuleSpec, collect_relevance, collect_scores
-from pxp_optimize.pruning import PRECISIONS, accuracy, compact, computed_in, correct, prune_masks, pruned, trace
+from pxp_optimize.pruning import (
+    PRECISIONS,
+    accuracy,
+    compact,
+    computed_in,
+    correct,
+    make_repair,
+    prune_masks,
+    pruned,
+    trace,
+)
 from pxp_optimize.pruning.network import ScatterAdd
 from torch import Tensor, nn
 
@@ -104,6 +114,22 @@ def test_relevance_scores_and_repair_are_in_fp32(before: dict[str, Any], everyth
     assert len(seen) > 2
     assert all(found == EXPECTED["fp32"] for found in seen)
     assert settings() == before
+
+
+def test_relevance_and_repair_under_autocast(everything: nn.Module, images: Tensor) -> None:
+    graph = trace(everything)
+    targets = graph.network(images).argmax(1)
+    composite = Composite.uniform(RuleSpec("epsilon"), tuple(dict.fromkeys(graph.groups.values())))
+    expected = collect_relevance(graph, composite, images, targets)
+    repair = make_repair("least-squares", graph, images)
+    masks = prune_masks(expected, 0.3)
+    repaired = pruned(graph, masks, repair).network.state_dict()
+    with torch.autocast("cpu", torch.bfloat16):
+        relevance = collect_relevance(graph, composite, images, targets)
+        again = pruned(graph, masks, make_repair("least-squares", graph, images)).network.state_dict()
+        assert torch.is_autocast_enabled("cpu")
+    assert all(torch.equal(relevance[name], expected[name]) for name in expected)
+    assert all(torch.equal(again[name], repaired[name]) for name in repaired)
 
 
 def test_bf16_is_coarser_and_about_right(everything: nn.Module, images: Tensor) -> None:
