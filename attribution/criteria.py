@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..pruning.curve import Batches, check_samples
+from ..pruning.curve import Batches, checked_samples
 from ..pruning.graph import Graph, trace
 from ..pruning.precision import computed_in
 from .relevance import balance, of_units, per_unit, scores_of
@@ -143,6 +143,7 @@ CRITERIA: dict[str, Criterion] = {
 }
 
 
+@torch.inference_mode(False)
 @computed_in("fp32")
 def collect_scores(
     model: nn.Module | Graph,
@@ -160,6 +161,6 @@ def collect_scores(
         ValueError: no such units in the model.
     """
     graph = trace(model)
-    check_samples(inputs, targets)
+    inputs, targets = checked_samples(inputs, targets, batch_size)
     scores = CRITERIA[criterion](graph, inputs, targets, units, batch_size, seed)
     return balance(scores, graph.kinds, 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,16 +12,17 @@ from torch import Tensor, nn
 from zennit.core import Composite as ZennitComposite
 
 from ..pruning.compact import real_rows
-from ..pruning.curve import Batches, check_samples
+from ..pruning.curve import Batches, checked_samples
 from ..pruning.graph import Graph, trace
 from ..pruning.precision import computed_in
 from .composites import Composite, load_composite
 
 
+@torch.inference_mode(False)  # in which nothing has a gradient, whatever enable_grad says
 @computed_in("fp32")
 def collect_relevance(
     model: nn.Module | Graph,
-    composite: Composite | Mapping[str, Any] | ZennitComposite,
+    composite: Composite | str | Path | Mapping[str, Any] | ZennitComposite,
     inputs: Batches,
     targets: Tensor,
     units: str | None = "filters",
@@ -36,9 +38,9 @@ def collect_relevance(
     the composite says, see `per_unit`); then samples are summed, absolute or signed as the composite says, and
     layers are normalised as it says.
 
-    model: a classifier, which stays as it is, or its graph. composite: ours, its JSON, or one of zennit's for the
-    network of a graph. inputs: float images, shape (n, channels, height, width), on the model's device.
-    targets: logit indices, int64, shape (n,). units: "filters", "neurons", "heads", several joined by "+", or
+    model: a classifier, which stays as it is, or its graph. composite: ours, its JSON (a file, or its content), or one
+    of zennit's for the network of a graph. inputs: float images, shape (n, channels, height, width), on the model's
+    device. targets: logit indices, int64, shape (n,). units: "filters", "neurons", "heads", several joined by "+", or
     None for what is usual for the model. reference: use zennit's own rules (slower, the same up to rounding).
     logits: indices of those that compete with the targets; None for all.
 
@@ -50,8 +52,8 @@ def collect_relevance(
         ValueError: no such units in the model, or no samples.
     """
     graph = trace(model)
-    check_samples(inputs, targets)
-    if isinstance(composite, Mapping):
+    inputs, targets = checked_samples(inputs, targets, batch_size)
+    if isinstance(composite, (str, Path, Mapping)):
         composite = load_composite(composite)
     if not isinstance(composite, Composite):
         with composite.context(graph.network):

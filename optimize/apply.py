@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..attribution import collect_relevance, load_composite
@@ -14,6 +15,7 @@ from ..pruning import Batches, Graph, Plan, Schedule, make_repair, repair_rows, 
 from ..pruning.convolution import plain
 
 
+@torch.inference_mode(False)
 def prune(
     model: nn.Module,
     source: str | Path | Mapping[str, Any],

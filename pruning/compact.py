@@ -25,6 +25,7 @@ from .graph import Graph, Norm, trace
 from .network import Network, Step, clone
 
 
+@torch.inference_mode(False)
 def compact_model(model: nn.Module | Graph, masks: Mapping[str, Tensor]) -> nn.Module:
     """A smaller network with the logits of the masked one.
 

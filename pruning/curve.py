@@ -25,10 +25,25 @@ class Batches(Protocol):
     def __getitem__(self, item: slice, /) -> Tensor: ...
 
 
-def check_samples(inputs: Batches, targets: Tensor) -> None:
-    """Raises ValueError unless there are samples, and a target for each."""
+def checked_samples(inputs: Batches, targets: Tensor, batch_size: int) -> tuple[Batches, Tensor]:
+    """The samples, as tensors that may have gradients also if they were made in inference mode.
+
+    Raises:
+        ValueError: no samples, or not float images with an index of a logit for each.
+    """
     if len(inputs) == 0 or len(inputs) != len(targets):
         raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets: need the same number, at least one")
+    if isinstance(inputs, Tensor) and not inputs.is_floating_point():
+        raise ValueError(f"inputs are {inputs.dtype}: need float images, normalised as the model expects")
+    if targets.dtype != torch.int64 or targets.dim() != 1:
+        raise ValueError(
+            f"targets are {targets.dtype} of shape {tuple(targets.shape)}: need int64 indices of logits, (n,)"
+        )
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: need at least 1")
+    if isinstance(inputs, Tensor) and inputs.is_inference():
+        inputs = inputs.clone()
+    return inputs, targets.clone() if targets.is_inference() else targets
 
 
 def accuracy_curve(
@@ -51,7 +66,9 @@ def accuracy_curve(
         TraceError, ValueError: as `trace`, `rank` and `compact_model`.
     """
     graph = trace(model)
-    check_samples(inputs, targets)
+    inputs, targets = checked_samples(inputs, targets, batch_size)
+    if not rates:
+        raise ValueError("a curve needs at least one rate")
     networks = (compact(graph, masks).network for masks in nested(rank(relevance), rates))
     right = [
         correct_each(Family(group), inputs, targets, logits=logits, batch_size=batch_size) for group in groups(networks)

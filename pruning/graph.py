@@ -113,6 +113,7 @@ class Graph:
         return self
 
 
+@torch.inference_mode(False)  # whose tensors nothing could be learnt of later
 def trace(model: nn.Module | Graph) -> Graph:
     """The graph of a classifier. The model itself stays as it is; its tensors are copied.
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +26,7 @@ from pxp_optimize.attribution import (
     rules,
 )
 from pxp_optimize.attribution.relevance import balance, per_unit, start_relevance
-from pxp_optimize.pruning import Graph, TraceError, compact, masked_model, prune_masks, trace
+from pxp_optimize.pruning import Graph, TraceError, compact, compact_model, masked_model, prune_masks, trace
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 from zennit.composites import LayerMapComposite, NameMapComposite
@@ -451,6 +453,22 @@ def test_inside_no_grad(graph: Graph, images: Samples) -> None:
     assert all(torch.equal(got[name], expected[name]) for name in expected)
 
 
+def test_inside_inference_mode(residual: nn.Module, images: Samples) -> None:
+    composite = Composite.uniform(SPECS["gamma"])
+    expected = collect_relevance(residual, composite, *images)
+    scores = collect_scores(residual, "gradient", *images)
+    with torch.inference_mode():
+        made_inside = images[0].clone(), images[1].clone()
+        for samples in (images, made_inside):
+            got = collect_relevance(residual, composite, *samples)
+            assert all(torch.equal(got[name], expected[name]) for name in expected)
+            assert all(torch.equal(scores[k], v) for k, v in collect_scores(residual, "gradient", *samples).items())
+        small = compact_model(residual, prune_masks(got, 0.3))
+        assert torch.is_inference_mode_enabled()
+    assert not any(value.is_inference() for value in small.state_dict().values())
+    assert any(value.abs().sum() > 0 for value in expected.values())
+
+
 # -- where it runs, and what it refuses -----------------------------------------------------------------------
 
 
@@ -516,6 +534,24 @@ def test_samples_and_targets_must_match(graph: Graph, images: Samples) -> None:
     for samples in ((inputs[:0], targets[:0]), (inputs, targets[:3])):
         with pytest.raises(ValueError, match="same number, at least one"):
             collect_relevance(graph, composite, *samples)
+    for changes, message in (
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": -1}, "batch_size is -1"),
+        ({"targets": targets.float()}, "int64 indices"),
+        ({"targets": torch.eye(5, dtype=torch.long)[targets]}, "int64 indices"),
+        ({"inputs": inputs.byte()}, "float images"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            collect_relevance(graph, composite, **{"inputs": inputs, "targets": targets, **changes})
+
+
+def test_takes_a_composite_from_a_file(graph: Graph, images: Samples, tmp_path: Path) -> None:
+    composite = fitting(graph, SPECS["gamma"])
+    (tmp_path / "a.json").write_text(json.dumps({"format": "pxp-composite/1", **composite.to_dict()}))
+    expected = collect_relevance(graph, composite, *images)
+    for source in (tmp_path / "a.json", str(tmp_path / "a.json")):
+        got = collect_relevance(graph, source, *images)
+        assert all(torch.equal(got[name], expected[name]) for name in expected)
 
 
 def test_units_that_are_not_there(graph: Graph, images: Samples) -> None:
