@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ..attribution import Composite
     from .prepare import Prepared
     from .progress import Screen
+    from .task import Task
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -431,19 +433,15 @@ def _memory_errors() -> Iterator[None]:
 
 
 def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
-    from ..studies.best import best_trial
     from ..studies.export import composite_document, write_json
-    from ..studies.storage import open_storage
-    from .candidate import pruning_of
+    from ..studies.storage import alone, open_storage
     from .draws import tasks_of
     from .known import earlier_composite, mixed_composites
     from .memory import keep_batch_size
     from .pruners import NONE, Race, make_pruner, reports_of
     from .racing import chunks
-    from .rescore import fresh_measure, is_rescored, rescore
     from .samplers import AUTO, GRID, UNCONDITIONAL, default_sampler, make_sampler
     from .search import (
-        best_trials,
         check_space,
         check_study,
         count_complete,
@@ -451,8 +449,6 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
         known_curves,
         open_study,
         run_search,
-        score_holdout,
-        score_plain,
         standing,
     )
     from .space import Space
@@ -475,7 +471,8 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
         start_from[options.start_from] = earlier_composite(options.start_from, space, prepared.layers, options.space)
     tasks = tasks_of(prepared, options.draws)
     storage = open_storage(options.storage)
-    present = check_study(storage, name, prepared.fingerprint, options.objective)
+    with alone(options.storage):  # not while another process makes it
+        present = check_study(storage, name, prepared.fingerprint, options.objective)
     if present is not None:
         check_space(present, space, options.space)
     reports = reports_of(present, options.pruner)
@@ -488,7 +485,8 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
         "layers": prepared.layers,
         "device": str(prepared.task.graph.device),
     }
-    study = open_study(storage, name, prepared.fingerprint, attrs, options.objective)
+    with alone(options.storage):
+        study = open_study(storage, name, prepared.fingerprint, attrs, options.objective)
     study.sampler = make_sampler(options.sampler, options.seed)
     study.pruner = make_pruner(options.pruner, len(sizes))
     for line in prepared.description:  # not before it is sure that the run can go on: an error is one line
@@ -499,7 +497,6 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     if options.pruner != NONE and len(sizes) < 2:
         screen.line(f"pruner  {options.pruner} stops nothing: {sizes[0]} search samples are too few for several chunks")
     task = prepared.task
-    plain = [drawn.plain() for drawn in tasks]
     if options.batch_size == "auto":
         keep_batch_size(study, task.batching, task.graph.device.type)
     task.batching.tell = screen.line
@@ -519,27 +516,16 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
                 watch=watch,
                 race=None if "," in options.objective else race,
                 queue_only=options.sampler == GRID,
+                alone=partial(alone, options.storage),
             )
         if options.sampler == GRID and (tried := count_finished(study)) < options.trials and options.timeout is None:
             screen.line(f"grid    all {tried} composites are tried: fewer than --trials {options.trials}")
-        if count_complete(study):
-            if options.rescore > 1 and not is_rescored(study, options.rescore):
-                with screen("score the best again", options.rescore) as advance:
-                    rescore(study, options.rescore, *fresh_measure(prepared, tasks), advance)
-            used = task.pruned_as(pruning_of(best_trial(study)))
-            is_plain = (str(used.schedule), used.repair_name) == (str(plain[0].schedule), plain[0].repair_name)
-            count = len(space.fixed_composites()) + len(best_trials(study)) + 1 - is_plain
-            with screen("score on holdout samples", count) as advance:
-                score_holdout(study, lambda candidate: mean_evaluation(tasks, candidate, "holdout"), advance)
-                if not is_plain:
-                    score_plain(
-                        study,
-                        lambda composite: (
-                            mean_evaluation(plain, composite),
-                            mean_evaluation(plain, composite, "holdout"),
-                        ),
-                        advance,
-                    )
+        if not count_complete(study):
+            raise UserError("no trial finished in time: raise --timeout")
+        with alone(options.storage, lambda: screen.line("end     another process scores the best: waits for it")):
+            _score(study, options, prepared, tasks, len(space.fixed_composites()), screen)
+            write_json(options.export, composite_document(study))
+            _report(study, options)
     except KeyboardInterrupt:
         click.echo(
             f"Stopped after {count_finished(study)} of {options.trials} trials. "
@@ -547,11 +533,37 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
             err=True,
         )
         return INTERRUPTED
-    if not count_complete(study):
-        raise UserError("no trial finished in time: raise --timeout")
-    write_json(options.export, composite_document(study))
-    _report(study, options)
     return 0
+
+
+def _score(
+    study: Study, options: Options, prepared: Prepared, tasks: Sequence[Task], fixed: int, screen: Screen
+) -> None:
+    """The best trials on fresh samples, the best and the fixed composites (so many) on the holdout's, and the best
+    one's composite used the plain way: what of this the study does not have yet."""
+    from ..studies.best import best_trial
+    from .candidate import pruning_of
+    from .rescore import fresh_measure, is_rescored, rescore
+    from .search import best_trials, score_holdout, score_plain
+    from .trial import mean_evaluation
+
+    plain = [drawn.plain() for drawn in tasks]
+    while True:
+        if options.rescore > 1 and not is_rescored(study, options.rescore):
+            with screen("score the best again", options.rescore) as advance:
+                rescore(study, options.rescore, *fresh_measure(prepared, tasks), advance)
+        used = prepared.task.pruned_as(pruning_of(best_trial(study)))
+        is_plain = (str(used.schedule), used.repair_name) == (str(plain[0].schedule), plain[0].repair_name)
+        with screen("score on holdout samples", fixed + len(best_trials(study)) + 1 - is_plain) as advance:
+            score_holdout(study, lambda candidate: mean_evaluation(tasks, candidate, "holdout"), advance)
+            if not is_plain:
+                score_plain(
+                    study,
+                    lambda composite: (mean_evaluation(plain, composite), mean_evaluation(plain, composite, "holdout")),
+                    advance,
+                )
+        if str(best_trial(study).number) in study.user_attrs["holdout"]:
+            return  # else another process has found a better one meanwhile
 
 
 def default_study_name(fingerprint: Mapping[str, Any]) -> str:
@@ -562,22 +574,19 @@ def default_study_name(fingerprint: Mapping[str, Any]) -> str:
 def _report(study: Study, options: Options) -> None:
     """The results, on stdout."""
     from ..studies.best import best_trial
-    from ..studies.report import front_lines, no_gain_text, rescored_text, result_lines, result_table
+    from ..studies.report import failed_text, front_lines, no_gain_text, rescored_text, result_lines, result_table
     from ..studies.storage import database_file, storage_url
     from .candidate import pruning_of
 
     best = best_trial(study)
-    holdout = study.user_attrs["holdout"][str(best.number)]
-    click.echo(
-        f"unpruned accuracy: {best.user_attrs['accuracy'][0]:.1%} on search samples, "
-        f"{holdout['accuracy'][0]:.1%} on holdout samples"
-    )
+    on_search, holdout = best.user_attrs["accuracy"][0], next(iter(study.user_attrs["holdout"].values()))
+    click.echo(f"unpruned accuracy: {on_search:.1%} on search samples, {holdout['accuracy'][0]:.1%} on holdout samples")
     _print_table(result_table(result_lines(study)))
     if pruning := pruning_of(best):
         click.echo(f"pruning:   {pruning} (of the best)")
     for line in front_lines(study):
         click.echo(line)
-    for text in (rescored_text(study), no_gain_text(study)):
+    for text in (rescored_text(study), no_gain_text(study), failed_text(study)):
         if text is not None:
             click.echo(text)
     click.echo(f"database:  {database_file(options.storage) or options.storage}, study {study.study_name}")

@@ -14,6 +14,7 @@ import platform
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -171,6 +172,7 @@ def run_search(
     watch: Watch | None = None,
     race: Race | None = None,
     queue_only: bool = False,
+    alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> None:
     """Run trials, the fixed composites first, until the study has `trials` finished ones.
 
@@ -183,10 +185,11 @@ def run_search(
         timeout: start no trial after this many seconds.
         start_from: composites to try after the fixed ones, by name.
         known: more of them, each tried in its turn, so that none is left waiting when the study is done.
-        queue: parameters to try, after `start_from` and before the sampler proposes any.
+        queue: parameters to try, one after the other, after `start_from` and before the sampler proposes any.
         watch: told after each trial.
         race: whether trials are stopped, by the study's pruner; None for never.
         queue_only: end when nothing is left in the queue, whatever the number of trials.
+        alone: keeps other processes from the queue while this one adds to it (`storage.alone`).
 
     Raises:
         UserError: too many trials failed one after another.
@@ -194,20 +197,23 @@ def run_search(
         KeyboardInterrupt: as raised by Ctrl-C; the trial in flight is back in the queue.
     """
     started = time.monotonic()
-    _requeue_stale(study)
-    _enqueue_composites(study, space, space.fixed_composites(), "fixed")
-    _enqueue_composites(study, space, start_from or {}, "from")
-    _enqueue(study, queue)
+    with alone():
+        _requeue_stale(study)
+        _drop_waiting(study, space)
+        _enqueue_composites(study, space, space.fixed_composites(), "fixed")
+        _enqueue_composites(study, space, start_from or {}, "from")
     failures = 0
     while count_finished(study) < trials:
         if timeout is not None and time.monotonic() - started >= timeout:
             break
         try:
-            if not _is_waiting(study):
-                _enqueue_composites(study, space, known or {}, "known", most=1)
-            if queue_only and not _is_waiting(study):
-                break
-            trial, outcome = _run_trial(study, space, evaluate, race)
+            with alone():
+                if not _is_waiting(study) and not _enqueue(study, queue):
+                    _enqueue_composites(study, space, known or {}, "known", most=1)
+                if queue_only and not _is_waiting(study):
+                    break
+                trial = _next_trial(study)
+            outcome = _run_trial(study, trial, space, evaluate, race)
         except BaseException as error:
             # Ctrl-C is no sign that the trial is at fault; anything else may be.
             _requeue_own(study, blame=not isinstance(error, KeyboardInterrupt))
@@ -239,8 +245,8 @@ def _told(trial: Trial, outcome: Result | NotFinite) -> str:
     return text
 
 
-def _run_trial(study: Study, space: Space, evaluate: Evaluate, race: Race | None) -> tuple[Trial, Result | NotFinite]:
-    """One trial, from the queue where there is one; a failed one gives the error that failed it."""
+def _next_trial(study: Study) -> Trial:
+    """A trial to run: from the queue where there is one."""
     # Signed while it waits, so that a trial that runs always has an owner, whenever this process is killed.
     waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
     if waiting:
@@ -251,6 +257,11 @@ def _run_trial(study: Study, space: Space, evaluate: Evaluate, race: Race | None
     trial = study.ask()
     if trial.user_attrs.get("owner") != _owner():  # another process was faster, and this is the next one
         trial.set_user_attr("owner", _owner())
+    return trial
+
+
+def _run_trial(study: Study, trial: Trial, space: Space, evaluate: Evaluate, race: Race | None) -> Result | NotFinite:
+    """What a trial gave, which the study now has; of a failed one the error that failed it."""
     composite, pruning = _proposed(trial, space)
     keep_candidate(trial, composite, pruning)
     method = candidate(composite, pruning)
@@ -260,7 +271,7 @@ def _run_trial(study: Study, space: Space, evaluate: Evaluate, race: Race | None
     except NotFinite as error:
         trial.set_user_attr("error", str(error))
         study.tell(trial, state=TrialState.FAIL)
-        return trial, error
+        return error
     trial.set_user_attr("accuracy", list(result.accuracy))
     trial.set_user_attr("seconds", dict(result.seconds))
     trial.set_user_attr("ranking_hash", result.ranking_hash)
@@ -268,12 +279,12 @@ def _run_trial(study: Study, space: Space, evaluate: Evaluate, race: Race | None
         _record_race(study, trial, result, race, stop)
         if result.stopped:
             study.tell(trial, state=TrialState.PRUNED)
-            return trial, result
+            return result
     costs = list(getattr(result, "costs", ()))
     if costs:
         trial.set_user_attr("costs", costs)
     study.tell(trial, [result.auc, area_over(costs, result.accuracy)] if len(study.directions) > 1 else result.auc)
-    return trial, result
+    return result
 
 
 STEPS = "pxp:steps"
@@ -412,7 +423,8 @@ def _enqueue_composites(
 
     A trial keeps its composite as it is, since the space may hold one like it only, or none.
     """
-    trials = study.get_trials(deepcopy=False)
+    # one whose process was stopped again and again is given another chance
+    trials = [trial for trial in study.get_trials(deepcopy=False) if not _is_given_up(trial)]
     names = {trial.user_attrs.get(mark) for trial in trials} if mark == "fixed" else set()
     tried = [trial.user_attrs["composite"] for trial in trials if "composite" in trial.user_attrs]
     new = {
@@ -426,14 +438,27 @@ def _enqueue_composites(
         study.enqueue_trial(params, user_attrs=attrs)
 
 
-def _enqueue(study: Study, queue: Sequence[Mapping[str, Any]]) -> None:
-    """Put parameters into the queue that no trial has, or will have."""
+def _enqueue(study: Study, queue: Sequence[Mapping[str, Any]]) -> bool:
+    """Put the first parameters into the queue that no trial has; whether there were any. (One at a time: a study that
+    goes on in another way has none left over.)"""
     if not queue:
-        return
-    known = [trial.params or trial.system_attrs.get("fixed_params", {}) for trial in study.get_trials(deepcopy=False)]
-    for params in queue:
-        if dict(params) not in known:
-            study.enqueue_trial(dict(params))
+        return False
+    # what a trial is to have first: one that has just begun has a part of it
+    known = [trial.system_attrs.get("fixed_params") or trial.params for trial in study.get_trials(deepcopy=False)]
+    following = next((dict(params) for params in queue if dict(params) not in known), None)
+    if following is not None:
+        study.enqueue_trial(following)
+    return following is not None
+
+
+def _drop_waiting(study: Study, space: Space) -> None:
+    """Fail what a grid of another space left in the queue with choices that this space lacks."""
+    choices = {name: of for name, of in space.parameters().items() if isinstance(of, tuple)}
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        given = {} if "given" in trial.user_attrs else trial.system_attrs.get("fixed_params", {})
+        if any(name in choices and value not in choices[name] for name, value in given.items()):
+            study._storage.set_trial_user_attr(trial._trial_id, "error", "it was left over from another space")
+            study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
 
 
 # -- trials that were cut off --------------------------------------------------------------------------
@@ -460,8 +485,14 @@ def _requeue(study: Study, trial: FrozenTrial, *, blame: bool) -> None:
     storage = study._storage
     count = trial.user_attrs.get("interruptions", 0) + blame
     storage.set_trial_user_attr(trial._trial_id, "interruptions", count)
-    state = TrialState.WAITING if count < MAX_INTERRUPTIONS else TrialState.FAIL
-    storage.set_trial_state_values(trial._trial_id, state=state)
+    given_up = count >= MAX_INTERRUPTIONS
+    if given_up:
+        storage.set_trial_user_attr(trial._trial_id, "error", f"its process ended {count} times while it ran")
+    storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL if given_up else TrialState.WAITING)
+
+
+def _is_given_up(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.FAIL and trial.user_attrs.get("interruptions", 0) >= MAX_INTERRUPTIONS
 
 
 def _owner() -> dict[str, Any]:

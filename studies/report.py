@@ -165,6 +165,19 @@ def no_gain_text(study: Study) -> str | None:
     )
 
 
+def failed_text(study: Study) -> str | None:
+    """How many trials failed, and why the last one did; None where none did."""
+    from optuna.trial import TrialState
+
+    failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    if not failed:
+        return None
+    last, count = failed[-1], len(study.get_trials(deepcopy=False))
+    name, reason = name_of(last), last.user_attrs.get("error", "its process ended")
+    which = f"no. {last.number}{f', {name}' if name else ''}"
+    return f"{len(failed)} of {count} trials failed, the last one ({which}) since {reason}"
+
+
 def fixed_trials(study: Study) -> dict[str, FrozenTrial]:
     """The trials of the fixed composites by name: the first complete one of each, or else the last."""
     from optuna.trial import TrialState

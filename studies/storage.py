@@ -6,7 +6,7 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,34 @@ def database_file(storage: str) -> Path | None:
     if not url.startswith(SQLITE) or url in (SQLITE, SQLITE + ":memory:"):
         return None
     return Path(url[len(SQLITE) :].partition("?")[0])
+
+
+@contextlib.contextmanager
+def alone(storage: str, tell: Callable[[], object] | None = None) -> Iterator[None]:
+    """Waits until no other process is in such a block with the same database file; may be nested.
+
+    tell: called before it waits.
+
+    For what takes several transactions: to make the tables or a study, to add to its queue, to end it. The lock is a
+    file beside the database, `.NAME.lock`. Of a database that is no file, processes do not wait for each other.
+    """
+    from filelock import FileLock, Timeout
+
+    path = database_file(storage)
+    if path is None:
+        yield
+        return
+    lock = FileLock(path.resolve().with_name(f".{path.name}.lock"), is_singleton=True)
+    try:
+        lock.acquire(timeout=0 if tell else -1)
+    except Timeout:
+        assert tell is not None
+        tell()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_storage(storage: str, *, must_exist: bool = False) -> None:
@@ -114,7 +142,7 @@ def open_storage(storage: str, *, must_exist: bool = False) -> RDBStorage:
     kwargs: dict[str, Any] = {}
     if url.startswith("sqlite:"):
         kwargs["pool_events"] = [(_set_pragmas, "connect")]
-    with storage_errors(storage):
+    with storage_errors(storage), alone(storage):
         try:
             opened = RDBStorage(url, engine_kwargs=kwargs)
         except ImportError as error:

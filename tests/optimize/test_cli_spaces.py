@@ -54,6 +54,21 @@ def by_type(project) -> optuna.Study:
     return run(project, "type", "--space", "type", "--trials", "12")
 
 
+@pytest.mark.parametrize("options", [(), ("--space", "paper", "--sampler", "grid")], ids=["tpe", "grid"])
+def test_processes_that_start_at_once_share_a_study(project, options):
+    name = "".join(("shared", *options)).replace("-", "")
+    given = command(project, name, "--trials", "16", *options)
+    processes = [project.start(*given) for _ in range(3)]
+    results = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], results
+    study = load(project, f"{name}.db")
+    assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
+    assert 16 <= len(study.trials) <= 18
+    tried = [json.dumps(trial.user_attrs["composite"]) for trial in study.trials]
+    assert len(set(tried)) == len(tried)
+    assert len({trial.user_attrs["owner"]["pid"] for trial in study.trials}) > 1
+
+
 def test_layers_by_cmaes(project):
     study = run(project, "layer", "--space", "layer", "--trials", "14")  # by CMA-ES
     layers = study.user_attrs["layers"]

@@ -34,6 +34,7 @@ from pxp_optimize.optimize.search import (
 )
 from pxp_optimize.optimize.space import FIXED, GROUPS, RULES, Part, Space
 from pxp_optimize.pruning import NotFinite
+from pxp_optimize.studies.report import fixed_trials
 from pxp_optimize.studies.storage import open_storage
 
 MARK = {"model": "toy", "rates": [0, 0.5]}
@@ -367,6 +368,40 @@ def test_a_grid_is_tried_once_each_also_when_continued(tmp_path):
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 16
     assert [trial.user_attrs.get("fixed") for trial in trials[:4]] == list(FIXED)
     assert {tuple(sorted(trial.params.items())) for trial in trials} == {tuple(sorted(p.items())) for p in grid}
+
+
+def test_a_grid_leaves_no_queue_to_a_study_that_goes_on_in_another_way(tmp_path):
+    space = Space(["low", "high"], fixed_numbers=True)
+    run_search(study_in(tmp_path / "a.db", sampler="grid"), space, toy, trials=7, queue=space.grid(0))
+    study = study_in(tmp_path / "a.db", sampler="local")
+    run_search(study, space, toy, trials=10)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 10
+    assert [trial.system_attrs["fixed_params"] != {} for trial in study.trials] == [True] * 7 + [False] * 3
+
+
+def test_what_waits_with_choices_that_are_gone_is_dropped(tmp_path):
+    study = study_in(tmp_path / "a.db")
+    run_search(study, Space(["low"]), toy, trials=4)
+    study.enqueue_trial({"low.rule": "epsilon"})  # as a grid of another space has left it that was cut off
+    run_search(study, Space(["low"]), toy, trials=6)
+    assert [trial.state for trial in study.trials[4:]] == [TrialState.FAIL] + [TrialState.COMPLETE] * 2
+    assert "another space" in study.trials[4].user_attrs["error"]
+
+
+def test_a_fixed_composite_that_was_given_up_is_tried_again(tmp_path):
+    path = tmp_path / "a.db"
+    for _ in range(MAX_INTERRUPTIONS):
+        study = study_in(path)
+        if not study.trials:
+            run_search(study, Space(GROUPS), toy, trials=0)
+        assert owned(study, pid=2**22 + 1) == 0
+        run_search(study_in(path), Space(GROUPS), toy, trials=0)
+    trials = study_in(path).trials
+    assert trials[0].state == TrialState.FAIL
+    assert trials[0].user_attrs["error"] == "its process ended 3 times while it ran"
+    run_search(study_in(path), Space(GROUPS), toy, trials=5)
+    assert fixed_trials(study_in(path)).keys() == FIXED.keys()
+    assert {trial.state for trial in fixed_trials(study_in(path)).values()} == {TrialState.COMPLETE}
 
 
 def test_the_best_composite_is_scored_the_plain_way_once(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from optuna.trial import TrialState, create_trial
 from pxp_optimize.studies.report import (
     ResultLine,
+    failed_text,
     fixed_trials,
     list_studies,
     no_gain_text,
@@ -93,6 +94,12 @@ def test_a_search_that_gained_nothing_says_so(study, fixed, said):
     study.set_user_attr("holdout", {"0": {"auc": fixed, "accuracy": []}, "2": {"auc": 0.65, "accuracy": []}})
     found = no_gain_text(study)
     assert found is None if said is None else said in found
+
+
+def test_failed_trials_are_told(study):
+    assert failed_text(study) == "1 of 3 trials failed, the last one (no. 1, zplus) since its process ended"
+    study.add_trial(create_trial(state=TrialState.FAIL, user_attrs={"error": "relevance of layer fc is not finite"}))
+    assert failed_text(study) == "2 of 4 trials failed, the last one (no. 3) since relevance of layer fc is not finite"
 
 
 def test_a_baseline_that_was_run_again_counts_once(study):
