@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,9 +43,9 @@ class OneLineErrors(click.Group):
         except UserError as error:
             self._fail(str(error))
         except OSError as error:  # a name that is too long, a full disk, a folder that is closed
-            if error.filename is None:
+            if error.filename is None and error.errno != errno.ENOSPC:
                 raise
-            self._fail(f"{error.filename!s:.200}: {error.strerror}")
+            self._fail(f"{error.filename or 'output'!s:.200}: {error.strerror}")
         except (click.Abort, KeyboardInterrupt):
             click.echo("Stopped.", err=True)
             sys.exit(INTERRUPTED)
@@ -428,13 +429,14 @@ def _memory_errors() -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise UserError(
-            "the device's memory is too small: give a smaller --batch-size, or fewer --reference-samples"
+            "the device's memory is too small: "
+            "give a smaller --batch-size or --image-size, or fewer --reference-samples"
         ) from error
 
 
 def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     from ..studies.export import composite_document, write_json
-    from ..studies.storage import alone, open_storage
+    from ..studies.storage import alone, open_storage, shown
     from .draws import tasks_of
     from .known import earlier_composite, mixed_composites
     from .memory import keep_batch_size
@@ -481,7 +483,7 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
         "rates": list(prepared.task.rates),
         "chunks": sizes,
         "reports": reports,
-        "config": asdict(options),
+        "config": {**asdict(options), "storage": shown(options.storage)},
         "layers": prepared.layers,
         "device": str(prepared.task.graph.device),
     }
@@ -493,7 +495,7 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
         screen.line(line)
     done = count_finished(study)
     state = f"continues, {done} of {options.trials} trials finished" if done else f"{options.trials} trials"
-    screen.line(f"study   {name} in {options.storage}: {state} by {options.sampler}")
+    screen.line(f"study   {name} in {shown(options.storage)}: {state} by {options.sampler}")
     if options.pruner != NONE and len(sizes) < 2:
         screen.line(f"pruner  {options.pruner} stops nothing: {sizes[0]} search samples are too few for several chunks")
     task = prepared.task
@@ -575,7 +577,7 @@ def _report(study: Study, options: Options) -> None:
     """The results, on stdout."""
     from ..studies.best import best_trial
     from ..studies.report import failed_text, front_lines, no_gain_text, rescored_text, result_lines, result_table
-    from ..studies.storage import database_file, storage_url
+    from ..studies.storage import database_file, shown, storage_url
     from .candidate import pruning_of
 
     best = best_trial(study)
@@ -589,9 +591,9 @@ def _report(study: Study, options: Options) -> None:
     for text in (rescored_text(study), no_gain_text(study), failed_text(study)):
         if text is not None:
             click.echo(text)
-    click.echo(f"database:  {database_file(options.storage) or options.storage}, study {study.study_name}")
+    click.echo(f"database:  {database_file(options.storage) or shown(options.storage)}, study {study.study_name}")
     click.echo(f"best JSON: {options.export}")
-    click.echo(f"dashboard: optuna-dashboard {storage_url(options.storage)}")
+    click.echo(f"dashboard: optuna-dashboard {shown(storage_url(options.storage))}")
 
 
 def _print_table(table: Any) -> None:

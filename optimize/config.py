@@ -510,6 +510,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not TOML: {error}") from error
     known = {option.name for option in fields(Options)}
+    flags = {option.name for option in fields(Options) if option.type == "bool"}
     aliases = {option.metadata["alias"]: option.name for option in fields(Options) if option.metadata["alias"]}
     values = {}
     for key, value in data.items():
@@ -523,6 +524,11 @@ def read_config(path: str | Path) -> dict[str, Any]:
         if name in values:
             raise UserError(f"{path}: {key!r} is given twice")
         if isinstance(value, list) and name not in LISTS:
-            raise UserError(f"{path}: {key!r} is a list, but takes one value")
+            joined = ("+" if name == "units" else ",").join(map(str, value))
+            raise UserError(f'{path}: {key!r} is a list, but takes one value, which may name several: "{joined}"')
+        if name in flags and not isinstance(value, bool):
+            raise UserError(f"{path}: {key!r} is {value!r}, but takes true or false")
+        if "\0" in str(value):
+            raise UserError(f"{path}: {key!r} holds a character of code 0")
         values[name] = value
     return values

@@ -23,6 +23,7 @@ import torch
 import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torchvision.models import GoogLeNet, Inception3, VisionTransformer
 from torchvision.models.vision_transformer import interpolate_embeddings
 
@@ -108,6 +109,10 @@ def load_model(
             transform = _override(transform, size, mean, std)
             description = source.description
 
+    if any(is_lazy(value) for value in (*module.parameters(), *module.buffers())):
+        raise UserError(f"{spec} has layers whose size is not known yet: let it return them after a first batch")
+    if any(not isinstance(value, Tensor) for value in module.state_dict().values()):
+        raise UserError(f"{spec} holds weights that are no tensors (quantized, maybe): give the model in float")
     module.eval().float().cpu().requires_grad_(False)
     num_classes = _count_logits(spec, module, transform.size)
     class_logits(dataset, num_classes)
@@ -322,7 +327,7 @@ def _hub(spec: str, name: str) -> _Source:
 def _read_file(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint, by name; nothing in the file is executed."""
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix == ".safetensors" or _is_safetensors(path):
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -338,6 +343,12 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     if not named or not any(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} holds no state dict; save model.state_dict()")
     return content
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do, whatever its name: eight bytes, then JSON."""
+    with path.open("rb") as file:
+        return file.read(10)[8:] == b'{"'
 
 
 def _fit(spec: str, source: _Source, image_size: int | None) -> tuple[nn.Module, int | None]:
@@ -369,12 +380,12 @@ def _fit(spec: str, source: _Source, image_size: int | None) -> tuple[nn.Module,
 
 def _plain(state: Mapping[str, Tensor], module: nn.Module) -> OrderedDict[str, Tensor]:
     """The state dict under the names that `module` uses, in float32."""
-    wrapped = not hasattr(module, "module") and all(name.startswith("module.") for name in state)
+    prefix = _prefix([name for name, tensor in state.items() if isinstance(tensor, Tensor)], module)
     plain: OrderedDict[str, Tensor] = OrderedDict()
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor):
             continue
-        name = name.removeprefix("module.") if wrapped else name
+        name = name.removeprefix(prefix)
         # DenseNet's published files still have the names of torchvision 0.1.
         name = re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", name)
         if getattr(module, "aux_logits", None) is False and name.startswith(("aux1.", "aux2.", "AuxLogits.")):
@@ -383,10 +394,23 @@ def _plain(state: Mapping[str, Tensor], module: nn.Module) -> OrderedDict[str, T
     # The layers' versions, by which torch and torchvision mend the names of old files; formats other than
     # torch's own do not keep them.
     versions = getattr(state, "_metadata", None) or module.state_dict()._metadata  # type: ignore[attr-defined]
-    if wrapped:
-        versions = {name.removeprefix("module").removeprefix("."): value for name, value in versions.items()}
+    if prefix:
+        versions = {name.removeprefix(prefix[:-1]).removeprefix("."): value for name, value in versions.items()}
     plain._metadata = versions  # type: ignore[attr-defined]
     return plain
+
+
+def _prefix(names: Sequence[str], module: nn.Module) -> str:
+    """What the names of a wrapped model's tensors begin with: "module." (DataParallel), "_orig_mod." (torch.compile),
+    "model." (Lightning), or several such. Nothing where without it they would not be those of `module` either."""
+    own, found = module.state_dict().keys(), ""
+    while names:
+        first = names[0].removeprefix(found).partition(".")[0]
+        longer = f"{found}{first}."
+        if hasattr(module, first) or not all(name.startswith(longer) for name in names):
+            break
+        found = longer
+    return found if any(name.removeprefix(found) in own for name in names) else ""
 
 
 def _last_layer(module: nn.Module) -> str:

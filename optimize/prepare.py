@@ -29,6 +29,7 @@ from .data import (
     no_progress,
     open_dataset,
     pick_classes,
+    some,
     unlabelled,
 )
 from .errors import UserError
@@ -303,7 +304,10 @@ def _describe(
     units = task.graph.units(task.units)
     size = task.reference.inputs.pixels.shape[-1]
     coarser = "" if task.precision == "fp32" else f", accuracies in {task.precision}"
-    masked = "" if task.logits is None else f"; {n_outputs - n_classes} of {n_outputs} outputs ignored"
+    masked = ""
+    if task.logits is not None:
+        used = some(list(map(str, task.logits.tolist())), 10)
+        masked = f"; {n_outputs - n_classes} of {n_outputs} outputs ignored, used are {used}"
     unlabelled_images = "" if options.repair_samples is None else f" from {options.repair_samples} images"
     draws = "" if options.draws == 1 else f" in each of {options.draws} draws"
     stored = [name for name in SPLITS if getattr(task, name).inputs.in_file]

@@ -127,13 +127,14 @@ def write_pruned(
     return [
         f"{path}: trial {trial.number} of {study.study_name}, {total - left} of {total} {task.units} removed",
         f"accuracy: {after:.1%} on holdout samples, unpruned {before:.1%}",
-        f"parameters: {_millions(parameters(small), parameters(whole))}",
-        f"multiply-adds: {_millions(macs(small, image), macs(whole, image))}",
+        f"parameters: {_part(parameters(small), parameters(whole))}",
+        f"multiply-adds: {_part(macs(small, image), macs(whole, image))}",
     ]
 
 
-def _millions(part: float, whole: float) -> str:
-    return f"{part / 1e6:.2f} M of {whole / 1e6:.2f} M ({part / whole:.0%})"
+def _part(part: float, whole: float) -> str:
+    unit, name = (1e6, "M") if whole >= 1e6 else (1e3, "k")
+    return f"{part / unit:.2f} {name} of {whole / unit:.2f} {name} ({part / whole:.0%})"
 
 
 def parameters(network: nn.Module) -> int:

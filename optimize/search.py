@@ -93,8 +93,10 @@ def check_study(
         raise UserError(f"study {name!r} was not made by pxp-optimize: give another name with --study")
     check_trials(study)
     if stored is not None and (found := difference(stored, fingerprint)):
+        seed = study.user_attrs.get("config", {}).get("seed")
+        drawn = f"; its --seed is {seed}" if seed is not None and any("samples" in key for key in found) else ""
         raise UserError(
-            f"study {name!r} was made with other settings ({'; '.join(found)}): "
+            f"study {name!r} was made with other settings ({'; '.join(found)}{drawn}): "
             "use those again, or give another name with --study"
         )
     # a study that was cut off while it was made has directions and nothing else

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -66,8 +67,8 @@ def alone(storage: str, tell: Callable[[], object] | None = None) -> Iterator[No
 def check_storage(storage: str, *, must_exist: bool = False) -> None:
     """Refuse what cannot hold studies, before anything is created. Reads only.
 
-    A new or empty SQLite file, or one that Optuna made, is fine. Storages that are no SQLite file are checked
-    when they are opened.
+    A new or empty SQLite file, or one that Optuna made, is fine. Of what is no SQLite file the URL and the driver are
+    checked here, all else when it is opened.
 
     Raises:
         UserError: another kind of file, a database of something else, a missing or unwritable folder or file;
@@ -75,6 +76,7 @@ def check_storage(storage: str, *, must_exist: bool = False) -> None:
     """
     path = database_file(storage)
     if path is None:
+        _check_driver(storage)
         return
     if "?" in storage and "://" not in storage:  # in a URL it begins the options
         raise UserError(f"{storage} cannot be the name of a database file: give --storage a path without ?")
@@ -91,6 +93,27 @@ def check_storage(storage: str, *, must_exist: bool = False) -> None:
     if not os.access(path, os.R_OK | os.W_OK):
         raise UserError(f"{path} is not readable and writable: give --storage another path")
     _check_tables(path)
+
+
+def _check_driver(storage: str) -> None:
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+    if storage_url(storage).startswith("sqlite:"):
+        raise UserError(f"{storage or '--storage'} names no file, and what is in memory is lost: give --storage a file")
+    try:
+        make_url(storage).get_dialect().import_dbapi()
+    except ImportError as error:
+        raise UserError(f"{shown(storage)}: install the database's Python driver ({error})") from error
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:
+        raise UserError(
+            f"{shown(storage)} is no URL of a database that SQLAlchemy knows ({error}): give another --storage"
+        ) from error
+
+
+def shown(storage: str) -> str:
+    """A storage as messages name it: a password in a URL stays out of them."""
+    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", storage)
 
 
 def _check_tables(path: Path) -> None:
@@ -145,12 +168,8 @@ def open_storage(storage: str, *, must_exist: bool = False) -> RDBStorage:
     with storage_errors(storage), alone(storage):
         try:
             opened = RDBStorage(url, engine_kwargs=kwargs)
-        except ImportError as error:
-            raise UserError(f"{storage}: install the database's Python driver ({error})") from error
         except RuntimeError as error:  # Optuna's check of its tables' version
-            raise UserError(f"{storage}: {' '.join(str(error).split())}") from error
-        except ValueError as error:
-            raise UserError(f"{storage} is no URL of a database ({error}): give another --storage") from error
+            raise UserError(f"{shown(storage)}: {' '.join(str(error).split())}") from error
         if url.startswith("sqlite:"):
             _lock_at_begin(opened.engine)
         return opened
@@ -188,4 +207,4 @@ def storage_errors(storage: str) -> Iterator[None]:
         cause = getattr(error, "orig", None) or error.__cause__ or error
         cause = getattr(cause, "orig", None) or cause
         line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        raise UserError(f"the storage {storage} failed ({line}): is it writable, and a database?") from error
+        raise UserError(f"the storage {shown(storage)} failed ({line}): is it writable, and a database?") from error

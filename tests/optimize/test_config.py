@@ -188,6 +188,11 @@ def test_config_is_toml_with_the_command_lines_names(tmp_path: Path):
         ("[model]\nname = 'x'", "'model' is a table"),
         ("model = ", "is not TOML"),
         ("batch-size = 1\nbatch_size = 2", "given twice"),
+        ("quiet = 1", "'quiet' is 1, but takes true or false"),
+        ("verbose = 'yes'", "'verbose' is 'yes', but takes true or false"),
+        ("units = ['heads', 'neurons']", r'"heads\+neurons"'),
+        ("repair = ['none', 'least-squares']", '"none,least-squares"'),
+        ('export = "a\\u0000b"', "'export' holds a character of code 0"),
     ],
 )
 def test_config_mistakes_are_named(tmp_path: Path, text, message):

@@ -199,7 +199,7 @@ def test_what_the_failed_pass_held_is_free_before_the_next():
 
 def test_a_single_sample_that_does_not_fit_is_one_line(options, monkeypatch, capsys):
     limited(monkeypatch, 0)
-    with pytest.raises(UserError, match=r"^[^\n]*too small: give a smaller --batch-size[^\n]*$"):
+    with pytest.raises(UserError, match=r"^[^\n]*too small: give a smaller --batch-size or --image-size[^\n]*$"):
         run(replace(options, trials=4, storage="full.db", export="full.json"))
 
 

@@ -32,6 +32,16 @@ def build():
 def double():
     return build().double()
 
+def lazy():
+    return nn.Sequential(nn.LazyConv2d(4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+
+class Packed(nn.Sequential):
+    def get_extra_state(self):
+        return {"scale": 1}
+
+def packed():
+    return Packed(*build())
+
 def features():
     return nn.Conv2d(3, 4, 3)
 
@@ -134,6 +144,8 @@ def test_own_network_with_weights_and_in_double_precision(own: str, tmp_path: Pa
         ("fails", "no such disk"),
         ("answer", "TypeError"),
         ("number", "returned int"),
+        ("lazy", "whose size is not known yet"),
+        ("packed", "no tensors"),
         ("features", r"returned shape \(1, 4, 222, 222\)"),
         ("two", "returned tuple"),
     ],
@@ -160,6 +172,26 @@ def test_classes_are_read_from_the_checkpoint_of_any_precision(tmp_path: Path, d
     assert all(p.dtype == torch.float32 for p in model.module.parameters())
     assert same(model.module, network)
     assert (model.transform.size, model.transform.resize) == (224, 256)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "net.module."])
+def test_weights_of_a_wrapped_model(tmp_path: Path, prefix: str) -> None:
+    network = checkpoint(tmp_path / "w.pt")
+    state = torch.load(tmp_path / "w.pt", weights_only=True)
+    torch.save({f"{prefix}{name}": tensor for name, tensor in state.items()}, tmp_path / "w.pt")
+    assert same(loaded("resnet18", tmp_path / "w.pt").module, network)
+
+
+def test_a_prefix_that_does_not_lead_to_the_models_names_is_kept(tmp_path: Path) -> None:
+    torch.save({"other.weight": torch.zeros(2), "other.bias": torch.zeros(2)}, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=r"2 unexpected: other\.weight"):
+        loaded("resnet18", tmp_path / "w.pt")
+
+
+def test_safetensors_under_another_name(tmp_path: Path) -> None:
+    network = checkpoint(tmp_path / "w.pt")
+    save_file(network.state_dict(), tmp_path / "w.pt")
+    assert same(loaded("resnet18", tmp_path / "w.pt").module, network)
 
 
 @pytest.mark.parametrize("spec", ["squeezenet1_1", "mnasnet0_5", "shufflenet_v2_x0_5"])

@@ -50,7 +50,7 @@ def test_fewer_classes_mask_the_other_outputs(options):
     assert set(prepared.task.search.targets.tolist()) == {0, 2}
     assert set(prepared.task.reference.targets.tolist()) == {0, 2}
     assert prepared.fingerprint["classes"] == ["blue", "red"]
-    assert "1 of 3 outputs ignored" in " ".join(prepared.description)
+    assert "1 of 3 outputs ignored, used are 0, 2" in " ".join(prepared.description)
 
 
 def test_the_description_says_how_to_use_ones_own(options):

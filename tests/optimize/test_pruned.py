@@ -58,7 +58,7 @@ def test_the_file_holds_the_network_that_was_measured(here):
     removed, total = map(int, re.search(r"(\d+) of (\d+) filters removed", result.stdout).groups())
     assert removed == int(total * rate)
     parameters = sum(parameter.numel() for parameter in small.parameters())
-    assert f"parameters: {parameters / 1e6:.2f} M" in result.stdout
+    assert f"parameters: {parameters / 1e3:.2f} k" in result.stdout
     assert not any(parameter.requires_grad for parameter in small.parameters())
     assert not small.training
 

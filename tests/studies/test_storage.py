@@ -6,6 +6,7 @@ import contextlib
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import optuna
@@ -13,9 +14,11 @@ import pytest
 from pxp_optimize.optimize.errors import UserError
 from pxp_optimize.studies.storage import (
     BUSY_SECONDS,
+    alone,
     check_storage,
     database_file,
     open_storage,
+    shown,
     storage_errors,
     storage_url,
 )
@@ -115,6 +118,47 @@ def test_an_unknown_database_or_a_missing_driver_is_one_line():
     for url in ("nonsense://host/db", "postgresql+nodriver://host/db", "postgresql://host:port/db", "://"):
         with pytest.raises(UserError, match=r"^[^\n]+$"):
             open_storage(url)
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite:///:memory:", ""])
+def test_a_database_in_memory_is_refused(url: str):
+    with pytest.raises(UserError, match="give --storage a file"):
+        check_storage(url)
+
+
+def test_passwords_stay_out_of_messages():
+    url = "postgresql+nodriver://me:secret@host/db"
+    assert shown(url) == "postgresql+nodriver://me:***@host/db"
+    assert [shown(other) for other in ("a.db", "sqlite:///a.db", "mysql://host/db", "mysql://me@host:1/db")] == [
+        *("a.db", "sqlite:///a.db", "mysql://host/db", "mysql://me@host:1/db")
+    ]
+    with pytest.raises(UserError, match=r"me:\*\*\*@host") as caught:
+        check_storage(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_processes_wait_for_each_other(tmp_path: Path):
+    path = str(tmp_path / "a.db")
+    code = "import sys; from pxp_optimize.studies.storage import alone\n"
+    code += "with alone(sys.argv[1]): print('in', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "in\n"
+        told: list[float] = []
+
+        def tell() -> None:
+            told.append(time.monotonic())
+            assert other.stdin is not None
+            other.stdin.write("\n")
+            other.stdin.flush()
+
+        with alone(path, tell), alone(path, tell):  # nested: it waits once
+            assert len(told) == 1
+            other.wait(timeout=60)
+    with alone("mysql://host/db"):
+        pass
 
 
 def test_what_the_database_raises_is_one_line(tmp_path: Path):
