@@ -68,11 +68,7 @@ class RuleSpec:
         parameters = {}
         for key, parameter in known.items():
             value = entries.get(key, parameter.default)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise CompositeError(f"{path}.{key}: must be a number, not {value!r}")
-            if not parameter.low <= value <= parameter.high:
-                raise CompositeError(f"{path}.{key}: must be in [{parameter.low:g}, {parameter.high:g}], not {value!r}")
-            parameters[key] = float(value)
+            parameters[key] = _number(value, parameter.low, parameter.high, f"{path}.{key}")
         if "beta" in entries:
             beta = entries["beta"]
             if isinstance(beta, bool) or not isinstance(beta, (int, float)):

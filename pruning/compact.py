@@ -212,9 +212,8 @@ class _Compactor:
         """A slot that holds the wanted channels, zeros where they are not live."""
         if torch.equal(state.live, wanted) and not state.empty:
             return slot
-        position = torch.full((state.size + 1,), -1, dtype=torch.long, device=self.device)
-        position[state.live] = torch.arange(len(state.live), device=self.device)
-        source = position[wanted] if len(wanted) else position[-1:]  # position[-1] is always -1: zeros
+        position = _positions(state)
+        source = position[wanted] if len(wanted) else position[-1:]
         return self.emit(ops.Realign(state.dim, source), (slot,), "_realign")
 
     def expand(self, slot: int, state: State) -> tuple[int, State]:
@@ -270,6 +269,13 @@ def _unknown(slot: int) -> Extent:
 
 def _pair(value: Any) -> tuple[Any, Any]:
     return tuple(value) if isinstance(value, (tuple, list)) else (value, value)  # type: ignore[return-value]
+
+
+def _positions(state: Channels) -> Tensor:
+    """Where each channel lies among the live ones, -1 for those that are not: shape (size + 1,), the last one is -1."""
+    position = state.live.new_full((state.size + 1,), -1)
+    position[state.live] = torch.arange(len(state.live), device=state.live.device)
+    return position
 
 
 def _needed(steps: list[Step], result: int) -> list[Step]:
@@ -361,9 +367,7 @@ def _grouped(module: nn.Conv2d, c: _Compactor, slot: int, state: State, kept: Te
     wanted = columns.flatten()
     source = wanted
     if state is not None:
-        position = torch.full((state.size + 1,), -1, dtype=torch.long, device=c.device)
-        position[state.live] = torch.arange(len(state.live), device=c.device)
-        source = position[wanted]
+        source = _positions(state)[wanted]
     channels = module.in_channels if state is None else max(1, len(state.live))
     if len(source) != channels or not torch.equal(source, torch.arange(channels, device=c.device)):
         slot = c.emit(ops.Realign(1, source), (slot,), "_realign")

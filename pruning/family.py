@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import network as ops
@@ -73,7 +72,12 @@ class Family:
         readers = Counter(slot for call in self._calls for slot in call.inputs)
         for index, (call, expired) in enumerate(zip(self._calls, self._expired, strict=True)):
             slot = call.inputs[0] if len(call.inputs) == 1 else 0
-            if _is_relu(call.module) and readers[slot] == 1 and slot in expired and isinstance(makers.get(slot), FRESH):
+            if (
+                ops.is_relu(call.module)
+                and readers[slot] == 1
+                and slot in expired
+                and isinstance(makers.get(slot), FRESH)
+            ):
                 self._calls[index] = call._replace(run=torch.relu_)
 
     @torch.inference_mode()
@@ -110,12 +114,6 @@ class _Call(NamedTuple):
 
 FRESH = (nn.Conv2d, nn.Linear, ops.Add, ops.ScatterAdd)
 """Modules whose output lies in memory of its own."""
-
-
-def _is_relu(module: nn.Module) -> bool:
-    if isinstance(module, ops.Activation):
-        return module.function in (torch.relu, F.relu, torch.relu_)
-    return type(module) is nn.ReLU
 
 
 def same_module(a: nn.Module, b: nn.Module) -> bool:

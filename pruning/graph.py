@@ -774,12 +774,11 @@ class _Builder:
         keep = (*POOLS, nn.Flatten, ops.Mean, ops.Permute, ops.Concat, ops.Add, ops.Multiply)
         for step in self.steps:
             module = self.modules[step.name]
-            is_relu = isinstance(module, (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid)) or (
-                isinstance(module, ops.Activation)
-                and module.function in (torch.relu, torch.relu_, F.relu, F.relu_, F.relu6, torch.sigmoid)
-            )
+            rectifies = ops.is_relu(module) or isinstance(module, (nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid))
+            if isinstance(module, ops.Activation):
+                rectifies |= module.function in (F.relu6, torch.sigmoid)
             routes = isinstance(module, ops.Call) and module.function not in (F.pad, operator.sub)
-            if is_relu or (
+            if rectifies or (
                 (isinstance(module, keep) or routes) and step.inputs and all(slot in slots for slot in step.inputs)
             ):
                 slots.add(step.output)
@@ -804,10 +803,7 @@ class _Builder:
             following = readers.get(step.output, [])
             if isinstance(self.modules[step.name], (nn.Conv2d, nn.Linear)) and len(following) == 1:
                 after = self.modules[following[0].name]
-                is_relu = isinstance(after, (nn.ReLU, nn.ReLU6)) or (
-                    isinstance(after, ops.Activation) and after.function in (torch.relu, F.relu, F.relu_, torch.relu_)
-                )
-                if is_relu and blind_to_zeros(following[0].output):
+                if (ops.is_relu(after) or isinstance(after, nn.ReLU6)) and blind_to_zeros(following[0].output):
                     found.add(step.name)
         return found
 

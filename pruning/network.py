@@ -435,6 +435,13 @@ ACTIVATION_MODULES: dict[type[nn.Module], bool] = {
 }
 
 
+def is_relu(module: nn.Module) -> bool:
+    """Whether a module is ReLU, as a layer or as a function."""
+    if isinstance(module, Activation):
+        return module.function in (torch.relu, F.relu)
+    return type(module) is nn.ReLU
+
+
 def zero_preserving(module: nn.Module) -> bool | None:
     """Whether an elementwise module maps zero to zero; None for a module that is not elementwise."""
     if isinstance(module, Activation):
