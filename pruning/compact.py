@@ -31,7 +31,8 @@ def compact_model(model: nn.Module | Graph, masks: Mapping[str, Tensor]) -> nn.M
 
     masks: per layer (named as in the model) a bool tensor, shape (units,), True = kept; layers not named stay
     whole. Layers may lose all their units. The model is not changed. The state dict of the result loads into
-    the result of the same call on a model of the same architecture.
+    the result of the same call on a model of the same architecture. Of a model in half precision the result is in
+    float32.
 
     Raises:
         TraceError: see `trace`.

@@ -26,7 +26,8 @@ class Batches(Protocol):
 
 
 def checked_samples(inputs: Batches, targets: Tensor, batch_size: int) -> tuple[Batches, Tensor]:
-    """The samples, as tensors that may have gradients also if they were made in inference mode.
+    """The samples, in float32 where they were in half precision, and with gradients allowed if they were made in
+    inference mode.
 
     Raises:
         ValueError: no samples, or not float images with an index of a logit for each.
@@ -41,8 +42,10 @@ def checked_samples(inputs: Batches, targets: Tensor, batch_size: int) -> tuple[
         )
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: need at least 1")
-    if isinstance(inputs, Tensor) and inputs.is_inference():
-        inputs = inputs.clone()
+    if isinstance(inputs, Tensor):
+        if inputs.dtype in (torch.float16, torch.bfloat16):
+            inputs = inputs.float()  # as `trace` makes the model's weights
+        inputs = inputs.clone() if inputs.is_inference() else inputs
     return inputs, targets.clone() if targets.is_inference() else targets
 
 

@@ -545,6 +545,13 @@ def test_samples_and_targets_must_match(graph: Graph, images: Samples) -> None:
             collect_relevance(graph, composite, **{"inputs": inputs, "targets": targets, **changes})
 
 
+def test_a_model_and_images_in_half_precision(residual: nn.Module, images: Samples, worst: Worst) -> None:
+    composite, (inputs, targets) = Composite.uniform(SPECS["gamma"]), images
+    model = copy.deepcopy(residual).bfloat16()
+    got = collect_relevance(model, composite, inputs.bfloat16(), targets)
+    assert worst(got, collect_relevance(model.float(), composite, inputs.bfloat16().float(), targets)) == 0
+
+
 def test_takes_a_composite_from_a_file(graph: Graph, images: Samples, tmp_path: Path) -> None:
     composite = fitting(graph, SPECS["gamma"])
     (tmp_path / "a.json").write_text(json.dumps({"format": "pxp-composite/1", **composite.to_dict()}))
