@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .curve import Batches
+from .dimensions import dimensions
 from .graph import Graph
 from .masks import Masks
 from .network import clone
@@ -99,7 +100,8 @@ class LeastSquaresRepair(Repair):
     convolution the patch). Weights W and bias b minimise `|X W + b - Y|^2 + ridge |W - V|^2`, where Y is the
     unpruned network's output of that layer and V the layer's own weights, sliced: so with few rows the layer
     stays what it was. The ridge is the one of `RIDGES` with the least leave-one-out error. Normal equations are
-    summed chunk by chunk, so memory does not grow with the samples' positions.
+    summed chunk by chunk, so memory does not grow with the samples' positions. Rows that are tokens count by how much
+    the logits hang on them (`token_weights`): a class token for more than one of many patches.
 
     inputs: float images, unlabelled. most: a layer whose rows and features are both more is left as it is.
     enough: of rows, for each feature; of many more, at least so many are drawn (`drawn_rows`).
@@ -110,6 +112,7 @@ class LeastSquaresRepair(Repair):
     most: int = 5000
     enough: int = 16
     _known: _Targets | None = field(default=None, init=False, repr=False, compare=False)
+    _weights: tuple[Graph, dict[str, Tensor]] | None = field(default=None, init=False, repr=False, compare=False)
     _large: bool = field(default=False, init=False, repr=False, compare=False)
     name = "least-squares"
 
@@ -118,10 +121,13 @@ class LeastSquaresRepair(Repair):
         modules: dict[str, nn.Module] = {}
         originals = graph.network.modules_by_step()
         targets = self._targets_of(graph)
+        if self._weights is None or self._weights[0] is not graph:
+            self._weights = graph, token_weights(graph, _chunks(self.inputs, self.chunk))
         for visit in small.network.walk(_chunks(self.inputs, self.chunk)):
             if _lost_inputs(visit.module, originals.get(visit.name)):
                 wanted = targets.at(visit.name, masks.get(visit.name))
-                visit.module = self._refit(visit.module, [values[0] for values in visit.arguments], wanted)
+                inputs, weights = [values[0] for values in visit.arguments], self._weights[1].get(visit.name)
+                visit.module = self._refit(visit.module, inputs, wanted, weights)
                 modules[visit.name] = visit.module
         return replace(small, network=small.network.replaced(modules))
 
@@ -136,7 +142,9 @@ class LeastSquaresRepair(Repair):
         self._known = targets
         return targets
 
-    def _refit(self, module: nn.Module, inputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> nn.Module:
+    def _refit(
+        self, module: nn.Module, inputs: Sequence[Tensor], wanted: Sequence[Tensor], weights: Tensor | None
+    ) -> nn.Module:
         weight: Tensor = module.weight  # type: ignore[assignment]
         features = weight[0].numel()
         goals = [_goal_rows(module, goal) for goal in wanted]
@@ -147,6 +155,8 @@ class LeastSquaresRepair(Repair):
             return module
         most = count // max(1, count // (self.enough * features))
         drawn = None if most == count else drawn_rows(count, most)
+        if drawn is not None and weights is not None:
+            weights = weights[drawn.to(weights.device)]
 
         def pairs() -> Iterator[tuple[Tensor, Tensor]]:
             start = 0
@@ -156,8 +166,47 @@ class LeastSquaresRepair(Repair):
                 yield _rows(module, value, rows), goal if rows is None else goal[rows]
 
         known = list(pairs()) if most * features * weight.element_size() <= ROOM else None
-        fitted, bias = ridge(pairs if known is None else known.__iter__, weight.flatten(1))
+        fitted, bias = ridge(pairs if known is None else known.__iter__, weight.flatten(1), weights)
         return clone(module, weight=fitted.view(weight.shape), bias=bias)
+
+
+EVEN = 0.5
+"""The part of a token's weight that is the same for all, so that none is without."""
+
+
+@torch.inference_mode(False)
+def token_weights(graph: Graph, chunks: Sequence[Tensor]) -> dict[str, Tensor]:
+    """How much each token of a linear layer counts in its refit: shape (tokens of all samples,), of mean 1, by layer.
+
+    Half of it is even; the other half goes by the length of the gradient of the sample's largest logit at the layer's
+    output for that token (errors count by what they do to the output, as in Optimal Brain Surgeon, Hassibi and Stork
+    1993). So no labels are needed. Layers without tokens (rows are images, or pixels of a convolution) have no weights:
+    there they change nothing (benchmarks/README.md).
+    """
+    modules = graph.network.modules_by_step()
+    counts = dimensions(graph.network.steps, modules)
+    outputs = {step.name: step.output for step in graph.network.steps}
+    layers = [name for name, m in modules.items() if isinstance(m, nn.Linear) and counts.get(outputs[name]) == 3]
+    lengths: dict[str, list[Tensor]] = {name: [] for name in layers}
+
+    def note(name: str, output: Tensor) -> Tensor:
+        output = output if output.requires_grad else output.requires_grad_()
+        output.register_hook(lambda gradient: lengths[name].append(gradient.norm(dim=-1).flatten()))
+        return output
+
+    handles = [modules[name].register_forward_hook(lambda _, __, out, name=name: note(name, out)) for name in layers]
+    try:
+        with torch.enable_grad():
+            for chunk in chunks if layers else ():
+                logits = graph.network(chunk)
+                if logits.requires_grad:
+                    logits.amax(1).sum().backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    flat = {name: torch.cat(parts) for name, parts in lengths.items() if len(parts) == len(chunks)}
+    tiny = torch.finfo(torch.float32).tiny
+    return {name: EVEN + (1 - EVEN) * each / each.mean().clamp(min=tiny) for name, each in flat.items()}
 
 
 def _lost_inputs(module: nn.Module, original: nn.Module | None) -> bool:
@@ -254,39 +303,57 @@ def _goal_rows(module: nn.Module, value: Tensor) -> Tensor:
 
 
 def ridge(
-    pairs: Callable[[], Iterator[tuple[Tensor, Tensor]]], prior: Tensor, max_rows: int = 1024, max_units: int = 256
+    pairs: Callable[[], Iterator[tuple[Tensor, Tensor]]],
+    prior: Tensor,
+    weights: Tensor | None = None,
+    max_rows: int = 1024,
+    max_units: int = 256,
 ) -> tuple[Tensor, Tensor]:
     """Weights and bias nearest to the goals, shrunk towards a prior.
 
     pairs: gives, each time anew, chunks of rows (rows, features) and goals (rows, units). prior: (units,
-    features). Returns weights, (units, features), and bias, (units,). The ridge is chosen by the leave-one-out
+    features). weights: how much each row counts, (rows of all chunks,), of mean 1; None for all alike. Returns
+    weights, (units, features), and bias, (units,). The ridge is chosen by the leave-one-out
     error of ridge regression in closed form, on at most `max_rows` rows (`drawn_rows`) and `max_units` units.
     """
     features = prior.shape[1]
-    count, sum_x, sum_y = 0, prior.new_zeros(features), prior.new_zeros(prior.shape[0])
+    count, total, sum_x, sum_y = 0, prior.new_zeros(()), prior.new_zeros(features), prior.new_zeros(prior.shape[0])
     for x, y in pairs():
-        count, sum_x, sum_y = count + len(x), sum_x + x.sum(0), sum_y + y.sum(0)
-    mean_x, mean_y = sum_x / count, sum_y / count
+        if weights is None:
+            total, sum_x, sum_y = total + len(x), sum_x + x.sum(0), sum_y + y.sum(0)
+        else:
+            of_rows = weights[count : count + len(x)]
+            total, sum_x, sum_y = total + of_rows.sum(), sum_x + of_rows @ x, sum_y + of_rows @ y
+        count += len(x)
+    mean_x, mean_y = sum_x / total, sum_y / total
 
     def centred() -> Iterator[tuple[Tensor, Tensor]]:
+        start = 0
         for x, y in pairs():
             x = x - mean_x
-            yield x, torch.addmm(y - mean_y, x, prior.T, alpha=-1)  # what the prior leaves unexplained
+            left = torch.addmm(y - mean_y, x, prior.T, alpha=-1)  # what the prior leaves unexplained
+            if weights is not None:  # a row that counts twice is a row times the root of two
+                roots = weights[start : start + len(x)].sqrt().unsqueeze(1)
+                x, left = x * roots, left * roots
+                start += len(x)
+            yield x, left
 
     # with fewer rows than features, all rows take less memory than the features' products, and much less time
     solve = _solve_by_rows if count < features else _solve_by_features
     sample = drawn_rows(count, min(count, max_rows))
-    weight = prior + solve(centred(), prior, count, sample, max(1, -(-prior.shape[0] // max_units)))
+    means_share = 1 / total if weights is None else weights[sample.to(weights.device)] / total
+    weight = prior + solve(centred(), prior, means_share, sample, max(1, -(-prior.shape[0] // max_units)))
     return weight, mean_y - weight @ mean_x
 
 
 def _solve_by_features(
-    centred: Iterator[tuple[Tensor, Tensor]], prior: Tensor, count: int, sample: Tensor, every: int
+    centred: Iterator[tuple[Tensor, Tensor]], prior: Tensor, means_share: Tensor, sample: Tensor, every: int
 ) -> Tensor:
     """The change of the weights, (units, features), from the features' products, which are summed chunk by chunk.
 
-    centred: chunks of rows and of what is to be explained, `count` rows in all. prior: as in `ridge`. The ridge is
-    chosen on the rows of `sample` (ascending, on the CPU) and on one unit of so many (`every`).
+    centred: chunks of rows and of what is to be explained. prior: as in `ridge`. The ridge is chosen on the rows of
+    `sample` (ascending, on the CPU) and on one unit of so many (`every`). means_share: what of the mean is due to a
+    row, one number or one for each row of the sample.
     """
     units, features = prior.shape
     gram, cross = prior.new_zeros(features, features), prior.new_zeros(features, units)
@@ -305,12 +372,12 @@ def _solve_by_features(
     def residual(strength: Tensor) -> Tensor:
         return torch.addmm(wanted, projected, few / (eigenvalues + strength).unsqueeze(1), alpha=-1)
 
-    best = _best_strength(residual, projected.square(), eigenvalues, count, features)
+    best = _best_strength(residual, projected.square(), eigenvalues, means_share, features)
     return (vectors @ (rotated / (eigenvalues + best).unsqueeze(1))).T
 
 
 def _solve_by_rows(
-    centred: Iterator[tuple[Tensor, Tensor]], prior: Tensor, count: int, sample: Tensor, every: int
+    centred: Iterator[tuple[Tensor, Tensor]], prior: Tensor, means_share: Tensor, sample: Tensor, every: int
 ) -> Tensor:
     """The same from the rows' products: the smaller matrix, whose eigenvalues are those of the features' products
     that are not zero. Arguments as there.
@@ -329,12 +396,12 @@ def _solve_by_rows(
     def residual(strength: Tensor) -> Tensor:
         return rows @ (few * (strength / (eigenvalues + strength)).unsqueeze(1))
 
-    best = _best_strength(residual, rows.square() * eigenvalues, eigenvalues, count, prior.shape[1])
+    best = _best_strength(residual, rows.square() * eigenvalues, eigenvalues, means_share, prior.shape[1])
     return (basis @ (rotated / (eigenvalues + best).unsqueeze(1))).T @ x
 
 
 def _best_strength(
-    residual: Callable[[Tensor], Tensor], shares: Tensor, eigenvalues: Tensor, count: int, features: int
+    residual: Callable[[Tensor], Tensor], shares: Tensor, eigenvalues: Tensor, means_share: Tensor, features: int
 ) -> Tensor:
     """The ridge of `RIDGES` with the least mean squared error of each row's prediction by the fit without that row.
 
@@ -346,7 +413,7 @@ def _best_strength(
     strengths = eigenvalues.new_tensor(RIDGES) * scale
     errors = []
     for strength in strengths:
-        kept = 1 - 1 / count - shares @ (1 / (eigenvalues + strength))
+        kept = 1 - means_share - shares @ (1 / (eigenvalues + strength))
         errors.append((residual(strength).square().sum(1) / kept.clamp(min=1e-6).square()).mean())
     return strengths[torch.stack(errors).argmin()]
 

@@ -10,7 +10,16 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from pxp_optimize.pruning import Graph, Masks, compact, make_repair, prune_masks, pruned, trace
-from pxp_optimize.pruning.repair import RIDGES, BatchNormRepair, LeastSquaresRepair, _part, _rows, drawn_rows, ridge
+from pxp_optimize.pruning.repair import (
+    RIDGES,
+    BatchNormRepair,
+    LeastSquaresRepair,
+    _part,
+    _rows,
+    drawn_rows,
+    ridge,
+    token_weights,
+)
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
@@ -277,6 +286,53 @@ def test_least_squares_reads_all_tokens(kept: int) -> None:
         for repair in (None, make_repair("least-squares", graph, images))
     )
     assert repaired < plain / 3
+
+
+def test_rows_that_count_more() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 6, generator=generator)
+    y = x[:, :3] + x[:, 3:].square()
+    weights = torch.rand(400, generator=generator) * 2 + 0.1
+    weights /= weights.mean()
+    chunks = [(x[:150], y[:150]), (x[150:], y[150:])]
+    weight, bias = ridge(lambda: iter(chunks), torch.zeros(3, 6), weights)
+    plain = ridge(lambda: iter(chunks), torch.zeros(3, 6))[0]
+    again = ridge(lambda: iter(chunks), torch.zeros(3, 6), torch.ones(400))[0]
+    assert torch.allclose(plain, again, atol=1e-6)
+
+    # what is left of the weighted error no small change makes less, besides the ridge's pull
+    def error(weight: Tensor, bias: Tensor) -> float:
+        return (weights.unsqueeze(1) * (x @ weight.T + bias - y).square()).sum().item()
+
+    design = torch.cat([x, torch.ones(400, 1)], 1).double() * weights.double().sqrt().unsqueeze(1)
+    best = torch.linalg.lstsq(design, y.double() * weights.double().sqrt().unsqueeze(1)).solution.float()
+    assert error(best[:6].T, best[6]) <= error(weight, bias) <= 1.02 * error(best[:6].T, best[6])
+    assert error(weight, bias) < error(plain, y.mean(0) - plain @ x.mean(0))
+
+
+def test_tokens_count_by_how_much_the_logits_hang_on_them(transformer: nn.Module, photos: Tensor) -> None:
+    graph, photos = trace(transformer), photos[..., :16, :16]
+    before = {name: value.clone() for name, value in graph.network.state_dict().items()}
+    weights = token_weights(graph, [photos[:10], photos[10:]])
+    whole = token_weights(graph, [photos])
+    tokens = {name: layer for name, layer in graph.network.modules_by_step().items() if name in weights}
+    assert "head" not in "".join(name.rpartition(".")[2] for name in tokens)  # which reads class tokens only
+    assert all(isinstance(layer, nn.Linear) for layer in tokens.values())
+    for name, each in weights.items():
+        assert torch.allclose(each, whole[name], rtol=1e-4)
+        assert each.mean().item() == pytest.approx(1, abs=1e-4)
+        assert each.min() >= 0.5 - 1e-6
+    last = [name for name in weights if name.endswith("out_proj") or ".mlp." in name][-1]
+    assert (weights[last].view(len(photos), -1)[:, 0] > 2).all()  # the class token, on which all hangs there
+    assert (weights[last].view(len(photos), -1)[:, 1:] < 0.51).all()
+    after = graph.network.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert not any(p.requires_grad or p.grad is not None for p in graph.network.parameters())
+    assert not any(module._forward_hooks for module in graph.network.modules())
+
+
+def test_only_tokens_have_weights(resnet: nn.Module, photos: Tensor) -> None:
+    assert token_weights(trace(resnet), [photos]) == {}
 
 
 @pytest.mark.parametrize("kept", [21, 22, 23])  # with 22, of the leftmost column only
