@@ -104,13 +104,15 @@ class LeastSquaresRepair(Repair):
     the logits hang on them (`token_weights`): a class token for more than one of many patches.
 
     inputs: float images, unlabelled. most: a layer whose rows and features are both more is left as it is.
-    enough: of rows, for each feature; of many more, at least so many are drawn (`drawn_rows`).
+    enough: of rows, for each feature; of many more, at least so many are drawn (`drawn_rows`), and of tokens
+        anyway `least`, since a few of them matter most.
     """
 
     inputs: Batches
     chunk: int = 64
     most: int = 5000
     enough: int = 16
+    least: int = 8192
     _known: _Targets | None = field(default=None, init=False, repr=False, compare=False)
     _weights: tuple[Graph, dict[str, Tensor]] | None = field(default=None, init=False, repr=False, compare=False)
     _large: bool = field(default=False, init=False, repr=False, compare=False)
@@ -153,7 +155,8 @@ class LeastSquaresRepair(Repair):
         # what it gave is nearer to that and yet costs accuracy (vit_tiny: 0.01 to 0.02 of the AUC)
         if features == 0 or min(features, count) > self.most or goals[0].shape[1] != len(weight):
             return module
-        most = count // max(1, count // (self.enough * features))
+        wanted_rows = max(self.enough * features, 0 if weights is None else self.least)
+        most = count // max(1, count // wanted_rows)
         drawn = None if most == count else drawn_rows(count, most)
         if drawn is not None and weights is not None:
             weights = weights[drawn.to(weights.device)]
@@ -178,20 +181,20 @@ EVEN = 0.5
 def token_weights(graph: Graph, chunks: Sequence[Tensor]) -> dict[str, Tensor]:
     """How much each token of a linear layer counts in its refit: shape (tokens of all samples,), of mean 1, by layer.
 
-    Half of it is even; the other half goes by the length of the gradient of the sample's largest logit at the layer's
-    output for that token (errors count by what they do to the output, as in Optimal Brain Surgeon, Hassibi and Stork
-    1993). So no labels are needed. Layers without tokens (rows are images, or pixels of a convolution) have no weights:
-    there they change nothing (benchmarks/README.md).
+    Half of it is even; the other half goes by the square of the gradient of the sample's largest logit at the layer's
+    output for that token: a squared error counts by what it does to the logits, as in Optimal Brain Surgeon (Hassibi
+    and Stork 1993). So no labels are needed. Layers without tokens (rows are images, or pixels of a convolution) have
+    no weights: there they change nothing (benchmarks/README.md).
     """
     modules = graph.network.modules_by_step()
     counts = dimensions(graph.network.steps, modules)
     outputs = {step.name: step.output for step in graph.network.steps}
     layers = [name for name, m in modules.items() if isinstance(m, nn.Linear) and counts.get(outputs[name]) == 3]
-    lengths: dict[str, list[Tensor]] = {name: [] for name in layers}
+    squares: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def note(name: str, output: Tensor) -> Tensor:
         output = output if output.requires_grad else output.requires_grad_()
-        output.register_hook(lambda gradient: lengths[name].append(gradient.norm(dim=-1).flatten()))
+        output.register_hook(lambda gradient: squares[name].append(gradient.square().sum(-1).flatten()))
         return output
 
     handles = [modules[name].register_forward_hook(lambda _, __, out, name=name: note(name, out)) for name in layers]
@@ -204,7 +207,7 @@ def token_weights(graph: Graph, chunks: Sequence[Tensor]) -> dict[str, Tensor]:
     finally:
         for handle in handles:
             handle.remove()
-    flat = {name: torch.cat(parts) for name, parts in lengths.items() if len(parts) == len(chunks)}
+    flat = {name: torch.cat(parts) for name, parts in squares.items() if len(parts) == len(chunks)}
     tiny = torch.finfo(torch.float32).tiny
     return {name: EVEN + (1 - EVEN) * each / each.mean().clamp(min=tiny) for name, each in flat.items()}
 

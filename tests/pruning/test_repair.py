@@ -283,7 +283,7 @@ def test_least_squares_reads_all_tokens(kept: int) -> None:
     whole = graph.network(images)
     plain, repaired = (
         (pruned(graph, masks, repair).network(images) - whole).norm().item()
-        for repair in (None, make_repair("least-squares", graph, images))
+        for repair in (None, LeastSquaresRepair(images, least=1))
     )
     assert repaired < plain / 3
 
@@ -335,7 +335,7 @@ def test_only_tokens_have_weights(resnet: nn.Module, photos: Tensor) -> None:
     assert token_weights(trace(resnet), [photos]) == {}
 
 
-@pytest.mark.parametrize("kept", [21, 22, 23])  # with 22, of the leftmost column only
+@pytest.mark.parametrize("kept", [21, 22, 23])  # with 22 they would be of the leftmost column only
 def test_least_squares_reads_all_columns(kept: int) -> None:
     torch.manual_seed(0)
     images = torch.zeros(100, 3, 32, 32)
@@ -346,7 +346,7 @@ def test_least_squares_reads_all_columns(kept: int) -> None:
     whole = graph.network(images)
     plain, repaired = (
         (pruned(graph, masks, repair).network(images) - whole).norm().item()
-        for repair in (None, make_repair("least-squares", graph, images))
+        for repair in (None, LeastSquaresRepair(images, least=1))
     )
     assert repaired < plain / 3
 
