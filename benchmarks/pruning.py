@@ -25,6 +25,8 @@ from pxp_optimize.optimize.prepare import prepare
 from pxp_optimize.optimize.space import Space
 from pxp_optimize.optimize.trial import Baseline, evaluate
 from pxp_optimize.pruning import REPAIRS, Schedule, make_repair, sparsity_at
+from pxp_optimize.pruning import repair as repair_module
+from pxp_optimize.pruning.repair import EVEN
 
 
 def main() -> None:
@@ -43,8 +45,10 @@ def main() -> None:
     parser.add_argument("--repairs", default=None, help="default: those that the network can take")
     parser.add_argument("--methods", default=None, help="names, default: all fixed composites and baselines")
     parser.add_argument("--normalization", default="none", choices=NORMALIZATIONS, help="of the composites' relevance")
+    parser.add_argument("--even", type=float, default=EVEN, help="part of tokens' weights that is even (1: all)")
     parser.add_argument("--json", help="write the figures here")
     args = parser.parse_args()
+    repair_module.EVEN = args.even
     rows: list[dict[str, Any]] = []
     figures: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for seed in range(args.first_seed, args.first_seed + args.seeds):
