@@ -48,10 +48,16 @@ def alone(storage: str, tell: Callable[[], object] | None = None) -> Iterator[No
     from filelock import FileLock, Timeout
 
     path = database_file(storage)
-    if path is None:
+    file = None if path is None else path.resolve().with_name(f".{path.name}.lock")
+    try:
+        if file is not None:
+            file.touch()
+    except OSError:  # where no file can be made, the database says so itself; a lock would wait for ever
+        file = None
+    if file is None:
         yield
         return
-    lock = FileLock(path.resolve().with_name(f".{path.name}.lock"), is_singleton=True)
+    lock = FileLock(file, is_singleton=True)
     try:
         lock.acquire(timeout=0 if tell else -1)
     except Timeout:

@@ -157,8 +157,9 @@ def test_processes_wait_for_each_other(tmp_path: Path):
         with alone(path, tell), alone(path, tell):  # nested: it waits once
             assert len(told) == 1
             other.wait(timeout=60)
-    with alone("mysql://host/db"):
-        pass
+    for other in ("mysql://host/db", "sqlite:////proc/a.db", str(tmp_path / "none" / "a.db")):
+        with alone(other):
+            pass
 
 
 def test_what_the_database_raises_is_one_line(tmp_path: Path):
