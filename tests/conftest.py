@@ -112,7 +112,11 @@ class Project:
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """As `start`, to its end."""
         with self.start(*arguments) as process:
-            out, err = process.communicate(timeout=300)
+            try:
+                out, err = process.communicate(timeout=300)
+            except subprocess.TimeoutExpired:
+                process.kill()  # or the tests would wait for it for ever
+                raise
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def files(self) -> dict[str, object]:
