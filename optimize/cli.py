@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import sys
@@ -63,6 +64,8 @@ def _check_text(arguments: Sequence[str]) -> None:
         try:
             argument.encode()
         except UnicodeEncodeError:
+            if codecs.lookup(sys.getfilesystemencoding()).name != "utf-8":
+                raise UserError(f"{argument!r:.200} cannot be read in this locale: set LC_ALL=C.UTF-8") from None
             raise UserError(f"{argument!r:.200} is not UTF-8: rename it, or give another one") from None
 
 

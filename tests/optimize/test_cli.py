@@ -271,6 +271,15 @@ BAD = {
 }
 
 
+def test_a_name_that_the_locale_does_not_have(project, monkeypatch):
+    for name, value in {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}.items():
+        monkeypatch.setenv(name, value)
+    result = project.run("studies", "--storage", "größe.db")
+    assert result.returncode == 2
+    assert "set LC_ALL=C.UTF-8" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_a_configuration_stands_after_a_command(project):
     (project.folder / "of.toml").write_text('storage = "of.db"\n')
     result = project.run("--config", "of.toml", "studies")
