@@ -124,7 +124,7 @@ class LeastSquaresRepair(Repair):
         originals = graph.network.modules_by_step()
         targets = self._targets_of(graph)
         if self._weights is None or self._weights[0] is not graph:
-            self._weights = graph, token_weights(graph, _chunks(self.inputs, self.chunk))
+            self._weights = graph, token_weights(graph, _chunks(self.inputs, AT_ONCE))
         for visit in small.network.walk(_chunks(self.inputs, self.chunk)):
             if _lost_inputs(visit.module, originals.get(visit.name)):
                 wanted = targets.at(visit.name, masks.get(visit.name))
@@ -173,6 +173,8 @@ class LeastSquaresRepair(Repair):
         return clone(module, weight=fitted.view(weight.shape), bias=bias)
 
 
+AT_ONCE = 8
+"""Images in a pass that keeps all their activations for the gradient: few, since nobody has asked whether more fit."""
 EVEN = 0.5
 """The part of a token's weight that is the same for all, so that none is without."""
 
