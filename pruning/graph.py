@@ -304,10 +304,8 @@ class _Builder:
     def _views(self, node: fx.Node) -> bool:
         """Whether what a node gives may lie in the memory of its first argument."""
         if node.op == "call_module":
-            module = self.root.get_submodule(str(node.target))
-            return isinstance(module, (nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout))
-        name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-        return name in VIEWS or name in ("dropout", "dropout2d", "stochastic_depth")
+            return isinstance(self.root.get_submodule(str(node.target)), nn.Flatten)
+        return (node.target if node.op == "call_method" else getattr(node.target, "__name__", "")) in VIEWS
 
     def writes(self, node: fx.Node) -> bool:
         """Whether a node changes its first argument in place."""
@@ -617,6 +615,7 @@ class _Builder:
     def _alias(self, node: fx.Node, source: Any) -> None:
         self.slots[node] = self.slots[source]
         self.values[node] = True
+        self.memory[node] = self.memory.get(source, source)
 
     def _emit(self, name: str, module: nn.Module, inputs: Any, node: fx.Node) -> None:
         own = node.op == "call_module" and name == node.target
