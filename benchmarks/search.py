@@ -6,12 +6,12 @@
     python benchmarks/search.py --model vit_tiny --units neurons --runs tpe:type,random:type,grid:paper
 
 A run is SAMPLER:SPACE. Each seed draws other samples; all runs of a seed have the same. A cell holds the holdout AUC
-(mean and standard deviation over the seeds) of the trial that is best among the first so many, and the seconds that
-they took. Best as a study says it: the three highest on the search samples are scored again on others (--rescore). The
-grid is run to its end: 256 trials. Where it is among the runs, a cell also says in how many of the seeds it is not
-below the 95 % interval of the grid's best (bootstrap of the holdout images). The last table holds what the first run's
-best has more than each fixed composite: 95 % intervals of the mean over the seeds (Student's t of the differences, seed
-by seed).
+(mean and standard deviation over the seeds) of the trial that is best among the first so many, and the seconds of
+processor time that these trials took, without the sampler's own. Best as a study says it: the three highest on the
+search samples are scored again on others (--rescore). The grid is run to its end: 256 trials. Where it is among the
+runs, a cell also says in how many of the seeds it is not below the 95 % interval of the grid's best (bootstrap of the
+holdout images). The last table holds what the first run's best has more than each fixed composite: 95 % intervals of
+the mean over the seeds (Student's t of the differences, seed by seed).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pxp_optimize.optimize.rescore import fresh_measure, rescore
 from pxp_optimize.optimize.samplers import GRID, UNCONDITIONAL, make_sampler
 from pxp_optimize.optimize.search import run_search
 from pxp_optimize.optimize.space import Space
-from pxp_optimize.optimize.trial import evaluate
+from pxp_optimize.optimize.trial import Evaluation, Method, evaluate
 from pxp_optimize.pruning import auc
 from pxp_optimize.studies.best import PRUNING, RESCORED, best_trial
 from pxp_optimize.studies.bootstrap import estimate
@@ -72,17 +72,26 @@ def run(
     task.curves.clear()  # no run profits from what another one has measured
     task.plans.clear()
     task.variants.clear()
-    start = time.perf_counter()
+    start = time.process_time()
+    spent = []
+
+    def timed(composite: Method, *stop: object) -> Evaluation:
+        begun = time.process_time()
+        found = evaluate(task, composite)
+        spent.append(time.process_time() - begun)
+        return found
+
     run_search(
         study,
         space,
-        lambda composite, *stop: evaluate(task, composite),
+        timed,
         trials=len(queue) + 4 if queue else trials,
         known={} if queue else mixed_composites(space),
         queue=queue,
     )
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     done = [trial for trial in study.get_trials(deepcopy=False) if trial.value is not None]
+    assert len(done) == len(spent), "each trial is measured once"
     found: dict[str, Any] = {"sampler": sampler, "space": space_name, "seed": seed, "seconds": seconds, "at": {}}
     found["trials"] = [{"value": trial.value, "params": trial.params} for trial in done]
     again = fresh_measure(prepared, [task])
@@ -95,12 +104,11 @@ def run(
         right = rights[f"{sampler}:{space_name} {mark}"] = correctness(
             task.pruned_as(pruning_of(best)), Composite.from_dict(best.user_attrs["composite"])
         )
-        spent = sum(sum(trial.user_attrs["seconds"].values()) for trial in done[:mark])
         found["at"][mark] = {
             "search": best.value,
             "rescored": {number: score["auc"] for number, score in so_far.user_attrs.get(RESCORED, {}).items()},
             "holdout": auc(task.rates, right.mean(1).tolist()),
-            "seconds": spent,
+            "seconds": sum(spent[:mark]),
             "trial": best.number,
             "composite": best.user_attrs["composite"],
             "pruning": best.user_attrs.get(PRUNING),

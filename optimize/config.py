@@ -386,7 +386,7 @@ class Options:
         "auto",
         "What is done to a pruned network, without labels or training, from the reference images: `none`, "
         "`batchnorm` (its statistics re-estimated where it follows a layer), "
-        "`least-squares` (layers that read pruned units refitted). "
+        "`least-squares` (the layers behind pruned units refitted). "
         "Or both, batchnorm+least-squares. Several, joined by commas, are searched. `auto` is least-squares.",
         parse=parse_repair,
         metavar="REPAIR",

@@ -552,15 +552,17 @@ def _(module: ops.SplitHeads, c: _Compactor, inputs: tuple[int, ...]) -> tuple[i
     parent = c.name.rpartition(".")[0]
     kept = c.masks.get(f"{parent}.softmax")
     heads = module.heads if kept is None else max(1, int(kept.sum()))
-    return c.emit(clone(module, heads=heads), (slot,)), None
+    return c.emit(_with_heads(module, heads), (slot,)), None
 
 
 @reduce_step.register
 def _(module: ops.HeadSoftmax, c: _Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
     slot, _ = c.input(inputs[0])
-    kept = c.kept(module.heads)
-    changes: dict[str, Any] = {"heads": max(1, len(kept))}
-    return c.emit(clone(module, **changes), (slot,)), None
+    return c.emit(_with_heads(module, max(1, len(c.kept(module.heads)))), (slot,)), None
+
+
+def _with_heads(module: ops.SplitHeads | ops.HeadSoftmax, heads: int) -> nn.Module:
+    return module if heads == module.heads else clone(module, heads=heads)
 
 
 @reduce_step.register

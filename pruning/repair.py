@@ -1,9 +1,9 @@
 """Repair after pruning, without labels and without gradients, from the same few samples.
 
 `batchnorm` re-estimates what BatchNorm would normalise by. `least_squares` gives every linear layer and ungrouped
-convolution that is left with fewer inputs new weights, in closed form, so that its output is as near as can be to the
-unpruned network's. Both walk through the network once, step by step, all samples abreast: a layer sees what the
-repaired layers before it give.
+convolution that is left with fewer inputs, and every one behind those, new weights, in closed form, so that its output
+is as near as can be to the unpruned network's. Both walk through the network once, step by step, all samples abreast: a
+layer sees what the repaired layers before it give.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ RIDGES = tuple(10.0**power for power in range(-5, 4))
 
 @dataclass
 class LeastSquaresRepair(Repair):
-    """Layers with fewer inputs than they had, refitted by ridge regression on the unpruned network's outputs.
+    """Layers with fewer inputs than they had, refitted by ridge regression on the unpruned network's outputs, and the
+    layers behind them, which make up for what is still missing.
 
     A row is a sample at a spatial position or token; the features are what the layer reads there (for a
     convolution the patch). Weights W and bias b minimise `|X W + b - Y|^2 + ridge |W - V|^2`, where Y is the
@@ -123,14 +124,18 @@ class LeastSquaresRepair(Repair):
         modules: dict[str, nn.Module] = {}
         originals = graph.network.modules_by_step()
         targets = self._targets_of(graph)
+        changed: set[int] = set()  # slots
         if self._weights is None or self._weights[0] is not graph:
             self._weights = graph, token_weights(graph, _chunks(self.inputs, AT_ONCE))
-        for visit in small.network.walk(_chunks(self.inputs, self.chunk)):
-            if _lost_inputs(visit.module, originals.get(visit.name)):
-                wanted = targets.at(visit.name, masks.get(visit.name))
-                inputs, weights = [values[0] for values in visit.arguments], self._weights[1].get(visit.name)
+        for step, visit in zip(small.network.steps, small.network.walk(_chunks(self.inputs, self.chunk)), strict=True):
+            original, reads_changed = originals.get(step.name), not changed.isdisjoint(step.inputs)
+            if reads_changed and original is not None and _can_be_fitted(visit.module):
+                wanted = targets.at(step.name, masks.get(step.name))
+                inputs, weights = [values[0] for values in visit.arguments], self._weights[1].get(step.name)
                 visit.module = self._refit(visit.module, inputs, wanted, weights)
-                modules[visit.name] = visit.module
+                modules[step.name] = visit.module
+            if reads_changed or visit.module is not original:
+                changed.add(step.output)
         return replace(small, network=small.network.replaced(modules))
 
     def _targets_of(self, graph: Graph) -> _Targets:
@@ -183,10 +188,10 @@ EVEN = 0.5
 def token_weights(graph: Graph, chunks: Sequence[Tensor]) -> dict[str, Tensor]:
     """How much each token of a linear layer counts in its refit: shape (tokens of all samples,), of mean 1, by layer.
 
-    Half of it is even; the other half goes by the square of the gradient of the sample's largest logit at the layer's
-    output for that token: a squared error counts by what it does to the logits, as in Optimal Brain Surgeon (Hassibi
-    and Stork 1993). So no labels are needed. Layers without tokens (rows are images, or pixels of a convolution) have
-    no weights: there they change nothing (benchmarks/README.md).
+    Half of it is even; the other half goes by the square of the gradient of the sample's margin (the largest logit less
+    the next) at the layer's output for that token: a squared error counts by what it does to the prediction, as in
+    Optimal Brain Surgeon (Hassibi and Stork 1993). So no labels are needed. Layers without tokens (rows are images, or
+    pixels of a convolution) have no weights: there they change nothing (benchmarks/README.md).
     """
     modules = graph.network.modules_by_step()
     counts = dimensions(graph.network.steps, modules)
@@ -205,7 +210,8 @@ def token_weights(graph: Graph, chunks: Sequence[Tensor]) -> dict[str, Tensor]:
             for chunk in chunks if layers else ():
                 logits = graph.network(chunk)
                 if logits.requires_grad:
-                    logits.amax(1).sum().backward()
+                    best = logits.topk(min(2, logits.shape[1])).values
+                    (2 * best[:, 0].sum() - best.sum()).backward()
     finally:
         for handle in handles:
             handle.remove()
@@ -214,13 +220,8 @@ def token_weights(graph: Graph, chunks: Sequence[Tensor]) -> dict[str, Tensor]:
     return {name: EVEN + (1 - EVEN) * each / each.mean().clamp(min=tiny) for name, each in flat.items()}
 
 
-def _lost_inputs(module: nn.Module, original: nn.Module | None) -> bool:
-    """Whether a linear layer or an ungrouped convolution reads less than it did."""
-    if isinstance(module, nn.Linear) and isinstance(original, nn.Linear):
-        return module.in_features < original.in_features
-    if isinstance(module, nn.Conv2d) and isinstance(original, nn.Conv2d) and module.groups == 1:
-        return module.in_channels < original.in_channels
-    return False
+def _can_be_fitted(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
 
 
 class _Targets:
