@@ -1,9 +1,9 @@
 """Repair after pruning, without labels and without gradients, from the same few samples.
 
-`batchnorm` re-estimates what BatchNorm would normalise by. `least_squares` gives every linear layer and ungrouped
-convolution that is left with fewer inputs, and every one behind those, new weights, in closed form, so that its output
-is as near as can be to the unpruned network's. Both walk through the network once, step by step, all samples abreast: a
-layer sees what the repaired layers before it give.
+`batchnorm` re-estimates what BatchNorm would normalise by. `least_squares` gives every linear layer and convolution
+that is left with fewer inputs, and every one behind those, new weights, in closed form, so that its output is as near
+as can be to the unpruned network's. Both walk through the network once, step by step, all samples abreast: a layer sees
+what the repaired layers before it give.
 """
 
 from __future__ import annotations
@@ -88,6 +88,8 @@ def _rescaled(module: nn.Module, scale: Tensor, shift: Tensor) -> nn.Module:
 
 ROOM = 2**28
 """Bytes that the unpruned network's outputs may take, to be kept from one repair to the next; and a layer's rows."""
+FEW = 64
+"""Features of which a layer has at least so many when rows are drawn: more rows cost nothing there."""
 RIDGES = tuple(10.0**power for power in range(-5, 4))
 """In units of the features' mean square. Below 1e-5 lies what float32 rounds away; at 1e3 a layer hardly moves."""
 
@@ -105,8 +107,8 @@ class LeastSquaresRepair(Repair):
     the logits hang on them (`token_weights`): a class token for more than one of many patches.
 
     inputs: float images, unlabelled. most: a layer whose rows and features are both more is left as it is.
-    enough: of rows, for each feature; of many more, at least so many are drawn (`drawn_rows`), and of tokens
-        anyway `least`, since a few of them matter most.
+    enough: of rows, for each feature (of `FEW` at least); of many more, at least so many are drawn (`drawn_rows`), and
+        of tokens anyway `least`, since a few of them matter most.
     """
 
     inputs: Batches
@@ -129,7 +131,7 @@ class LeastSquaresRepair(Repair):
             self._weights = graph, token_weights(graph, _chunks(self.inputs, AT_ONCE))
         for step, visit in zip(small.network.steps, small.network.walk(_chunks(self.inputs, self.chunk)), strict=True):
             original, reads_changed = originals.get(step.name), not changed.isdisjoint(step.inputs)
-            if reads_changed and original is not None and _can_be_fitted(visit.module):
+            if reads_changed and original is not None and isinstance(visit.module, (nn.Conv2d, nn.Linear)):
                 wanted = targets.at(step.name, masks.get(step.name))
                 inputs, weights = [values[0] for values in visit.arguments], self._weights[1].get(step.name)
                 visit.module = self._refit(visit.module, inputs, wanted, weights)
@@ -160,7 +162,7 @@ class LeastSquaresRepair(Repair):
         # what it gave is nearer to that and yet costs accuracy (vit_tiny: 0.01 to 0.02 of the AUC)
         if features == 0 or min(features, count) > self.most or goals[0].shape[1] != len(weight):
             return module
-        wanted_rows = max(self.enough * features, 0 if weights is None else self.least)
+        wanted_rows = max(self.enough * max(features, FEW), 0 if weights is None else self.least)
         most = count // max(1, count // wanted_rows)
         drawn = None if most == count else drawn_rows(count, most)
         if drawn is not None and weights is not None:
@@ -173,6 +175,10 @@ class LeastSquaresRepair(Repair):
                 start += len(goal)
                 yield _rows(module, value, rows), goal if rows is None else goal[rows]
 
+        if isinstance(module, nn.Conv2d) and module.groups > 1:
+            x, y = (torch.cat(parts).unflatten(1, (module.groups, -1)) for parts in zip(*pairs(), strict=True))
+            fitted, bias = ridge_by_group(x, y, weight.flatten(1).unflatten(0, (module.groups, -1)))
+            return clone(module, weight=fitted.view(weight.shape), bias=bias.flatten())
         known = list(pairs()) if most * features * weight.element_size() <= ROOM else None
         fitted, bias = ridge(pairs if known is None else known.__iter__, weight.flatten(1), weights)
         return clone(module, weight=fitted.view(weight.shape), bias=bias)
@@ -218,10 +224,6 @@ def token_weights(graph: Graph, chunks: Sequence[Tensor]) -> dict[str, Tensor]:
     flat = {name: torch.cat(parts) for name, parts in squares.items() if len(parts) == len(chunks)}
     tiny = torch.finfo(torch.float32).tiny
     return {name: EVEN + (1 - EVEN) * each / each.mean().clamp(min=tiny) for name, each in flat.items()}
-
-
-def _can_be_fitted(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
 
 
 class _Targets:
@@ -352,6 +354,32 @@ def ridge(
     return weight, mean_y - weight @ mean_x
 
 
+def ridge_by_group(x: Tensor, y: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+    """`ridge` for each group of a convolution by itself, all of them at once.
+
+    x: rows, (rows, groups, features). y: goals, (rows, groups, units). prior: (groups, units, features). Returns
+    weights, (groups, units, features), and bias, (groups, units).
+    """
+    x, y = x.transpose(0, 1), y.transpose(0, 1)
+    mean_x, mean_y = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
+    x = x - mean_x
+    left = y - mean_y - x @ prior.mT
+    eigenvalues, vectors = _spectrum(x.mT @ x)
+    rotated, projected = vectors.mT @ (x.mT @ left), x @ vectors
+    scale = (eigenvalues.sum(1) / x.shape[2]).clamp(min=torch.finfo(x.dtype).tiny / RIDGES[0])
+    fits, errors = [], []
+    for power in RIDGES:
+        shrunk = eigenvalues + (power * scale).unsqueeze(1)
+        fits.append(rotated / shrunk.unsqueeze(2))
+        kept = 1 - 1 / x.shape[1] - (projected.square() @ (1 / shrunk).unsqueeze(2)).squeeze(2)
+        residual = left - projected @ fits[-1]
+        errors.append((residual.square().sum(2) / kept.clamp(min=1e-6).square()).mean(1))
+    best = torch.stack(errors).argmin(0)
+    change = torch.stack(fits)[best, torch.arange(len(best), device=best.device)]
+    weight = prior + (vectors @ change).mT
+    return weight, (mean_y - mean_x @ weight.mT).squeeze(1)
+
+
 def _solve_by_features(
     centred: Iterator[tuple[Tensor, Tensor]], prior: Tensor, means_share: Tensor, sample: Tensor, every: int
 ) -> Tensor:
@@ -425,19 +453,21 @@ def _best_strength(
 
 
 def _spectrum(products: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues of a matrix of products, 0 and above, and their vectors.
+    """Eigenvalues of a matrix of products (or of each of a batch), 0 and above, and their vectors.
 
     Float32 is half the time of float64, and what it rounds away lies below all `RIDGES`. But LAPACK fails there on
     matrices that are zero for the most part (kernels that meet padding only), unless they are scaled and shifted.
     """
-    scale = products.diagonal().mean().clamp(min=torch.finfo(products.dtype).tiny)
+    diagonal = products.diagonal(dim1=-2, dim2=-1)
+    scale = diagonal.mean(-1).clamp(min=torch.finfo(products.dtype).tiny)
     shift = 0.1 * RIDGES[0]
-    shifted = (products / scale).diagonal_scatter(products.diagonal() / scale + shift)
+    shifted = products / scale[..., None, None]
+    shifted.diagonal(dim1=-2, dim2=-1).add_(shift)
     try:
         eigenvalues, vectors = torch.linalg.eigh(shifted)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         eigenvalues, vectors = (part.to(products) for part in torch.linalg.eigh(shifted.cpu().double()))
-    return (eigenvalues - shift).clamp(min=0) * scale, vectors
+    return (eigenvalues - shift).clamp(min=0) * scale[..., None], vectors
 
 
 @dataclass
