@@ -66,10 +66,14 @@ def accuracy_curve(
     restriction); None for all.
 
     Raises:
-        TraceError, ValueError: as `trace`, `rank` and `compact_model`.
+        TraceError, ValueError: as `trace`, `rank` and `compact_model`; a target that no logit has.
     """
     graph = trace(model)
     inputs, targets = checked_samples(inputs, targets, batch_size)
+    with torch.inference_mode():
+        n_logits = graph.network(inputs[:1]).shape[1]
+    if not (0 <= int(targets.min()) and int(targets.max()) < n_logits):
+        raise ValueError(f"targets are {int(targets.min())} to {int(targets.max())}: need indices of {n_logits} logits")
     if not rates:
         raise ValueError("a curve needs at least one rate")
     networks = (compact(graph, masks).network for masks in nested(rank(relevance), rates))

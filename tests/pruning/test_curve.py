@@ -194,6 +194,9 @@ def test_bad_arguments(graph: Graph, samples: Samples, targets: Tensor, relevanc
         accuracy_curve(graph, {"head": torch.zeros(5)}, inputs, targets, [0.5])
     with pytest.raises(ValueError, match="not finite"):
         accuracy_curve(graph, {"stem": torch.full((8,), float("nan"))}, inputs, targets, [0.5])
+    for wrong in (targets - 1, targets + 100):
+        with pytest.raises(ValueError, match="need indices of"):
+            accuracy_curve(graph, relevance, inputs, wrong, [0.5])
 
 
 # -- the area -----------------------------------------------------------------------------------------------------
