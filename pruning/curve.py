@@ -72,7 +72,7 @@ def accuracy_curve(
     inputs, targets = checked_samples(inputs, targets, batch_size)
     with torch.inference_mode():
         n_logits = graph.network(inputs[:1]).shape[1]
-    if not (0 <= int(targets.min()) and int(targets.max()) < n_logits):
+    if int(targets.min()) < 0 or int(targets.max()) >= n_logits:
         raise ValueError(f"targets are {int(targets.min())} to {int(targets.max())}: need indices of {n_logits} logits")
     if not rates:
         raise ValueError("a curve needs at least one rate")

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .compact import real_rows
 from .curve import Batches
 from .dimensions import dimensions
 from .graph import Graph
@@ -124,20 +125,15 @@ class LeastSquaresRepair(Repair):
     @torch.no_grad()
     def __call__(self, graph: Graph, small: Graph, masks: Masks) -> Graph:
         modules: dict[str, nn.Module] = {}
-        originals = graph.network.modules_by_step()
-        targets = self._targets_of(graph)
-        changed: set[int] = set()  # slots
+        behind, targets = _behind_changes(graph, small), self._targets_of(graph)
         if self._weights is None or self._weights[0] is not graph:
             self._weights = graph, token_weights(graph, _chunks(self.inputs, AT_ONCE))
-        for step, visit in zip(small.network.steps, small.network.walk(_chunks(self.inputs, self.chunk)), strict=True):
-            original, reads_changed = originals.get(step.name), not changed.isdisjoint(step.inputs)
-            if reads_changed and original is not None and isinstance(visit.module, (nn.Conv2d, nn.Linear)):
-                wanted = targets.at(step.name, masks.get(step.name))
-                inputs, weights = [values[0] for values in visit.arguments], self._weights[1].get(step.name)
+        for visit in small.network.walk(_chunks(self.inputs, self.chunk)):
+            if visit.name in behind and isinstance(visit.module, (nn.Conv2d, nn.Linear)):
+                wanted = targets.at(visit.name, _live_outputs(graph, masks, visit.name))
+                inputs, weights = [values[0] for values in visit.arguments], self._weights[1].get(visit.name)
                 visit.module = self._refit(visit.module, inputs, wanted, weights)
-                modules[step.name] = visit.module
-            if reads_changed or visit.module is not original:
-                changed.add(step.output)
+                modules[visit.name] = visit.module
         return replace(small, network=small.network.replaced(modules))
 
     def _targets_of(self, graph: Graph) -> _Targets:
@@ -158,6 +154,8 @@ class LeastSquaresRepair(Repair):
         features = weight[0].numel()
         goals = [_goal_rows(module, goal) for goal in wanted]
         count = sum(map(len, goals))
+        if (real := real_rows(module)) is not None and goals[0].shape[1] == len(real):  # the others give zeros
+            goals = [goal.new_zeros(len(goal), len(weight)).index_copy_(1, real, goal) for goal in goals]
         # a layer without units left keeps one channel of zeros; attention without heads its bias, since the mean of
         # what it gave is nearer to that and yet costs accuracy (vit_tiny: 0.01 to 0.02 of the AUC)
         if features == 0 or min(features, count) > self.most or goals[0].shape[1] != len(weight):
@@ -168,17 +166,25 @@ class LeastSquaresRepair(Repair):
         if drawn is not None and weights is not None:
             weights = weights[drawn.to(weights.device)]
 
-        def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        def pairs(ins: slice = slice(None), outs: slice = slice(None)) -> Iterator[tuple[Tensor, Tensor]]:
+            """Rows and goals, of all channels or of some groups'."""
             start = 0
             for value, goal in zip(inputs, goals, strict=True):
                 rows = None if drawn is None else _part(drawn, start, len(goal)).to(goal.device)
                 start += len(goal)
-                yield _rows(module, value, rows), goal if rows is None else goal[rows]
+                x = _rows(module, value if ins == slice(None) else value[:, ins], rows)
+                yield x, (goal if rows is None else goal[rows])[:, outs]
 
         if isinstance(module, nn.Conv2d) and module.groups > 1:
-            x, y = (torch.cat(parts).unflatten(1, (module.groups, -1)) for parts in zip(*pairs(), strict=True))
-            fitted, bias = ridge_by_group(x, y, weight.flatten(1).unflatten(0, (module.groups, -1)))
-            return clone(module, weight=fitted.view(weight.shape), bias=bias.flatten())
+            width, high, fits = module.in_channels // module.groups, len(weight) // module.groups, []
+            at_once = max(1, ROOM // 4 // (most * features * weight.element_size()))
+            for first in range(0, module.groups, at_once):
+                ins, outs = (slice(first * size, (first + at_once) * size) for size in (width, high))
+                x, y = (torch.cat(parts) for parts in zip(*pairs(ins, outs), strict=True))
+                x, y, prior = x.unflatten(1, (-1, features)), y.unflatten(1, (-1, high)), weight[outs].flatten(1)
+                fits.append(ridge_by_group(x, y, prior.unflatten(0, (-1, high))))
+            fitted, bias = (torch.cat(parts).flatten(0, 1) for parts in zip(*fits, strict=True))
+            return clone(module, weight=fitted.view(weight.shape), bias=bias)
         known = list(pairs()) if most * features * weight.element_size() <= ROOM else None
         fitted, bias = ridge(pairs if known is None else known.__iter__, weight.flatten(1), weights)
         return clone(module, weight=fitted.view(weight.shape), bias=bias)
@@ -206,6 +212,8 @@ def token_weights(graph: Graph, chunks: Sequence[Tensor]) -> dict[str, Tensor]:
     squares: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def note(name: str, output: Tensor) -> Tensor:
+        if len(output) != len(chunk):  # tokens come first: rows of several chunks would be in another order
+            return output
         output = output if output.requires_grad else output.requires_grad_()
         output.register_hook(lambda gradient: squares[name].append(gradient.square().sum(-1).flatten()))
         return output
@@ -224,6 +232,33 @@ def token_weights(graph: Graph, chunks: Sequence[Tensor]) -> dict[str, Tensor]:
     flat = {name: torch.cat(parts) for name, parts in squares.items() if len(parts) == len(chunks)}
     tiny = torch.finfo(torch.float32).tiny
     return {name: EVEN + (1 - EVEN) * each / each.mean().clamp(min=tiny) for name, each in flat.items()}
+
+
+def _behind_changes(graph: Graph, small: Graph) -> set[str]:
+    """Layers that read something else than in the unpruned network, by name. What is changed is noted by the unpruned
+    network's slots, since a branch without units leaves no step in the small one."""
+    left, originals = small.network.modules_by_step(), graph.network.modules_by_step()
+    changed: set[int] = set()
+    behind = set()
+    for step in graph.network.steps:
+        reads_changed = not changed.isdisjoint(step.inputs)
+        if reads_changed:
+            behind.add(step.name)
+        if reads_changed or left.get(step.name) is not originals[step.name]:
+            changed.add(step.output)
+    return behind
+
+
+def _live_outputs(graph: Graph, masks: Masks, layer: str) -> Tensor | None:
+    """Which outputs of a layer of the unpruned network its compact form has, as indices; None: all."""
+    module = graph.network.get_submodule(layer)
+    kept, real = masks.get(graph.heads.get(layer, layer)), real_rows(module)
+    if kept is None:
+        return real
+    if layer in graph.heads:  # a projection goes with the heads that it computes
+        kept = kept.repeat_interleave(module.out_features // len(kept))  # type: ignore[operator]
+    live = kept.to(graph.device).nonzero().flatten()
+    return live if real is None else real[live]
 
 
 class _Targets:
@@ -246,16 +281,16 @@ class _Targets:
         self.kept = kept
         return True
 
-    def at(self, layer: str, kept: Tensor | None) -> list[Tensor]:
-        """The layer's outputs, of the units that are kept. Layers are asked for in the network's order."""
+    def at(self, layer: str, live: Tensor | None) -> list[Tensor]:
+        """The layer's outputs, those with these indices. Layers are asked for in the network's order."""
         if self.kept is None:
             outputs = next(visit.outputs for visit in self.walk if visit.name == layer)
         else:
             outputs = self.kept[layer]
-        if kept is None:
+        if live is None:
             return outputs
         dim = 1 if isinstance(self.graph.network.get_submodule(layer), nn.Conv2d) else -1
-        return [value.index_select(dim, kept.nonzero().flatten()) for value in outputs]
+        return [value.index_select(dim, live) for value in outputs]
 
 
 def drawn_rows(count: int, most: int) -> Tensor:

@@ -43,6 +43,22 @@ def photos() -> Tensor:
     return torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 
 
+class Branches(nn.Module):
+    """Two convolutions side by side, summed up or put together, and a layer that reads both."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.stem, self.branch = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.reader, self.head = nn.Conv2d(16 if way == "add" else 32, 32, 3, padding=1), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        other = torch.relu(self.branch(x))
+        x = x + other if self.way == "add" else torch.cat([x, other], 1)
+        return self.head(torch.relu(self.reader(x)).mean((2, 3)))
+
+
 def masked_in_training(model: nn.Module, masks: Masks, images: Tensor) -> nn.Module:
     """The plain form of the repair: the dense model's BatchNorms, in training mode, see the images once; what
     is pruned has zero weights, scale and shift throughout. (BatchNorm normalises by the variance over n, and
@@ -158,6 +174,78 @@ def test_least_squares_mends_behind_too() -> None:
     expected = model(fresh)
     error, without = ((network(fresh) - expected).norm() for network in (repaired.network, only_reader))
     assert error < 0.96 * without
+
+
+def refitted(graph: Graph, masks: Masks, images: Tensor) -> tuple[Graph, list[str]]:
+    """The repaired network, and its layers that least squares gave other weights."""
+    small = compact(graph, masks)
+    found = LeastSquaresRepair(images)(graph, small, masks)
+    before, after = (each.network.modules_by_step() for each in (small, found))
+    return found, [name for name in after if after[name] is not before[name]]
+
+
+def test_least_squares_refits_all_that_lies_behind(classifier: Any) -> None:
+    """In each family: every layer from the first one on that was cut, besides those that read images."""
+    graph, images = trace(classifier.model), classifier.images
+    masks = random_masks(graph, 0.3)
+    repaired, changed = refitted(graph, masks, images)
+    assert torch.isfinite(repaired.network(images)).all()
+    errors = [
+        (network(images) - graph.network(images)).norm()
+        for network in (repaired.network, compact(graph, masks).network)
+    ]
+    assert errors[0] < errors[1]
+    layers = [name for name, m in repaired.network.modules_by_step().items() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    missed = set(layers) - set(changed)
+    of_images = {step.name for step in graph.network.steps if step.inputs == (0,)}
+    assert missed <= of_images | set(list(graph.heads)[:3])  # the first attention comes before the first cut
+
+
+@pytest.mark.parametrize("way", ["add", "cat"])
+def test_what_reads_a_branch_that_is_gone_is_refitted(way: str) -> None:
+    torch.manual_seed(0)
+    graph, images = trace(Branches(way).eval()), torch.randn(128, 3, 8, 8)
+    _, changed = refitted(graph, {"branch": torch.zeros(16, dtype=torch.bool)}, images)
+    assert changed == ["reader", "head"]
+
+
+@pytest.mark.parametrize("room", [None, 2**14])
+def test_groups_that_are_filled_up_are_refitted(room: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups that lost different numbers of channels have rows of zeros, which stay zeros; in small parts alike."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=4), nn.ReLU(), nn.Flatten())
+    graph = trace(nn.Sequential(*model, nn.Linear(16 * 36, 5)).eval())
+    images, fresh = torch.randn(2, 200, 3, 8, 8)
+    masks = {"0": torch.arange(16) != 5, "2": torch.arange(16) % 7 != 0}
+    expected = pruned(graph, masks, LeastSquaresRepair(images)).network(fresh)
+    if room is not None:
+        monkeypatch.setattr("pxp_optimize.pruning.repair.ROOM", room)
+    repaired, changed = refitted(graph, masks, images)
+    layer = repaired.network.get_submodule("2")
+    assert changed == ["2", "5"]
+    assert isinstance(layer, nn.Conv2d)
+    padding = layer.weight.flatten(1).count_nonzero(1) == 0
+    assert padding.sum() == len(layer.weight) - 13
+    assert not layer.bias[padding].any()
+    assert torch.allclose(repaired.network(fresh), expected, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_compact_network_is_repaired_by_its_own_units() -> None:
+    """Where its groups are filled up, a unit's index is not its channel's."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=4), nn.ReLU(), nn.Flatten()]
+    graph = trace(nn.Sequential(*layers, nn.Linear(16 * 36, 5)).eval())
+    images, fresh = torch.randn(2, 200, 3, 8, 8)
+    once = compact(graph, {"2": torch.arange(16) != 3})
+    masks = {"2": ~torch.isin(torch.arange(15), torch.tensor([6, 10, 14])), "0": torch.arange(16) != 5}
+    assert logit_error(once, masks, fresh, LeastSquaresRepair(images)) < 0.9 * logit_error(once, masks, fresh, None)
+
+
+def test_projections_of_heads_that_are_left_are_refitted(transformer: nn.Module, images: Tensor) -> None:
+    graph = trace(transformer)
+    masks = {name: torch.arange(size) != 1 for name, size in graph.units("heads").items()}
+    _, changed = refitted(graph, masks, images)
+    assert set(graph.heads) - set(changed) == set(list(graph.heads)[:3])  # which read what no cut has changed
 
 
 @pytest.mark.parametrize("kind", ["heads", "neurons"])
@@ -405,6 +493,22 @@ def test_tokens_count_by_how_much_the_logits_hang_on_them(transformer: nn.Module
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert not any(p.requires_grad or p.grad is not None for p in graph.network.parameters())
     assert not any(module._forward_hooks for module in graph.network.modules())
+
+
+def test_tokens_that_come_first_have_no_weights() -> None:
+    """Chunks of such rows do not follow one another as the samples do."""
+
+    class TokensFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.up, self.down = nn.Conv2d(3, 12, 4, 4), nn.Linear(12, 24), nn.Linear(24, 12)
+            self.head = nn.Linear(12, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.patches(x).flatten(2).permute(2, 0, 1)
+            return self.head((x + self.down(torch.relu(self.up(x))))[0])
+
+    assert token_weights(trace(TokensFirst().eval()), list(torch.randn(20, 3, 16, 16).split(8))) == {}
 
 
 def test_only_tokens_have_weights(resnet: nn.Module, photos: Tensor) -> None:
