@@ -5,13 +5,14 @@
     python benchmarks/search.py --runs tpe:depth --schedule every:0.1,oneshot --repair least-squares,none
     python benchmarks/search.py --model vit_tiny --units neurons --runs tpe:type,random:type,grid:paper
 
-A run is SAMPLER:SPACE. Each seed draws other samples; all runs of a seed have the same. A cell holds the holdout AUC
-(mean and standard deviation over the seeds) of the trial that is best among the first so many, and the seconds of
-processor time that these trials took, without the sampler's own. Best as a study says it: the three highest on the
-search samples are scored again on others (--rescore). The grid is run to its end: 256 trials. Where it is among the
-runs, a cell also says in how many of the seeds it is not below the 95 % interval of the grid's best (bootstrap of the
-holdout images). The last table holds what the first run's best has more than each fixed composite: 95 % intervals of
-the mean over the seeds (Student's t of the differences, seed by seed).
+A run is SAMPLER:SPACE; the space paper256 is paper with one way through a transformer's softmax, AttnLRP's. Each seed
+draws other samples; all runs of a seed have the same. A cell holds the holdout AUC (mean and standard deviation over
+the seeds) of the trial that is best among the first so many, and the seconds of processor time that these trials took,
+without the sampler's own. Best as a study says it: the three highest on the search samples are scored again on others
+(--rescore). The grid is run to its end: 256 trials. Where it is among the runs, a cell also says in how many of the
+seeds it is not below the 95 % interval of the grid's best (bootstrap of the holdout images). The last table holds what
+the first run's best has more than each fixed composite: 95 % intervals of the mean over the seeds (Student's t of the
+differences, seed by seed).
 """
 
 from __future__ import annotations
@@ -66,7 +67,11 @@ def run(
     """
     task = prepared.task
     conditional, mixed = sampler not in UNCONDITIONAL, "+" in task.units
-    space = Space.named(space_name, prepared.layers, conditional, mixed=mixed, pruning=prepared.pruning)
+    space = Space.named(
+        space_name.removesuffix("256"), prepared.layers, conditional, mixed=mixed, pruning=prepared.pruning
+    )
+    if space_name.endswith("256") and space.transformer:
+        space.choices["softmax"] = ("attnlrp",)
     queue = space.grid(seed) if sampler == GRID else []
     study = optuna.create_study(direction="maximize", sampler=make_sampler(sampler, seed))
     task.curves.clear()  # no run profits from what another one has measured
@@ -119,7 +124,7 @@ def run(
     return found
 
 
-GRID_RUN = "grid:paper"
+GRID_RUN = "grid:paper"  # or grid:paper256
 
 
 def against_grid(rows: list[dict[str, Any]], rights: Rights, rates: Sequence[float], seed: int) -> None:
@@ -199,7 +204,7 @@ def main() -> None:
             values, seconds = [cell["holdout"] for cell in at], statistics.mean(cell["seconds"] for cell in at)
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             reached = sum(cell["reaches_grid"] for cell in at) if "reaches_grid" in at[0] else None
-            grid = "" if reached is None or name == GRID_RUN else f", {reached} of {len(at)}"
+            grid = "" if reached is None or name.startswith(GRID_RUN) else f", {reached} of {len(at)}"
             cells.append(f"{mark}: {statistics.mean(values):.3f} +- {spread:.3f} ({seconds:.0f} s{grid})")
         print(f"{name:16} {'   '.join(cells)}")
     of_first = [row for row in rows if f"{row['sampler']}:{row['space']}" == args.runs.split(",")[0]]
