@@ -58,12 +58,8 @@ def masked_model(model: nn.Module | Graph, masks: Mapping[str, Tensor]) -> nn.Mo
             modules[name] = clone(module, kept=kept.to(next(graph.network.parameters())))
         else:
             weight: Tensor = module.weight  # type: ignore[assignment]
-            if len(kept) != len(weight):  # of a compact layer, which may have outputs that are no units
-                real = real_rows(module)
-                filled = kept.new_zeros(len(weight))
-                if real is not None:
-                    filled[real] = kept
-                kept = filled
+            live: Tensor = live_rows(graph, masks, name)  # type: ignore[assignment]  # masked, so not None
+            kept = kept.new_zeros(len(weight)).index_fill_(0, live, True)
             shape = [-1] + [1] * (weight.dim() - 1)
             bias = None if module.bias is None else module.bias * kept  # type: ignore[operator]
             modules[name] = clone(module, weight=weight * kept.view(shape), bias=bias)
@@ -324,9 +320,8 @@ def _per_channel(module: nn.Module) -> bool:
 def _(module: nn.Conv2d, c: _Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
     slot, state = c.along(1, inputs[0])
     size = module.out_channels
-    kept = c.kept(size)
-    if (real := real_rows(module)) is not None and c.name in c.masks:
-        kept = real[kept]
+    live = live_rows(c.graph, c.masks, c.name)
+    kept = c.kept(size) if live is None else live
     result = Channels(1, size, kept)
     if result.full and (state is None or state.full):
         return c.emit(module, (slot,)), result
@@ -401,6 +396,18 @@ def _grouped(module: nn.Conv2d, c: _Compactor, slot: int, state: State, kept: Te
     return slot, Channels(1, size, kept)
 
 
+def live_rows(graph: Graph, masks: Mapping[str, Tensor], layer: str) -> Tensor | None:
+    """Which of a layer's outputs masks leave (`check_masks`), as ascending indices; None: no mask speaks of it. A
+    projection goes with the heads that it computes; a unit's index may be another than its output's (`real_rows`)."""
+    kept, module = masks.get(graph.heads.get(layer, layer)), graph.network.get_submodule(layer)
+    if kept is None:
+        return None
+    if layer in graph.heads:
+        kept = kept.repeat_interleave(module.out_features // len(kept))  # type: ignore[operator]
+    live = kept.nonzero().flatten()
+    return live if (real := real_rows(module)) is None else real[live]
+
+
 def real_rows(module: nn.Module) -> Tensor | None:
     """Which outputs of a compact layer are its units, where it has others to fill up groups; None: all."""
     rows: Tensor | None = getattr(module, "real_rows", None)
@@ -450,13 +457,10 @@ def _(module: nn.Linear, c: _Compactor, inputs: tuple[int, ...]) -> tuple[int, S
 
 def _rows(module: nn.Linear, c: _Compactor) -> tuple[Tensor | None, State]:
     """Which output rows stay (None: all), and what that makes of the value."""
-    if c.name in c.graph.heads:  # a projection goes with the heads that it computes
-        kept = c.masks.get(c.graph.heads[c.name])
-        if kept is None or bool(kept.all()):
-            return None, None
-        width = module.out_features // len(kept)
-        return kept.repeat_interleave(width).nonzero().flatten(), None
-    kept = c.kept(module.out_features)
+    live = live_rows(c.graph, c.masks, c.name)
+    if c.name in c.graph.heads:
+        return None if live is None or len(live) == module.out_features else live, None
+    kept = c.kept(module.out_features) if live is None else live
     return kept, Channels(-1, module.out_features, kept)
 
 

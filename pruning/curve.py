@@ -72,8 +72,9 @@ def accuracy_curve(
     inputs, targets = checked_samples(inputs, targets, batch_size)
     with torch.inference_mode():
         n_logits = graph.network(inputs[:1]).shape[1]
-    if int(targets.min()) < 0 or int(targets.max()) >= n_logits:
-        raise ValueError(f"targets are {int(targets.min())} to {int(targets.max())}: need indices of {n_logits} logits")
+    low, high = (int(end) for end in targets.aminmax())
+    if low < 0 or high >= n_logits:
+        raise ValueError(f"targets are {low} to {high}: need indices of {n_logits} logits")
     if not rates:
         raise ValueError("a curve needs at least one rate")
     networks = (compact(graph, masks).network for masks in nested(rank(relevance), rates))

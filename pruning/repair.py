@@ -1,4 +1,4 @@
-"""Repair after pruning, without labels and without gradients, from the same few samples.
+"""Repair after pruning, without labels and without training, from the same few samples.
 
 `batchnorm` re-estimates what BatchNorm would normalise by. `least_squares` gives every linear layer and convolution
 that is left with fewer inputs, and every one behind those, new weights, in closed form, so that its output is as near
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .compact import real_rows
+from .compact import check_masks, live_rows, real_rows
 from .curve import Batches
 from .dimensions import dimensions
 from .graph import Graph
@@ -104,7 +104,7 @@ class LeastSquaresRepair(Repair):
     unpruned network's output of that layer and V the layer's own weights, sliced: so with few rows the layer
     stays what it was. The ridge is the one of `RIDGES` with the least leave-one-out error. Normal equations are
     summed chunk by chunk, so memory does not grow with the samples' positions. Rows that are tokens count by how much
-    the logits hang on them (`token_weights`): a class token for more than one of many patches.
+    the prediction hangs on them (`token_weights`): a class token for more than one of many patches.
 
     inputs: float images, unlabelled. most: a layer whose rows and features are both more is left as it is.
     enough: of rows, for each feature (of `FEW` at least); of many more, at least so many are drawn (`drawn_rows`), and
@@ -124,12 +124,13 @@ class LeastSquaresRepair(Repair):
     @torch.no_grad()
     def __call__(self, graph: Graph, small: Graph, masks: Masks) -> Graph:
         modules: dict[str, nn.Module] = {}
+        masks = check_masks(graph, masks)
         behind, targets = _behind_changes(graph, small), self._targets_of(graph)
         if self._weights is None or self._weights[0] is not graph:
             self._weights = graph, token_weights(graph, _chunks(self.inputs, AT_ONCE))
         for visit in small.network.walk(_chunks(self.inputs, self.chunk)):
             if visit.name in behind and isinstance(visit.module, (nn.Conv2d, nn.Linear)):
-                wanted = targets.at(visit.name, _live_outputs(graph, masks, visit.name))
+                wanted = targets.at(visit.name, live_rows(graph, masks, visit.name))
                 inputs, weights = [values[0] for values in visit.arguments], self._weights[1].get(visit.name)
                 visit.module = self._refit(visit.module, inputs, wanted, weights)
                 modules[visit.name] = visit.module
@@ -260,18 +261,6 @@ def _behind_changes(graph: Graph, small: Graph) -> set[str]:
     return behind
 
 
-def _live_outputs(graph: Graph, masks: Masks, layer: str) -> Tensor | None:
-    """Which outputs of a layer of the unpruned network its compact form has, as indices; None: all."""
-    module = graph.network.get_submodule(layer)
-    kept, real = masks.get(graph.heads.get(layer, layer)), real_rows(module)
-    if kept is None:
-        return real
-    if layer in graph.heads:  # a projection goes with the heads that it computes
-        kept = kept.repeat_interleave(module.out_features // len(kept))  # type: ignore[operator]
-    live = kept.to(graph.device).nonzero().flatten()
-    return live if real is None else real[live]
-
-
 class _Targets:
     """Outputs of the unpruned network's layers, computed one after the other as they are asked for, or all kept."""
 
@@ -293,14 +282,17 @@ class _Targets:
         return True
 
     def at(self, layer: str, live: Tensor | None) -> list[Tensor]:
-        """The layer's outputs, those with these indices. Layers are asked for in the network's order."""
+        """The layer's outputs, those with these indices (None: all its units'). Layers are asked for in the network's
+        order."""
         if self.kept is None:
             outputs = next(visit.outputs for visit in self.walk if visit.name == layer)
         else:
             outputs = self.kept[layer]
+        module = self.graph.network.get_submodule(layer)
+        live = real_rows(module) if live is None else live
         if live is None:
             return outputs
-        dim = 1 if isinstance(self.graph.network.get_submodule(layer), nn.Conv2d) else -1
+        dim = 1 if isinstance(module, nn.Conv2d) else -1
         return [value.index_select(dim, live) for value in outputs]
 
 

@@ -86,17 +86,15 @@ def ridge_by_group(x: Tensor, y: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]
     left = y - mean_y - x @ prior.mT
     eigenvalues, vectors = _spectrum(x.mT @ x)
     rotated, projected = vectors.mT @ (x.mT @ left), x @ vectors
-    scale = (eigenvalues.sum(1) / x.shape[2]).clamp(min=torch.finfo(x.dtype).tiny / RIDGES[0])
-    fits, errors = [], []
-    for power in RIDGES:
-        shrunk = eigenvalues + (power * scale).unsqueeze(1)
-        fits.append(rotated / shrunk.unsqueeze(2))
-        kept = 1 - 1 / x.shape[1] - (projected.square() @ (1 / shrunk).unsqueeze(2)).squeeze(2)
-        residual = left - projected @ fits[-1]
-        errors.append((residual.square().sum(2) / kept.clamp(min=1e-6).square()).mean(1))
-    best = torch.stack(errors).argmin(0)
-    change = torch.stack(fits)[best, torch.arange(len(best), device=best.device)]
-    weight = prior + (vectors @ change).mT
+
+    def change(strength: Tensor) -> Tensor:
+        return rotated / (eigenvalues + strength.unsqueeze(1)).unsqueeze(2)
+
+    def residual(strength: Tensor) -> Tensor:
+        return left - projected @ change(strength)
+
+    best = _best_strength(residual, projected.square(), eigenvalues, 1 / x.shape[1], x.shape[2])
+    weight = prior + (vectors @ change(best)).mT
     return weight, (mean_y - mean_x @ weight.mT).squeeze(1)
 
 
@@ -155,21 +153,26 @@ def _solve_by_rows(
 
 
 def _best_strength(
-    residual: Callable[[Tensor], Tensor], shares: Tensor, eigenvalues: Tensor, means_share: Tensor, features: int
+    residual: Callable[[Tensor], Tensor],
+    shares: Tensor,
+    eigenvalues: Tensor,
+    means_share: Tensor | float,
+    features: int,
 ) -> Tensor:
     """The ridge of `RIDGES` with the least mean squared error of each row's prediction by the fit without that row.
 
     residual: what a ridge leaves of the goals, (rows, units). shares: a row's squared part in each direction, times
     its eigenvalue, (rows, directions): over eigenvalue and ridge they sum up to the row's leverage (besides the
-    mean's share of it).
+    mean's share of it). All of them may have a first dimension for problems of their own, each with its ridge.
     """
-    scale = (eigenvalues.sum() / features).clamp(min=torch.finfo(eigenvalues.dtype).tiny / RIDGES[0])
-    strengths = eigenvalues.new_tensor(RIDGES) * scale
+    scale = (eigenvalues.sum(-1) / features).clamp(min=torch.finfo(eigenvalues.dtype).tiny / RIDGES[0])
+    ridges = eigenvalues.new_tensor(RIDGES)
     errors = []
-    for strength in strengths:
-        kept = 1 - means_share - shares @ (1 / (eigenvalues + strength))
-        errors.append((residual(strength).square().sum(1) / kept.clamp(min=1e-6).square()).mean())
-    return strengths[torch.stack(errors).argmin()]
+    for strength in (each * scale for each in ridges):
+        inverse = 1 / (eigenvalues + strength.unsqueeze(-1))
+        kept = 1 - means_share - (shares @ inverse.unsqueeze(-1)).squeeze(-1)
+        errors.append((residual(strength).square().sum(-1) / kept.clamp(min=1e-6).square()).mean(-1))
+    return ridges[torch.stack(errors).argmin(0)] * scale
 
 
 def _spectrum(products: Tensor) -> tuple[Tensor, Tensor]:

@@ -197,12 +197,17 @@ def test_what_reads_a_branch_that_is_gone_is_refitted(way: str) -> None:
     assert changed == ["reader", "head"]
 
 
+def in_groups() -> Graph:
+    """A network for images of 8 x 8 whose second convolution has four groups."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=4), nn.ReLU(), nn.Flatten()]
+    return trace(nn.Sequential(*layers, nn.Linear(16 * 36, 5)).eval())
+
+
 @pytest.mark.parametrize("room", [None, 2**14])
 def test_groups_that_are_filled_up_are_refitted(room: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups that lost different numbers of channels have rows of zeros, which stay zeros; in small parts alike."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=4), nn.ReLU(), nn.Flatten())
-    graph = trace(nn.Sequential(*model, nn.Linear(16 * 36, 5)).eval())
+    graph = in_groups()
     images, fresh = torch.randn(2, 200, 3, 8, 8)
     masks = {"0": torch.arange(16) != 5, "2": torch.arange(16) % 7 != 0}
     expected = pruned(graph, masks, LeastSquaresRepair(images)).network(fresh)
@@ -220,9 +225,7 @@ def test_groups_that_are_filled_up_are_refitted(room: int | None, monkeypatch: p
 
 def test_a_compact_network_is_repaired_by_its_own_units() -> None:
     """Where its groups are filled up, a unit's index is not its channel's."""
-    torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=4), nn.ReLU(), nn.Flatten()]
-    graph = trace(nn.Sequential(*layers, nn.Linear(16 * 36, 5)).eval())
+    graph = in_groups()
     images, fresh = torch.randn(2, 200, 3, 8, 8)
     once = compact(graph, {"2": torch.arange(16) != 3})
     masks = {"2": ~torch.isin(torch.arange(15), torch.tensor([6, 10, 14])), "0": torch.arange(16) != 5}
