@@ -29,20 +29,13 @@ MIXED: dict[str, Mapping[str, Mapping[str, Any]]] = {
 SIGNED = "alpha2-beta1-signed"
 """The fixed composite of this rule, ranked by what is left where samples contradict each other. By alpha-beta that is
 much better (benchmarks/README.md); a sampler that begins with absolute values only finds it late."""
-CONTRASTIVE = "epsilon-contrastive"
-"""The fixed composite of this rule, started from the target in contrast to the other classes. On a network with gates
-(mobilenet_v3_small) it was the best known one in three draws of the reference images, not in others; elsewhere it gains
-nothing, so that the start is no parameter."""
 
 
 def mixed_composites(space: Space) -> dict[str, Composite]:
-    """The composites of `MIXED` by name, without those that are a fixed one in a network with fewer depths; before them
-    the signed and the contrastive one."""
+    """The composites of `MIXED` by name, without those that are a fixed one in a network with fewer depths; and the
+    signed one."""
     fixed = space.fixed_composites()
-    found = {
-        SIGNED: replace(fixed["alpha2-beta1"], aggregation="signed"),
-        CONTRASTIVE: replace(fixed["epsilon"], start="contrastive"),
-    }
+    found = {SIGNED: replace(fixed["alpha2-beta1"], aggregation="signed")}
     for name, rules in MIXED.items():
         composite = space.composite(rules)
         if composite not in fixed.values() and composite not in found.values():

@@ -8,7 +8,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from pxp_optimize.attribution import GROUPS, load_composite
-from pxp_optimize.optimize.known import CONTRASTIVE, MIXED, SIGNED
+from pxp_optimize.optimize.known import MIXED, SIGNED
 from pxp_optimize.optimize.space import FIXED
 from pxp_optimize.studies.storage import open_storage
 
@@ -70,44 +70,44 @@ def test_processes_that_start_at_once_share_a_study(project, options):
 
 
 def test_layers_by_cmaes(project):
-    study = run(project, "layer", "--space", "layer", "--trials", "15")  # by CMA-ES
+    study = run(project, "layer", "--space", "layer", "--trials", "14")  # by CMA-ES
     layers = study.user_attrs["layers"]
     assert study.user_attrs["config"]["sampler"] == "cmaes"
-    for trial in study.trials[11:]:
+    for trial in study.trials[10:]:
         assert set(trial.params) == {f"{name}.gamma" for name in layers}
         assert set(trial.system_attrs["pxp:relative_params"]) == set(trial.params)
         assert set(trial.user_attrs["composite"]["layers"]) == set(layers)
-    assert [trial.user_attrs.get("known") for trial in study.trials[4:11]] == [SIGNED, CONTRASTIVE, *MIXED]
-    result = project.run("export", "--storage", "layer.db", "--trial", "14", "-o", "last.json")
+    assert [trial.user_attrs.get("known") for trial in study.trials[4:10]] == [SIGNED, *MIXED]
+    result = project.run("export", "--storage", "layer.db", "--trial", "13", "-o", "last.json")
     assert result.returncode == 0, result.stderr
     composite = load_composite(project.folder / "last.json")
     assert {f"{name}.gamma": spec.parameters["gamma"] for name, spec in composite.layers.items()} == (
-        study.trials[14].params
+        study.trials[13].params
     )
 
 
 def test_a_study_starts_from_a_trial_of_another(project, by_type):
-    result = project.run("export", "--storage", "type.db", "--trial", "11", "-o", "eleventh.json")
+    result = project.run("export", "--storage", "type.db", "--trial", "10", "-o", "ten.json")
     assert result.returncode == 0, result.stderr
     for space in ("type", "layer"):
-        study = run(project, f"from-{space}", "--space", space, "--from", "eleventh.json", "--trials", "5")
-        assert study.trials[4].user_attrs["from"] == "eleventh.json"
-        assert study.trials[4].value == by_type.trials[11].value
-        assert study.trials[4].user_attrs["composite"] == by_type.trials[11].user_attrs["composite"]
+        study = run(project, f"from-{space}", "--space", space, "--from", "ten.json", "--trials", "5")
+        assert study.trials[4].user_attrs["from"] == "ten.json"
+        assert study.trials[4].value == by_type.trials[10].value
+        assert study.trials[4].user_attrs["composite"] == by_type.trials[10].user_attrs["composite"]
 
 
 def test_a_space_of_ones_own(project):
     (project.folder / "mine.toml").write_text(MINE)
-    study = run(project, "mine", "--space", "mine.toml", "--trials", "14")
-    for trial in study.trials[11:]:
+    study = run(project, "mine", "--space", "mine.toml", "--trials", "13")
+    for trial in study.trials[10:]:
         assert set(trial.params) >= {"classifier.epsilon", "0.[03].rule", "*.rule", "normalization"}
         assert 1e-4 <= trial.params["classifier.epsilon"] <= 0.1
         rules = trial.user_attrs["composite"]["layers"]
         assert rules["0.0"] == rules["0.3"]
-    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 14
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 13
     (project.folder / "mine.toml").write_text(MINE.replace('"epsilon", "zplus"', '"epsilon", "gamma"'))
     before = project.files()
-    result = project.run(*command(project, "mine", "--space", "mine.toml", "--trials", "14"))
+    result = project.run(*command(project, "mine", "--space", "mine.toml", "--trials", "13"))
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == (
         f"Error: study '{NAME}' chose *.rule from epsilon, zplus, and --space mine.toml offers epsilon, gamma: "
