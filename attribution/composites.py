@@ -33,7 +33,19 @@ AGGREGATIONS = ("abs", "signed")
 NORMALIZATIONS = ("none", "l1", "l2", "max")
 REDUCTIONS = ("auto", "sum", "abs", "max")
 STARTS = ("logit", "softmax", "contrastive")
-DOCUMENT_KEYS = ("format", "model", "units", "groups", "attention", "ranking", "layers", "pruning", "result")
+GATES = ("signal", "half")
+DOCUMENT_KEYS = (
+    "format",
+    "model",
+    "units",
+    "groups",
+    "attention",
+    "products",
+    "ranking",
+    "layers",
+    "pruning",
+    "result",
+)
 
 
 class CompositeError(ValueError):
@@ -97,6 +109,8 @@ class Composite:
     softmax: how relevance passes attention (`SOFTMAX_RULES`), of no effect in networks without. bias: in
     z-plus and alpha-beta on attention projections, "whole" as in the paper's code, or "split" by sign as
     everywhere else (see `rules.LinearRule.sums`).
+    gates: where a sigmoid gates a signal (squeeze-and-excitation), the signal takes all relevance ("signal", see
+    `rules.Signal`), or "half" of it (`rules.Halve`).
     aggregation: "abs" sums absolute relevance over samples, "signed" signed relevance.
     normalization: within a layer, before layers are ranked together: "none", "l1", "l2" or "max".
     balance: where neurons are ranked together with filters or heads, how much more the mean neuron counts.
@@ -108,6 +122,7 @@ class Composite:
     layers: Mapping[str, RuleSpec] = field(default_factory=dict)
     softmax: str | None = None
     bias: str = "whole"
+    gates: str = "signal"
     aggregation: str = "abs"
     normalization: str = "none"
     balance: float = 1.0
@@ -152,6 +167,8 @@ class Composite:
             raise CompositeError("groups: a composite needs a rule for at least one group or layer")
         attention = _mapping(entries.get("attention", {}), "attention")
         refuse_unknown(attention, ("softmax", "bias"), "attention")
+        products = _mapping(entries.get("products", {}), "products")
+        refuse_unknown(products, ("gates",), "products")
         ranking = _mapping(entries.get("ranking", {}), "ranking")
         refuse_unknown(ranking, ("aggregation", "normalization", "balance", "reduction", "start"), "ranking")
         pruning = _mapping(entries.get("pruning", {}), "pruning")
@@ -166,6 +183,7 @@ class Composite:
             layers=layers,
             softmax=_choice(attention, "softmax", tuple(SOFTMAX_RULES), None, "attention"),
             bias=_choice(attention, "bias", BIASES, "whole", "attention"),  # type: ignore[arg-type]
+            gates=_choice(products, "gates", GATES, "signal", "products"),  # type: ignore[arg-type]
             aggregation=_choice(ranking, "aggregation", AGGREGATIONS, "abs", "ranking"),  # type: ignore[arg-type]
             normalization=_choice(ranking, "normalization", NORMALIZATIONS, "none", "ranking"),  # type: ignore
             balance=_number(ranking.get("balance", 1.0), 1e-6, 1e6, "ranking.balance"),
@@ -174,13 +192,15 @@ class Composite:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form: `groups`, `ranking`, and `attention` and `layers` where they say something."""
+        """The JSON form: `groups`, `ranking`, and `attention`, `products` and `layers` where they say something."""
         data: dict[str, Any] = {"groups": {key: spec.to_dict() for key, spec in self.groups.items()}}
         attention = {} if self.softmax is None else {"softmax": self.softmax}
         if self.bias != "whole":
             attention["bias"] = self.bias
         if attention:
             data["attention"] = attention
+        if self.gates != "signal":
+            data["products"] = {"gates": self.gates}
         data["ranking"] = {"aggregation": self.aggregation, "normalization": self.normalization}
         if self.balance != 1:
             data["ranking"]["balance"] = self.balance
@@ -225,6 +245,8 @@ class Composite:
                 return attention_value
             if ops.zero_preserving(module) is not None:
                 return rules.Pass()
+            if isinstance(module, ops.Multiply) and module.gate is not None and self.gates == "signal":
+                return rules.Signal(module.gate)
             return next((make() for kind, make in BETWEEN.items() if isinstance(module, kind)), None)
 
         return ZennitComposite(module_map=hook)

@@ -471,3 +471,20 @@ class Halve(Rule):
     ) -> tuple[Tensor | None, ...]:
         half = relevance * (output / stabilize(output)) / 2
         return tuple(half.sum_to_size(value.shape) for value in inputs)
+
+
+class Signal(Rule):
+    """All of a product's relevance to what is gated, none to the gate, which only scales (signal-takes-all: Arras et
+    al. 2017, arXiv 1706.07206, section 3.1). gate: which factor that is, 0 or 1."""
+
+    def __init__(self, gate: int) -> None:
+        super().__init__()
+        self.gate = gate
+
+    def propagate(
+        self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        whole = relevance * (output / stabilize(output))
+        return tuple(
+            None if index == self.gate else whole.sum_to_size(value.shape) for index, value in enumerate(inputs)
+        )

@@ -169,6 +169,7 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
         repair=",".join(repairs),
         precision=options.precision,
         draws=options.draws,
+        gated=graph.gated,
     )
     pruning = {"schedule": schedules, "repair": repairs}
     lines = _describe(options, dataset, task, pruning, model.description, len(classes), model.num_classes)

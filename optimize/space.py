@@ -147,7 +147,7 @@ class Space:
         ranking = {"aggregation": AGGREGATIONS, "normalization": SEARCHED}
         if fixed_numbers:
             ranking = {"aggregation": ("abs",), "normalization": ("none",)}
-        plain = {"reduction": ("auto",), "start": ("logit",)}
+        plain = {"reduction": ("auto",), "start": ("logit",), "gates": ("signal",)}
         self.choices = {**({"softmax": SOFTMAX} if transformer else {}), **ranking, **plain, **(choices or {})}
 
     @classmethod
@@ -209,6 +209,7 @@ class Space:
             name: trial.suggest_categorical(name, choices) if len(choices) > 1 else choices[0]
             for name, choices in self.choices.items()
         }
+        data["products"] = {"gates": chosen.pop("gates")}
         if self.transformer:
             data["attention"] = {"softmax": chosen.pop("softmax")}
         data["ranking"] = chosen
@@ -280,6 +281,7 @@ class Space:
             "normalization": composite.normalization,
             "reduction": composite.reduction,
             "start": composite.start,
+            "gates": composite.gates,
         }
         if composite.bias != "whole" or any(own[name] not in choices for name, choices in self.choices.items()):
             return None

@@ -24,12 +24,15 @@ A table for each part of the network says which rules it may get, and the range 
     [attention]                  # of transformers
     softmax = ["attnlrp", "cp"]
 
+    [products]                   # of networks with gates, such as squeeze-and-excitation
+    gates = ["signal", "half"]
+
 A part is named by a group ("low", "mid", "high", "classifier"), by a type of layer within one ("mid.3x3",
 "high.mlp"), or by a pattern over layer names, in which `*` stands for any characters. A layer belongs to the
 first part that names it, and all layers of a part have the same rule. What is left out is searched as in the
-other spaces. Four things are searched only here: the normalisation "max", the rule "epsilon" (the range
-of "epsilon_relative" is `epsilon_relative`), and in [ranking] `reduction` ("auto", "sum", "abs", "max") and `start`
-("logit", "softmax", "contrastive").
+other spaces. Five things are searched only here: the normalisation "max", the rule "epsilon" (the range
+of "epsilon_relative" is `epsilon_relative`), in [ranking] `reduction` ("auto", "sum", "abs", "max") and `start`
+("logit", "softmax", "contrastive"), and in [products] `gates` ("signal", "half").
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ from ..attribution import RULES as KNOWN
 from ..attribution.composites import (
     AGGREGATIONS,
     ATTENTION_TYPES,
+    GATES,
     NORMALIZATIONS,
     REDUCTIONS,
     STARTS,
@@ -70,6 +74,7 @@ CHOICES = {
         "start": STARTS,
     },
     "attention": {"softmax": SOFTMAX},
+    "products": {"gates": GATES},
 }
 """The network's own categories, by their table."""
 

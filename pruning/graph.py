@@ -100,6 +100,11 @@ class Graph:
         return next((kind for kind in ("heads", "filters") if kind in self.kinds.values()), "neurons")
 
     @property
+    def gated(self) -> bool:
+        """Whether the network has gates (squeeze-and-excitation)."""
+        return any(isinstance(module, ops.Multiply) and module.gate is not None for module in self.network.modules())
+
+    @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
 
@@ -221,6 +226,11 @@ class _Tracer(fx.Tracer):
         if isinstance(m, nn.LayerNorm):  # others normalise over channels between two permutations
             return type(m).forward is nn.LayerNorm.forward
         return super().is_leaf_module(m, module_qualified_name)
+
+
+def _routes(module: nn.Module) -> bool:
+    """Whether a function only moves or picks the values of its first input."""
+    return isinstance(module, ops.Call) and module.function not in (F.pad, operator.sub)
 
 
 def _one_line(error: BaseException) -> str:
@@ -646,6 +656,9 @@ class _Builder:
             module = self.modules[step.name]
             if isinstance(module, ops.Mean) and (count := counts.get(step.inputs[0])) is not None:
                 module.dims = tuple(dim % count for dim in module.dims)
+            if isinstance(module, ops.Multiply):
+                gates = [index for index, slot in enumerate(step.inputs) if self._is_gate(slot)]
+                module.gate = gates[0] if len(gates) == 1 else None
         layers = [step.name for step in self.steps if isinstance(self.modules[step.name], (nn.Conv2d, nn.Linear))]
         if not layers:
             raise TraceError("the model has no convolution and no linear layer")
@@ -767,18 +780,28 @@ class _Builder:
         parent = name.rpartition(".")[0]
         return name in self.heads or (name.endswith(".out_proj") and f"{parent}.q_proj" in self.heads)
 
+    def _is_gate(self, slot: int) -> bool:
+        """Whether a value comes out of a sigmoid, whatever was done to its shape since."""
+        maker = next((step for step in self.steps if step.output == slot), None)
+        if maker is None:
+            return False
+        module = self.modules[maker.name]
+        shapes = _routes(module) or isinstance(module, (ops.Permute, nn.Flatten))
+        return ops.is_sigmoid(module) or (shapes and self._is_gate(maker.inputs[0]))
+
     def _nonnegative(self) -> set[int]:
         """Slots that are never negative: outputs of ReLU and what keeps their sign."""
         slots: set[int] = set()
         keep = (*POOLS, nn.Flatten, ops.Mean, ops.Permute, ops.Concat, ops.Add, ops.Multiply)
         for step in self.steps:
             module = self.modules[step.name]
-            rectifies = ops.is_relu(module) or isinstance(module, (nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid))
+            rectifies = ops.is_relu(module) or ops.is_sigmoid(module) or isinstance(module, nn.ReLU6)
             if isinstance(module, ops.Activation):
-                rectifies |= module.function in (F.relu6, torch.sigmoid)
-            routes = isinstance(module, ops.Call) and module.function not in (F.pad, operator.sub)
+                rectifies |= module.function is F.relu6
             if rectifies or (
-                (isinstance(module, keep) or routes) and step.inputs and all(slot in slots for slot in step.inputs)
+                (isinstance(module, keep) or _routes(module))
+                and step.inputs
+                and all(slot in slots for slot in step.inputs)
             ):
                 slots.add(step.output)
         return slots

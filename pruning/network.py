@@ -210,7 +210,9 @@ class Add(nn.Module):
 
 
 class Multiply(nn.Module):
-    """Product of two activations (a gate, as in squeeze-and-excitation); broadcasts."""
+    """Product of two activations; broadcasts. gate: which of them is one (0 or 1), as in squeeze-and-excitation."""
+
+    gate: int | None = None
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return a * b
@@ -440,6 +442,13 @@ def is_relu(module: nn.Module) -> bool:
     if isinstance(module, Activation):
         return module.function in (torch.relu, F.relu)
     return type(module) is nn.ReLU
+
+
+def is_sigmoid(module: nn.Module) -> bool:
+    """Whether a module gives values between 0 and 1, by which others are gated; as a layer or as a function."""
+    if isinstance(module, Activation):
+        return module.function in (torch.sigmoid, F.sigmoid, F.hardsigmoid)
+    return isinstance(module, (nn.Sigmoid, nn.Hardsigmoid))
 
 
 def zero_preserving(module: nn.Module) -> bool | None:

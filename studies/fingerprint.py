@@ -11,6 +11,9 @@ DEFINITIONS = 1
 LEAST_SQUARES = 6
 """Raised whenever that repair gives other networks; kept with the studies that use it."""
 
+GATES = 2
+"""Raised whenever composites pass a gate in another way; kept with the studies of networks that have gates."""
+
 ADDED = {"precision": "fp32", "draws": 1}
 """Keys that came later, with what holds for a study without them."""
 
@@ -31,6 +34,7 @@ def fingerprint(
     repair: str = "none",
     precision: str = "fp32",
     draws: int = 1,
+    gated: bool = False,
 ) -> Fingerprint:
     """The fingerprint as plain JSON values.
 
@@ -46,6 +50,7 @@ def fingerprint(
         schedule, repair: how a ranking is used.
         precision: of the networks whose accuracy is measured.
         draws: of the reference samples, which a trial's value is the mean over.
+        gated: whether the network has gates.
     """
     return {
         "definitions": DEFINITIONS,
@@ -61,6 +66,7 @@ def fingerprint(
         "repair": repair,
         "precision": precision,
         "draws": draws,
+        **({"gates": GATES} if gated else {}),
         **({"least-squares": LEAST_SQUARES} if "least-squares" in repair else {}),
     }
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pxp_optimize.attribution import FORMAT, GROUPS, RULES, Composite, CompositeError, RuleSpec, load_composite, rules
 from pxp_optimize.attribution.attention import SOFTMAX_RULES, AttnLRPSoftmax, BlockedSoftmax, FullAttentionValue
-from pxp_optimize.attribution.composites import AGGREGATIONS, BIASES, NORMALIZATIONS, REDUCTIONS, STARTS, TYPES
+from pxp_optimize.attribution.composites import AGGREGATIONS, BIASES, GATES, NORMALIZATIONS, REDUCTIONS, STARTS, TYPES
 from pxp_optimize.pruning import Graph, trace
 from torch import nn
 
@@ -58,6 +58,7 @@ def composites(draw: st.DrawFn) -> Composite:
         layers=draw(st.dictionaries(st.text(), specs(), max_size=3)),
         softmax=draw(st.sampled_from([None, *SOFTMAX_RULES])),
         bias=draw(st.sampled_from(BIASES)),
+        gates=draw(st.sampled_from(GATES)),
         aggregation=draw(st.sampled_from(AGGREGATIONS)),
         normalization=draw(st.sampled_from(NORMALIZATIONS)),
         balance=draw(st.floats(1e-3, 1e3)),
@@ -98,6 +99,8 @@ def test_keys_that_say_nothing_new_are_not_written() -> None:
     composite = load_composite(document())
     assert (composite.reduction, composite.start) == ("auto", "logit")
     assert set(composite.to_dict()["ranking"]) == {"aggregation", "normalization"}
+    assert "products" not in composite.to_dict()
+    assert load_composite(document(products={"gates": "half"})).to_dict()["products"] == {"gates": "half"}
     other = load_composite(document(ranking={"reduction": "max", "start": "softmax"}))
     assert other.to_dict()["ranking"] == {**composite.to_dict()["ranking"], "reduction": "max", "start": "softmax"}
 
@@ -159,6 +162,8 @@ BAD: dict[str, tuple[Any, str]] = {
     "unknown softmax rule": (document(attention={"softmax": "zplus2"}), "attention.softmax"),
     "softmax of another type": (document(attention={"softmax": ["cp"]}), "attention.softmax"),
     "softmax null": (document(attention={"softmax": None}), "attention.softmax"),
+    "unknown products key": (document(products={"gate": "half"}), "products.gate"),
+    "unknown gates": (document(products={"gates": "all"}), "products.gates"),
     "unknown bias": (document(attention={"bias": "half"}), "attention.bias"),
     "ranking of another type": (document(ranking=[]), "ranking"),
     "unknown ranking key": (document(ranking={"order": "up"}), "ranking.order"),

@@ -632,3 +632,69 @@ def test_relative_epsilon_of_a_layer_that_gives_zeros() -> None:
     found = collect_relevance(model, Composite.uniform(RuleSpec("epsilon_relative")), images, torch.arange(3))
     assert torch.isfinite(found["0"]).all()
     assert found["0"].any()
+
+
+# -- gates --------------------------------------------------------------------------------------------------
+
+
+class Gated(nn.Module):
+    """Squeeze-and-excitation, with the gate at hand as a number that nothing flows through (`constant`)."""
+
+    def __init__(self, constant: bool) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 6, 3, padding=1, bias=False)
+        self.squeeze, self.excite = nn.Conv2d(6, 4, 1), nn.Conv2d(4, 6, 1)
+        self.b = nn.Conv2d(6, 8, 3, padding=1, bias=False)
+        self.fc = nn.Linear(8, 5, bias=False)
+        self.constant = constant
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x))
+        gate = torch.sigmoid(self.excite(torch.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
+        if self.constant:
+            gate = gate.detach()
+        return self.fc(torch.relu(self.b(gate * x)).mean((2, 3)))
+
+
+def test_relevance_passes_a_gate_as_if_it_were_a_constant(images: Samples, worst: Worst) -> None:
+    """LRP with epsilon towards zero is output times gradient where all between is linear or ReLU (without biases)."""
+    model, plain = Gated(constant=False), Gated(constant=True)
+    plain.load_state_dict(model.state_dict())
+    graph = trace(model)
+    got = collect_relevance(graph, fitting(graph, RuleSpec("epsilon", {"epsilon": 1e-9})), *images)
+    outputs: dict[str, Tensor] = {}
+    for name in "ab":
+        plain.get_submodule(name).register_forward_hook(keep(outputs, name))
+    inputs, targets = images
+    logits = plain(inputs.requires_grad_()).gather(1, targets.unsqueeze(1))
+    # relevance starts as 1 whatever the logit is: the gradient over the logit is that of its logarithm
+    gradients = torch.autograd.grad(logits.abs().log().sum(), [*outputs.values()])
+    expected = {
+        name: (output.detach() * gradient).sum((2, 3)).abs().sum(0)
+        for (name, output), gradient in zip(outputs.items(), gradients, strict=True)
+    }
+    assert worst({name: got[name] for name in "ab"}, expected) < 1e-3
+    assert not got["squeeze"].any()
+    assert not got["excite"].any()
+
+
+def test_half_of_the_relevance_may_go_to_the_gate(images: Samples) -> None:
+    graph = trace(Gated(constant=False))
+    signal, half = (
+        collect_relevance(graph, fitting(graph, SPECS["zplus"], gates=gates, aggregation="signed"), *images)
+        for gates in ("signal", "half")
+    )
+    torch.testing.assert_close(half["b"], signal["b"])
+    torch.testing.assert_close(half["excite"].sum() * 2, signal["a"].sum(), rtol=1e-3, atol=1e-4)
+
+
+def test_compact_networks_keep_their_gates(images: Samples, worst: Worst) -> None:
+    graph = trace(Gated(constant=False))
+    masks = {name: torch.arange(size) % 3 != 1 for name, size in graph.units("filters").items()}
+    small = compact(graph, masks)
+    assert small.gated
+    composite = fitting(graph, SPECS["gamma"])
+    masked = collect_relevance(masked_model(graph, masks), composite, *images)
+    got = collect_relevance(small, composite, *images)
+    assert worst({name: got[name] for name in "ab"}, {name: masked[name][masks[name]] for name in "ab"}) < 1e-4
+    assert not got["squeeze"].any()

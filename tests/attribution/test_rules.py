@@ -339,7 +339,7 @@ def test_every_rule_by_name_has_its_hook() -> None:
 def through_two(rule: Hook, module: nn.Module, a: Tensor, b: Tensor, relevance: Tensor) -> list[Tensor]:
     handles = rule.register(module)
     a, b = a.clone().requires_grad_(), b.clone().requires_grad_()
-    result = torch.autograd.grad(module(a, b), (a, b), relevance)
+    result = torch.autograd.grad(module(a, b), (a, b), relevance, materialize_grads=True)
     handles.remove()
     return list(result)
 
@@ -392,6 +392,17 @@ def test_product_gives_half_to_each() -> None:
     got = through_two(rules.Halve(), ops.Multiply(), a, gate, relevance)
     torch.testing.assert_close(got[0], relevance / 2, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(got[1], relevance.sum((2, 3), keepdim=True) / 2, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("gate", [0, 1])
+def test_what_is_gated_takes_all(gate: int) -> None:
+    values, relevance = torch.randn(2, 2, 4, 3, 3, dtype=torch.float64)
+    scale = torch.rand(2, 4, 1, 1, dtype=torch.float64) + 0.1
+    values = values.sign() + values / 4  # products near zero give nothing on
+    factors = (scale, values) if gate == 0 else (values, scale)
+    got = through_two(rules.Signal(gate), ops.Multiply(), *factors, relevance)
+    torch.testing.assert_close(got[1 - gate], relevance, rtol=1e-3, atol=1e-3)
+    assert not got[gate].any()
 
 
 def test_pass_is_the_identity() -> None:

@@ -56,7 +56,7 @@ def test_the_documented_example():
     space = parse_space(data, RESNET)
     assert set(space.parameters()) == {
         *("classifier.epsilon", "mid.3x3.rule", "mid.3x3.gamma", "layer4.*.rule", "layer4.*.gamma"),
-        *("*.rule", "*.epsilon", "*.gamma", "normalization"),
+        *("*.rule", "*.epsilon", "*.gamma", "normalization", "gates"),
     }
     for params, composite in draws(space):
         specs = resolve(composite, GROUPS, TYPES)
@@ -117,6 +117,7 @@ def test_what_only_a_space_of_ones_own_has():
     data = {
         "parts": {"*": {"rules": ["epsilon", "epsilon_relative"], "epsilon_relative": [0.01, 1]}},
         "ranking": {"reduction": ["auto", "max"], "start": ["logit", "softmax", "contrastive"]},
+        "products": {"gates": ["half", "signal"]},
     }
     for conditional in (True, False):
         space = parse_space(data, RESNET, conditional)
@@ -125,12 +126,14 @@ def test_what_only_a_space_of_ones_own_has():
             spec = composite.layers["fc"]
             assert spec.parameters["epsilon"] == params[f"*.{spec.rule}"]
             assert (composite.reduction, composite.start) == (params["reduction"], params["start"])
+            assert composite.gates == params["gates"]
             assert Composite.from_dict(composite.to_dict()) == composite
             assert space.params_of(composite).items() <= params.items()
             seen.add((spec.rule, composite.start))
         assert len(seen) == 6
     usual = parse_space({"parts": {"*": {"rules": ["epsilon"]}}}, RESNET)
     assert usual.params_of(Composite.uniform(RuleSpec("epsilon"), start="softmax")) is None
+    assert usual.params_of(Composite.uniform(RuleSpec("epsilon"), gates="half")) is None
 
 
 def part(**entries: Any) -> dict[str, Any]:

@@ -551,6 +551,26 @@ def test_operations_become_modules(everything: nn.Module) -> None:
     assert {ops.Add, ops.Multiply, ops.Concat, ops.Mean, ops.Activation, nn.Flatten, nn.MaxPool2d} <= kinds
 
 
+GATES: dict[str, tuple[Callable, int | None]] = {
+    "first": (lambda a, b: torch.sigmoid(a.mean((2, 3), keepdim=True)) * b, 0),
+    "second": (lambda a, b: a * F.hardsigmoid(b), 1),
+    "method": (lambda a, b: a * b.sigmoid(), 1),
+    "of another shape": (lambda a, b: a * torch.sigmoid(b.mean((2, 3))).view(a.size(0), -1, 1, 1), 1),
+    "spread": (lambda a, b: a * torch.sigmoid(b.mean((2, 3), keepdim=True)).expand_as(a), 1),
+    "two": (lambda a, b: torch.sigmoid(a) * torch.sigmoid(b), None),
+    "none": (lambda a, b: a * torch.relu(b), None),
+}
+
+
+@pytest.mark.parametrize("case", GATES)
+def test_gates_are_found(case: str) -> None:
+    product, gate = GATES[case]
+    graph = trace(written(lambda s, x: s.fc(product(s.a(x), s.b(x)).mean((2, 3)))))
+    (module,) = (module for module in graph.network.modules() if isinstance(module, ops.Multiply))
+    assert module.gate == gate
+    assert graph.gated == (gate is not None)
+
+
 class Namesakes(nn.Module):
     """Layers named as the tracer would name the operations that come before them."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from pxp_optimize.studies.fingerprint import difference, fingerprint
+from pxp_optimize.studies.fingerprint import GATES, difference, fingerprint
 
 BASE = {
     "model": "resnet18",
@@ -44,6 +44,7 @@ def test_it_survives_json():
         ({"image": {**BASE["image"], "size": 64}}, "image size: stored 32, now 64"),
         ({"repair": "batchnorm"}, "repair: stored none, now batchnorm"),
         ({"precision": "bf16"}, "precision: stored fp32, now bf16"),
+        ({"gated": True}, f"gates: stored nothing, now {GATES}"),
     ],
 )
 def test_each_difference_is_named(change, named):
