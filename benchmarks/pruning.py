@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 from pxp_optimize.attribution import CRITERIA
-from pxp_optimize.attribution.composites import NORMALIZATIONS
+from pxp_optimize.attribution.composites import GATES, NORMALIZATIONS
 from pxp_optimize.optimize.config import DEFAULT_RATES, Options, parse_rates
 from pxp_optimize.optimize.prepare import prepare
 from pxp_optimize.optimize.space import Space
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--repairs", default=None, help="default: those that the network can take")
     parser.add_argument("--methods", default=None, help="names, default: all fixed composites and baselines")
     parser.add_argument("--normalization", default="none", choices=NORMALIZATIONS, help="of the composites' relevance")
+    parser.add_argument("--gates", default="signal", choices=GATES, help="how the composites pass gates")
     parser.add_argument("--even", type=float, default=EVEN, help="part of tokens' weights that is even (1: all)")
     parser.add_argument("--json", help="write the figures here")
     args = parser.parse_args()
@@ -69,7 +70,7 @@ def main() -> None:
         task = prepared.task
         space = Space.named("auto", prepared.layers, True, mixed="+" in task.units)
         fixed = {
-            name: replace(composite, normalization=args.normalization)
+            name: replace(composite, normalization=args.normalization, gates=args.gates)
             for name, composite in space.fixed_composites().items()
         }
         methods = {**fixed, **{name: Baseline(name, seed) for name in CRITERIA}}

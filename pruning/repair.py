@@ -9,7 +9,7 @@ what the repaired layers before it give.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -116,36 +116,25 @@ class LeastSquaresRepair(Repair):
     most: int = 5000
     enough: int = 16
     least: int = 8192
-    _known: _Targets | None = field(default=None, init=False, repr=False, compare=False)
-    _weights: tuple[Graph, dict[str, Tensor]] | None = field(default=None, init=False, repr=False, compare=False)
-    _large: bool = field(default=False, init=False, repr=False, compare=False)
+    _unpruned: _Unpruned | None = field(default=None, init=False, repr=False, compare=False)
     name = "least-squares"
 
     @torch.no_grad()
     def __call__(self, graph: Graph, small: Graph, masks: Masks) -> Graph:
         modules: dict[str, nn.Module] = {}
         masks = check_masks(graph, masks)
-        behind, targets = _behind_changes(graph, small), self._targets_of(graph)
-        if self._weights is None or self._weights[0] is not graph:
-            self._weights = graph, token_weights(graph, _chunks(self.inputs, AT_ONCE))
+        if self._unpruned is None or self._unpruned.graph is not graph:
+            self._unpruned = _Unpruned(graph, self.inputs, self.chunk)
+        originals, outputs = graph.network.modules_by_step(), self._unpruned.outputs()
+        behind = _behind_changes(graph, small)
         for visit in small.network.walk(_chunks(self.inputs, self.chunk)):
             if visit.name in behind and isinstance(visit.module, (nn.Conv2d, nn.Linear)):
-                wanted = targets.at(visit.name, live_rows(graph, masks, visit.name))
-                inputs, weights = [values[0] for values in visit.arguments], self._weights[1].get(visit.name)
-                visit.module = self._refit(visit.module, inputs, wanted, weights)
+                live = live_rows(graph, masks, visit.name)
+                goals = _goals(originals[visit.name], outputs(visit.name), live)
+                inputs = [values[0] for values in visit.arguments]
+                visit.module = self._refit(visit.module, inputs, goals, self._unpruned.weights.get(visit.name))
                 modules[visit.name] = visit.module
         return replace(small, network=small.network.replaced(modules))
-
-    def _targets_of(self, graph: Graph) -> _Targets:
-        """What the unpruned network's layers give: the same for every network and trial, so kept if there is room."""
-        if self._known is not None and self._known.graph is graph:
-            return self._known
-        targets = _Targets(graph, self.inputs, self.chunk)
-        if self._large or not targets.keep(ROOM):
-            self._large = True
-            return _Targets(graph, self.inputs, self.chunk)
-        self._known = targets
-        return targets
 
     def _refit(
         self, module: nn.Module, inputs: Sequence[Tensor], wanted: Sequence[Tensor], weights: Tensor | None
@@ -261,39 +250,42 @@ def _behind_changes(graph: Graph, small: Graph) -> set[str]:
     return behind
 
 
-class _Targets:
-    """Outputs of the unpruned network's layers, computed one after the other as they are asked for, or all kept."""
+class _Unpruned:
+    """What one repair after the other asks of the unpruned network: tokens' weights, and what its layers give (kept if
+    there is room, else computed again for each)."""
 
     def __init__(self, graph: Graph, inputs: Batches, chunk: int) -> None:
         self.graph = graph
-        self.walk = graph.network.walk(_chunks(inputs, chunk))
-        self.kept: dict[str, list[Tensor]] | None = None
+        self.weights = token_weights(graph, _chunks(inputs, AT_ONCE))
+        self._walk = lambda: graph.network.walk(_chunks(inputs, chunk))
+        self._kept = self._keep()
 
-    def keep(self, room: int) -> bool:
-        """Computes and keeps all outputs, if they take no more than `room` bytes; whether they do."""
+    def _keep(self) -> dict[str, list[Tensor]] | None:
         kept: dict[str, list[Tensor]] = {}
-        for visit in self.walk:
+        room = ROOM
+        for visit in self._walk():
             if isinstance(visit.module, (nn.Conv2d, nn.Linear)):
                 kept[visit.name] = visit.outputs
                 room -= sum(value.nbytes for value in visit.outputs)
                 if room < 0:
-                    return False
-        self.kept = kept
-        return True
+                    return None
+        return kept
 
-    def at(self, layer: str, live: Tensor | None) -> list[Tensor]:
-        """The layer's outputs, those with these indices (None: all its units'). Layers are asked for in the network's
-        order."""
-        if self.kept is None:
-            outputs = next(visit.outputs for visit in self.walk if visit.name == layer)
-        else:
-            outputs = self.kept[layer]
-        module = self.graph.network.get_submodule(layer)
-        live = real_rows(module) if live is None else live
-        if live is None:
-            return outputs
-        dim = 1 if isinstance(module, nn.Conv2d) else -1
-        return [value.index_select(dim, live) for value in outputs]
+    def outputs(self) -> Callable[[str], list[Tensor]]:
+        """The outputs of a layer by its name. Layers are to be asked for in the network's order."""
+        if self._kept is not None:
+            return self._kept.__getitem__
+        walk = self._walk()
+        return lambda layer: next(visit.outputs for visit in walk if visit.name == layer)
+
+
+def _goals(module: nn.Module, outputs: list[Tensor], live: Tensor | None) -> list[Tensor]:
+    """What is wanted of a layer: the unpruned one's outputs, those with these indices (None: all its units')."""
+    live = real_rows(module) if live is None else live
+    if live is None:
+        return outputs
+    dim = 1 if isinstance(module, nn.Conv2d) else -1
+    return [value.index_select(dim, live) for value in outputs]
 
 
 def _rows(module: nn.Module, value: Tensor, rows: Tensor | None = None) -> Tensor:
