@@ -7,6 +7,7 @@ layer type within one ("mid.downsample"). `layers` names single layers and wins 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,10 +83,8 @@ class RuleSpec:
             value = entries.get(key, parameter.default)
             parameters[key] = _number(value, parameter.low, parameter.high, f"{path}.{key}")
         if "beta" in entries:
-            beta = entries["beta"]
-            if isinstance(beta, bool) or not isinstance(beta, (int, float)):
-                raise CompositeError(f"{path}.beta: must be a number, not {beta!r}")
-            if not abs(beta - (parameters["alpha"] - 1)) <= 1e-9:  # also NaN
+            beta = _number(entries["beta"], 0, known["alpha"].high, f"{path}.beta")
+            if not math.isclose(beta, parameters["alpha"] - 1, rel_tol=0, abs_tol=1e-9):
                 raise CompositeError(f"{path}.beta: must be alpha - 1 = {parameters['alpha'] - 1:g}, not {beta!r}")
         return cls(name, parameters)
 

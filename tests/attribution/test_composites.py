@@ -150,6 +150,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "alpha below one": (rule(rule="alpha_beta", alpha=0.9), "groups.low.alpha"),
     "far too large": (rule(rule="alpha_beta", alpha=10**400), "groups.low.alpha"),
     "beta that does not fit": (rule(rule="alpha_beta", alpha=2.0, beta=0.5), "groups.low.beta"),
+    "beta far too large": (rule(rule="alpha_beta", beta=10**400), "groups.low.beta"),
     "beta that does not fit the default": (rule(rule="alpha_beta", beta=0), "groups.low.beta"),
     "beta NaN": (rule(rule="alpha_beta", alpha=2.0, beta=math.nan), "groups.low.beta"),
     "beta as text": (rule(rule="alpha_beta", alpha=2.0, beta="1"), "groups.low.beta"),
