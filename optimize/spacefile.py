@@ -66,7 +66,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-CHOICES = {
+CHOICES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "ranking": {
         "aggregation": AGGREGATIONS,
         "normalization": NORMALIZATIONS,
