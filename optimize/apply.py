@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attribution import collect_relevance, load_composite
-from ..pruning import Batches, Graph, Plan, Schedule, make_repair, repair_rows, trace
+from ..pruning import Batches, Graph, Plan, Schedule, make_repair, repair_rows, trace, without_constants
 from ..pruning.convolution import plain
 
 
@@ -54,4 +54,4 @@ def prune(
         return collect_relevance(network, composite, inputs, targets, units, batch_size, logits=logits)
 
     plan = Plan.make(graph, score, schedule, repair, rate)
-    return plain(next(plan.networks(graph, [rate], repair)).network)
+    return plain(without_constants(next(plan.networks(graph, [rate], repair)).network))

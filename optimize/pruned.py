@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ..attribution import Composite
-from ..pruning import Graph, Masks, Network, NotFinite, compact, macs, sparsity_at, trace
+from ..pruning import Graph, Masks, Network, NotFinite, compact, macs, sparsity_at, trace, without_constants
 from ..pruning.convolution import plain
 from ..studies.export import write_whole
 from .candidate import pruning_of
@@ -72,7 +72,7 @@ def load_pruned(model: nn.Module, path: str | Path) -> nn.Module:
         network.load_state_dict(tensors)
     except (ValueError, RuntimeError, AttributeError) as error:
         raise ValueError(f"{path} does not fit this model: {' '.join(str(error).split())}") from error
-    return network
+    return without_constants(network)
 
 
 def about_pruned(path: str | Path) -> dict[str, Any]:
@@ -122,6 +122,7 @@ def write_pruned(
         "holdout_accuracy": after,
     }
     save_pruned(path, small, masks, about)
+    small = without_constants(small)
     total, left = sum(len(kept) for kept in masks.values()), sum(int(kept.sum()) for kept in masks.values())
     image = task.holdout.inputs[0:1]
     return [

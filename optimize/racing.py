@@ -13,7 +13,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..pruning import COSTS, Cost, Family, Network, Plan, auc, computed_in, correct_each, groups, network_bytes
+from ..pruning import (
+    COSTS,
+    Cost,
+    Family,
+    Network,
+    Plan,
+    auc,
+    computed_in,
+    correct_each,
+    groups,
+    network_bytes,
+    without_constants,
+)
 from .pruners import Stop
 from .task import Curve, Samples, Task
 
@@ -69,7 +81,7 @@ def _weighed(task: Task, cost: Cost, networks: Iterable[Network], costs: list[fl
     def measured(network: Network, size: int) -> float:
         images = task.search.inputs[0:size]
         with computed_in(task.precision, images.device):
-            return cost(network, images)
+            return cost(without_constants(network), images)
 
     for network in networks:
         costs.append(task.batching.run(partial(measured, network)))

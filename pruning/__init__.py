@@ -1,6 +1,7 @@
 """The graph of a model, its units, ranking, masks, compact models and accuracy curves."""
 
 from .compact import compact, compact_model, masked_model
+from .constants import without_constants
 from .cost import COSTS, Cost, area_over, macs
 from .curve import DEFAULT_RATES, Batches, accuracy, accuracy_curve, auc, correct, correct_each, sparsity_at
 from .family import Family, groups, network_bytes
@@ -49,4 +50,5 @@ __all__ = [
     "repair_rows",
     "sparsity_at",
     "trace",
+    "without_constants",
 ]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from . import network as ops
+from .constants import without_constants
 from .convolution import plain
 from .dimensions import dimensions
 from .graph import Graph, Norm, trace
@@ -32,13 +33,13 @@ def compact_model(model: nn.Module | Graph, masks: Mapping[str, Tensor]) -> nn.M
     masks: per layer (named as in the model) a bool tensor, shape (units,), True = kept; layers not named stay
     whole. Layers may lose all their units. The model is not changed. The state dict of the result loads into
     the result of the same call on a model of the same architecture. Of a model in half precision the result is in
-    float32.
+    float32. Gates that are constant now are gone (`without_constants`).
 
     Raises:
         TraceError: see `trace`.
         ValueError: a mask names no prunable layer, or has another length than the layer has units.
     """
-    network = plain(compact(trace(model), masks).network)
+    network = plain(without_constants(compact(trace(model), masks).network))
     return copy.deepcopy(network) if isinstance(model, Graph) else network  # which shares the graph's tensors
 
 

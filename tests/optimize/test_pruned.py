@@ -10,11 +10,13 @@ import numpy as np
 import optuna
 import pytest
 import torch
-from pxp_optimize.attribution import Composite, RuleSpec
+import torchvision
+from pxp_optimize.attribution import GROUPS, Composite, RuleSpec, collect_relevance
+from pxp_optimize.optimize.apply import prune
 from pxp_optimize.optimize.compare import stored_options
 from pxp_optimize.optimize.prepare import prepare
 from pxp_optimize.optimize.pruned import about_pruned, load_pruned, prune_task, save_pruned
-from pxp_optimize.pruning import accuracy, make_repair, trace
+from pxp_optimize.pruning import accuracy, compact, make_repair, prune_masks, trace
 from pxp_optimize.studies.storage import open_storage
 from torch import nn
 
@@ -96,14 +98,35 @@ def test_a_transformer_is_read_too(vision_transformer, tmp_path):
     model = vision_transformer()
     graph = trace(model)
     images = torch.randn(4, 3, 16, 16)
-    from pxp_optimize.pruning import compact, prune_masks
-
     scores = {name: torch.arange(float(size)) for name, size in graph.units("heads+neurons").items()}
     masks = prune_masks(scores, 0.5)
     small = make_repair("least-squares", graph, images)(graph, compact(graph, masks), masks)
     save_pruned(tmp_path / "a.safetensors", small.network, masks, {"a": [1]})
     assert torch.allclose(load_pruned(model, tmp_path / "a.safetensors")(images), small.network(images), atol=1e-5)
     assert about_pruned(tmp_path / "a.safetensors") == {"a": [1]}
+
+
+def test_gates_that_say_the_same_of_every_image_are_neither_read_nor_made(tmp_path):
+    torch.manual_seed(0)
+    model = torchvision.models.mobilenet_v3_small(num_classes=5).eval()
+    graph = trace(model)
+    images, targets = torch.randn(20, 3, 32, 32), torch.arange(20) % 5
+    document = {
+        "units": "filters",
+        "groups": {group: {"rule": "epsilon"} for group in GROUPS},
+        "pruning": {"schedule": "oneshot", "repair": "least-squares"},
+    }
+    relevance = collect_relevance(model, document, images, targets)
+    gates = [name for name in relevance if name.endswith(("fc1", "fc2"))]
+    assert len(gates) == 18
+    assert not any(relevance[name].any() for name in gates)
+    rate = sum(len(relevance[name]) for name in gates) / sum(map(len, relevance.values())) + 0.001
+    masks = prune_masks(relevance, rate)
+    whole = make_repair("least-squares", graph, images)(graph, compact(graph, masks), masks)
+    save_pruned(tmp_path / "a.safetensors", whole.network, masks, {})
+    for small in (load_pruned(model, tmp_path / "a.safetensors"), prune(model, document, images, targets, rate)):
+        torch.testing.assert_close(small(images), whole.network(images), rtol=1e-3, atol=1e-4)
+        assert len([*small.parameters()]) == len([*whole.network.parameters()]) - 2 * len(gates)
 
 
 def test_bad_files_and_models_are_named(here, tmp_path):

@@ -1,0 +1,122 @@
+"""Constants that pruning leaves behind, computed once instead of for every image.
+
+The relevance of a gate's own layers is small, or zero (`attribution.rules.Signal`), so they go first. A gate whose
+squeeze has lost its filters says the same of every image, and a product with it is a scale, which the convolution
+behind it can do by its weights. The pooling, the gate's layers and the product are gone then: in small batches, where
+a step's own cost counts, up to a third of the time (`benchmarks/gates.py`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from . import network as ops
+from .network import Network, Step, clone
+
+
+@torch.no_grad()
+def without_constants(network: Network) -> Network:
+    """The same network, up to rounding, without gates that are constant.
+
+    Only what has one pixel, and so is one number a channel, is followed: global pooling and what gates make of it.
+    Weights are exactly zero where a layer has nothing left to read, also after repair.
+    """
+    modules = network.modules_by_step()
+    steps: list[Step] = []
+    pixels: set[int] = set()  # slots of shape (n, channels, 1, 1)
+    constants: dict[int, Tensor] = {}  # by slot, shape (1, channels, 1, 1)
+    for step in network.steps:
+        module, first = modules[step.name], next(iter(step.inputs), -1)
+        if _pools_everything(module):
+            pixels.add(step.output)
+        elif first in pixels and _keeps_pixels(module):
+            pixels.add(step.output)
+            if isinstance(module, nn.Conv2d) and not module.weight.any():
+                constants[step.output] = _bias(module)
+            elif first in constants:
+                constants[step.output] = module(constants[first])
+        elif isinstance(module, ops.Multiply) and len(known := [s for s in step.inputs if s in constants]) == 1:
+            (signal,) = (slot for slot in step.inputs if slot not in constants)
+            modules[step.name] = ops.Affine(scale=constants[known[0]])
+            step = Step(step.name, (signal,), step.output)
+        steps.append(step)
+    if len(steps) == len(_needed(steps, network.result)):
+        return network
+    steps = _merged(_needed(steps, network.result), modules, network.result)
+    left = Network(steps, {step.name: modules[step.name] for step in steps}, network.result)
+    return left.eval().requires_grad_(False)
+
+
+def _pools_everything(module: nn.Module) -> bool:
+    if isinstance(module, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)):
+        return type(module) is not ops.PoolSquare and module.output_size in (1, (1, 1))
+    return isinstance(module, ops.Mean) and module.keepdim and sorted(module.dims) == [2, 3]
+
+
+def _keeps_pixels(module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv2d):
+        return module.kernel_size == (1, 1) and module.padding in ((0, 0), "valid")
+    return ops.zero_preserving(module) is not None or (isinstance(module, ops.Realign) and module.dim == 1)
+
+
+def _bias(module: nn.Conv2d) -> Tensor:
+    bias = module.weight.new_zeros(module.out_channels) if module.bias is None else module.bias.detach().clone()
+    return bias.view(1, -1, 1, 1)
+
+
+def _needed(steps: list[Step], result: int) -> list[Step]:
+    """The steps that the result hangs on, in order."""
+    slots, kept = {result}, []
+    for step in reversed(steps):
+        if step.output in slots:
+            slots.update(step.inputs)
+            kept.append(step)
+    return kept[::-1]
+
+
+def _merged(steps: list[Step], modules: dict[str, nn.Module], result: int) -> list[Step]:
+    """The steps without scales that only one convolution reads; its weights, in `modules`, do that too."""
+    readers: dict[int, list[Step]] = {}
+    for step in steps:
+        for slot in step.inputs:
+            readers.setdefault(slot, []).append(step)
+    merged: dict[int, int] = {}  # slots of scaled values, and of what they were scaled from
+    channels: dict[int, int] = {}  # of slots, where known: one channel may be spread over many by its scales
+    for step in steps:
+        module, after = modules[step.name], readers.get(step.output, [])
+        if isinstance(module, nn.Conv2d):
+            channels[step.output] = module.out_channels
+        elif isinstance(module, ops.Realign) and module.dim == 1:
+            channels[step.output] = module.size
+        elif ops.zero_preserving(module) is not None and step.inputs[0] in channels:
+            channels[step.output] = channels[step.inputs[0]]
+        if step.output == result or len(after) != 1 or not _scales_channels(module):
+            continue
+        reader = modules[after[0].name]
+        if isinstance(reader, nn.Conv2d) and reader.in_channels == channels.get(step.inputs[0]):
+            modules[after[0].name] = clone(reader, weight=_scaled(reader, module.scale))  # type: ignore[arg-type]
+            merged[step.output] = step.inputs[0]
+    return [
+        Step(step.name, tuple(merged.get(slot, slot) for slot in step.inputs), step.output)
+        for step in steps
+        if step.output not in merged
+    ]
+
+
+def _scales_channels(module: nn.Module) -> bool:
+    return (
+        isinstance(module, ops.Affine)
+        and isinstance(module.scale, Tensor)
+        and module.scale.dim() == 4
+        and module.scale.numel() == module.scale.shape[1]
+        and not isinstance(module.shift, Tensor)
+        and module.shift == 0
+    )
+
+
+def _scaled(module: nn.Conv2d, scale: Tensor) -> Tensor:
+    """The weights with which a convolution does to x what it did to `scale * x`. scale: shape (1, channels, 1, 1)."""
+    groups, units = module.groups, module.out_channels // module.groups
+    each = scale.view(groups, 1, -1).expand(-1, units, -1).reshape(module.out_channels, -1, 1, 1)
+    return module.weight * each
