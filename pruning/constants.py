@@ -105,14 +105,10 @@ def _merged(steps: list[Step], modules: dict[str, nn.Module], result: int) -> li
 
 
 def _scales_channels(module: nn.Module) -> bool:
-    return (
-        isinstance(module, ops.Affine)
-        and isinstance(module.scale, Tensor)
-        and module.scale.dim() == 4
-        and module.scale.numel() == module.scale.shape[1]
-        and not isinstance(module.shift, Tensor)
-        and module.shift == 0
-    )
+    """Whether a module multiplies each channel by a number and does nothing else."""
+    if not isinstance(module, ops.Affine) or not ops.zero_preserving(module) or not isinstance(module.scale, Tensor):
+        return False
+    return module.scale.dim() == 4 and module.scale.numel() == module.scale.shape[1]
 
 
 def _scaled(module: nn.Conv2d, scale: Tensor) -> Tensor:
