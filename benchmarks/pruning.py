@@ -4,7 +4,8 @@
     python benchmarks/pruning.py --model vit_tiny --units neurons --schedules oneshot,every:0.1 --json vit.json
 
 Each cell: mean over draws of the samples (seeds) of the AUC, and of the largest sparsity that keeps 95 % of the
-accuracy, on samples that nothing was chosen by. The last column is a trial's time on the processor (all threads) as a
+accuracy, on samples that nothing was chosen by. With --macs also the area under accuracy against the part of the
+multiply-adds that is saved. The last column is a trial's time on the processor (all threads) as a
 ratio to the plain one: unlike the wall time it does not depend on what else the machine does.
 """
 
@@ -22,9 +23,10 @@ from pxp_optimize.attribution import CRITERIA
 from pxp_optimize.attribution.composites import GATES, NORMALIZATIONS
 from pxp_optimize.optimize.config import DEFAULT_RATES, Options, parse_rates
 from pxp_optimize.optimize.prepare import prepare
+from pxp_optimize.optimize.racing import networks_of
 from pxp_optimize.optimize.space import Space
-from pxp_optimize.optimize.trial import Baseline, evaluate
-from pxp_optimize.pruning import REPAIRS, Schedule, make_repair, sparsity_at
+from pxp_optimize.optimize.trial import Baseline, evaluate, plan_of
+from pxp_optimize.pruning import REPAIRS, Schedule, area_over, macs, make_repair, sparsity_at, without_constants
 from pxp_optimize.pruning import repair as repair_module
 from pxp_optimize.pruning.repair import EVEN
 
@@ -47,6 +49,9 @@ def main() -> None:
     parser.add_argument("--normalization", default="none", choices=NORMALIZATIONS, help="of the composites' relevance")
     parser.add_argument("--gates", default="signal", choices=GATES, help="how the composites pass gates")
     parser.add_argument("--even", type=float, default=EVEN, help="part of tokens' weights that is even (1: all)")
+    parser.add_argument(
+        "--macs", action="store_true", help="the area over multiply-adds too (networks are built twice)"
+    )
     parser.add_argument("--json", help="write the figures here")
     args = parser.parse_args()
     repair_module.EVEN = args.even
@@ -91,12 +96,19 @@ def main() -> None:
                         continue
                     start = time.process_time()
                     found = evaluate(variant, method, task.holdout)
+                    seconds = time.process_time() - start
+                    costs = []
+                    if args.macs:
+                        networks = map(without_constants, networks_of(variant, plan_of(variant, method)))
+                        costs = [macs(network, task.holdout.inputs[0:1]) for network in networks]
+                    area = area_over([cost / costs[0] for cost in costs], found.accuracy) if costs else float("nan")
                     figures.setdefault((schedule, repair, name), []).append(
                         {
                             "auc": found.auc,
                             "sparsity": sparsity_at(task.rates, found.accuracy),
                             "accuracy": found.accuracy,
-                            "seconds": time.process_time() - start,
+                            "area": area,
+                            "seconds": seconds,
                         }
                     )
                     print(f"seed {seed}: {schedule} {repair} {name}: {found.auc:.4f}", file=sys.stderr, flush=True)
@@ -104,17 +116,16 @@ def main() -> None:
         f"{args.model}, {task.units}, {args.data}, {args.reference_samples} reference samples a class, repaired from "
         f"{len(task.repair_images)}, {args.seeds} seeds"
     )
-    print(f"{'schedule':10} {'repair':24} {'method':22} {'AUC':>6} {'+-':>6} {'95 %':>6} {'time':>6}")
+    print(f"{'schedule':10} {'repair':24} {'method':22} {'AUC':>6} {'+-':>6} {'95 %':>6} {'area':>6} {'time':>6}")
     for (schedule, repair, name), values in figures.items():
-        mean = {key: statistics.mean(value[key] for value in values) for key in ("auc", "sparsity", "seconds")}
+        mean = {key: statistics.mean(value[key] for value in values) for key in ("auc", "sparsity", "area", "seconds")}
         spread = statistics.stdev(value["auc"] for value in values) if len(values) > 1 else 0.0
         plain = figures.get(("oneshot", "none", name))
         ratio = mean["seconds"] / statistics.mean(value["seconds"] for value in plain) if plain else float("nan")
         rows.append({"schedule": schedule, "repair": repair, "method": name, **mean, "spread": spread, "ratio": ratio})
         rows[-1]["seeds"] = values
-        print(
-            f"{schedule:10} {repair:24} {name:22} {mean['auc']:6.3f} {spread:6.3f} {mean['sparsity']:6.0%} {ratio:6.1f}"
-        )
+        measured = f"{mean['auc']:6.3f} {spread:6.3f} {mean['sparsity']:6.0%} {mean['area']:6.3f} {ratio:6.1f}"
+        print(f"{schedule:10} {repair:24} {name:22} {measured}")
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump({"options": vars(args), "rows": rows}, file, indent=2)

@@ -35,7 +35,7 @@ def without_constants(network: Network) -> Network:
             if isinstance(module, nn.Conv2d) and not module.weight.any():
                 constants[step.output] = _bias(module)
             elif first in constants:
-                constants[step.output] = module(constants[first])
+                constants[step.output] = module(constants[first].clone())
         elif isinstance(module, ops.Multiply) and len(known := [s for s in step.inputs if s in constants]) == 1:
             (signal,) = (slot for slot in step.inputs if slot not in constants)
             modules[step.name] = ops.Affine(scale=constants[known[0]])
