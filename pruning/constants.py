@@ -8,6 +8,8 @@ a step's own cost counts, up to a third of the time (`benchmarks/gates.py`).
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +22,6 @@ def without_constants(network: Network) -> Network:
     """The same network, up to rounding, without gates that are constant.
 
     Only what has one pixel, and so is one number a channel, is followed: global pooling and what gates make of it.
-    Weights are exactly zero where a layer has nothing left to read, also after repair.
     """
     modules = network.modules_by_step()
     steps: list[Step] = []
@@ -32,7 +33,7 @@ def without_constants(network: Network) -> Network:
             pixels.add(step.output)
         elif first in pixels and _keeps_pixels(module):
             pixels.add(step.output)
-            if isinstance(module, nn.Conv2d) and not module.weight.any():
+            if _is_dead(module):
                 constants[step.output] = _bias(module)
             elif first in constants:
                 constants[step.output] = module(constants[first].clone())
@@ -58,6 +59,12 @@ def _keeps_pixels(module: nn.Module) -> bool:
     if isinstance(module, nn.Conv2d):
         return module.kernel_size == (1, 1) and module.padding in ((0, 0), "valid")
     return ops.zero_preserving(module) is not None or (isinstance(module, ops.Realign) and module.dim == 1)
+
+
+def _is_dead(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether a convolution has no input or no unit left: it has one in their place, and weights of exactly zero, also
+    after repair. (One of more channels whose weights are zero may be about to get others.)"""
+    return isinstance(module, nn.Conv2d) and 1 in (module.in_channels, module.out_channels) and not module.weight.any()
 
 
 def _bias(module: nn.Conv2d) -> Tensor:

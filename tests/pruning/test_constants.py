@@ -90,6 +90,15 @@ def test_the_network_given_is_not_changed(gated: Graph) -> None:
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+def test_gates_that_begin_at_zero_stay(randomise: Callable[..., nn.Module]) -> None:
+    model = randomise(GATED["mobilenet_v3_small"]())
+    for name, module in model.named_modules():
+        if name.endswith("fc2"):
+            nn.init.zeros_(module.weight)
+    network = trace(model).network
+    assert without_constants(network) is network
+
+
 def test_a_compact_models_weights_load_into_another_one(randomise: Callable[..., nn.Module]) -> None:
     torch.manual_seed(1)
     one, other = (randomise(GATED["mobilenet_v3_small"]()) for _ in range(2))
