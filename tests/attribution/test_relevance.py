@@ -506,7 +506,9 @@ def test_pruned_networks_without_synchronisation(
     name: str, residual: nn.Module, vision_transformer: Callable[..., nn.Module]
 ) -> None:
     """What a schedule's later steps see."""
-    for model, units in ((residual, "filters+neurons"), (vision_transformer(layers=4), "heads+neurons")):
+    transformer = vision_transformer(layers=4)
+    models = ((residual, "filters+neurons"), (transformer, "heads+neurons"), (Gated(constant=False), "filters"))
+    for model, units in models:
         graph = trace(model)
         generator = torch.Generator().manual_seed(0)
         scores = {layer: torch.rand(size, generator=generator) for layer, size in graph.units(units).items()}
