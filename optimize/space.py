@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..attribution import GROUPS, Composite, CompositeError, RuleSpec
 from ..attribution.attention import SOFTMAX_RULES
-from ..attribution.composites import AGGREGATIONS, ATTENTION_TYPES, keys_of, resolve
+from ..attribution.composites import AGGREGATIONS, ATTENTION_TYPES, GATES, keys_of, resolve
 from .candidate import Pruning
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ class Space:
         choices: what the network's own categories may be, where that is not all that is known.
         network: the layers, so that a composite with other groups or with single layers can be found in the space.
         pruning: "schedule" and "repair" that a study may use, best known first; of several one is searched.
+        gates: how relevance may pass gates, the usual way first; of several one is searched.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class Space:
         choices: Mapping[str, tuple[str, ...]] | None = None,
         network: Network | None = None,
         pruning: Mapping[str, tuple[str, ...]] | None = None,
+        gates: tuple[str, ...] = GATES[:1],
     ) -> None:
         rules = FIXED_RULES if fixed_numbers else RULES
         present = [part if isinstance(part, Part) else Part(part, rules) for part in dict.fromkeys(parts)]
@@ -147,7 +149,7 @@ class Space:
         ranking = {"aggregation": AGGREGATIONS, "normalization": SEARCHED}
         if fixed_numbers:
             ranking = {"aggregation": ("abs",), "normalization": ("none",)}
-        plain = {"reduction": ("auto",), "start": ("logit",), "gates": ("signal",)}
+        plain = {"reduction": ("auto",), "start": ("logit",), "gates": gates}
         self.choices = {**({"softmax": SOFTMAX} if transformer else {}), **ranking, **plain, **(choices or {})}
 
     @classmethod
@@ -159,6 +161,7 @@ class Space:
         *,
         mixed: bool,
         pruning: Mapping[str, tuple[str, ...]] | None = None,
+        gates: tuple[str, ...] = GATES[:1],
     ) -> Space:
         """A space of `config.SPACES` for a network's layers.
 
@@ -178,6 +181,8 @@ class Space:
             parts = [Part(name, {"gamma": RULES["gamma"]}, (name,)) for name in layers]
             choices = {"softmax": ("attnlrp",)} if transformer else {}
             choices |= {"aggregation": ("abs",), "normalization": ("none",)}
+        if name in ("layer", "paper"):
+            gates = gates[:1]
         return cls(
             parts,
             conditional,
@@ -187,6 +192,7 @@ class Space:
             choices=choices,
             network=layers,
             pruning=pruning,
+            gates=gates,
         )
 
     def parameters(self) -> dict[str, tuple[str, ...] | Range]:

@@ -32,7 +32,7 @@ A part is named by a group ("low", "mid", "high", "classifier"), by a type of la
 first part that names it, and all layers of a part have the same rule. What is left out is searched as in the
 other spaces. Five things are searched only here: the normalisation "max", the rule "epsilon" (the range
 of "epsilon_relative" is `epsilon_relative`), in [ranking] `reduction` ("auto", "sum", "abs", "max") and `start`
-("logit", "softmax", "contrastive"), and in [products] `gates` ("signal", "half").
+("logit", "softmax", "contrastive"), and, but with a second objective, in [products] `gates` ("signal", "half").
 """
 
 from __future__ import annotations
@@ -87,7 +87,13 @@ class SpaceError(ValueError):
 
 
 def read_space(
-    path: str | Path, network: Network, conditional: bool, *, mixed: bool, pruning: Choices | None = None
+    path: str | Path,
+    network: Network,
+    conditional: bool,
+    *,
+    mixed: bool,
+    pruning: Choices | None = None,
+    gates: tuple[str, ...] = GATES[:1],
 ) -> Space:
     """The space in a TOML file, for a network. Arguments as in `Space.named`.
 
@@ -96,7 +102,7 @@ def read_space(
     """
     try:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        return parse_space(data, network, conditional, mixed=mixed, pruning=pruning)
+        return parse_space(data, network, conditional, mixed=mixed, pruning=pruning, gates=gates)
     except OSError as error:
         raise UserError(f"--space: cannot read {path}: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -112,6 +118,7 @@ def parse_space(
     *,
     mixed: bool = False,
     pruning: Choices | None = None,
+    gates: tuple[str, ...] = GATES[:1],
 ) -> Space:
     """The space that a TOML file's content describes, for a network.
 
@@ -144,6 +151,7 @@ def parse_space(
         choices=choices,
         network=network,
         pruning=pruning,
+        gates=gates,
     )
 
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import optuna
 import pytest
+import torch
 from pxp_optimize.attribution import load_composite
 from pxp_optimize.pruning import area_over
 from pxp_optimize.studies.best import auc_of, best_trial, search_best
@@ -107,3 +108,46 @@ def test_what_does_not_go_together_is_one_line(project, more, message):
     assert result.returncode == 2
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+GATED = """
+import torch
+from torch import nn
+
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.squeeze, self.excite = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.a(x))
+        gate = torch.sigmoid(self.excite(torch.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
+        return self.fc(torch.relu(self.b(x * gate)).mean((2, 3)))
+"""
+
+
+def test_how_gates_are_passed_is_searched_where_cost_counts(project):
+    (project.folder / "gated.py").write_text(GATED)
+    namespace: dict = {}
+    exec(GATED, namespace)
+    torch.manual_seed(0)
+    torch.save(namespace["Gated"]().state_dict(), project.folder / "gated.pt")
+    model = ["--model", "gated:Gated", "--weights", "gated.pt"]
+    found = {}
+    for objective in ("auc", "auc,macs"):
+        names = ["--storage", f"{objective}.db", "--export", "gated.json", "--objective", objective, "--trials", "16"]
+        result = project.run(*project.options, *model, *names)
+        assert result.returncode == 0, result.stderr
+        study = optuna.load_study(
+            study_name="gated:Gated-images-filters", storage=open_storage(str(project.folder / f"{objective}.db"))
+        )
+        for trial in study.trials:
+            half = trial.user_attrs["composite"].get("products") == {"gates": "half"}
+            assert half == (trial.params.get("gates") == "half")
+        found[objective] = [trial.params.get("gates") for trial in study.trials]
+    assert found["auc"] == [None] * 16
+    assert set(found["auc,macs"][:10]) == {"signal"}
+    assert set(found["auc,macs"][10:]) == {"signal", "half"}

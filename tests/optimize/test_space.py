@@ -51,6 +51,18 @@ def test_unconditional_trials_all_have_the_same_parameters():
     assert len(next(iter(names))) == 2 * 4 + 2
 
 
+@pytest.mark.parametrize("name", ["depth", "type", "layer", "paper"])
+def test_ways_through_gates(name):
+    layers = {key: {"group": key, "type": "3x3"} for key in GROUPS}
+    space = Space.named(name, layers, True, mixed=False, gates=("signal", "half"))
+    searched = name in ("depth", "type")
+    assert ("gates" in space.parameters()) == searched
+    assert {composite.gates for _, composite in draws(space, 10)} == ({"signal", "half"} if searched else {"signal"})
+    for params, composite in draws(space, 5):
+        assert space.params_of(composite).get("gates") == params.get("gates")
+    assert {composite.gates for composite in space.fixed_composites().values()} == {"signal"}
+
+
 def test_only_groups_that_the_model_has():
     space = Space(["classifier", "low", "low"])
     assert space.groups == ("low", "classifier")
