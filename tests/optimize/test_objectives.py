@@ -148,6 +148,9 @@ def test_how_gates_are_passed_is_searched_where_cost_counts(project):
             half = trial.user_attrs["composite"].get("products") == {"gates": "half"}
             assert half == (trial.params.get("gates") == "half")
         found[objective] = [trial.params.get("gates") for trial in study.trials]
+    pruned = project.run("prune", "--storage", "auc.db", "--rate", "0.6", "-o", "gated.safetensors", "-q")
+    assert pruned.returncode == 0, pruned.stderr
+    assert "gates: 1 of 1 are constant now and left out" in pruned.stdout.splitlines()
     assert found["auc"] == [None] * 16
     assert set(found["auc,macs"][:10]) == {"signal"}
     assert set(found["auc,macs"][10:]) == {"signal", "half"}
