@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..attribution import Composite
 from ..pruning import Graph, Masks, Network, NotFinite, compact, macs, sparsity_at, trace, without_constants
 from ..pruning.convolution import plain
-from ..pruning.network import Multiply
+from ..pruning.network import gates_of
 from ..studies.export import write_whole
 from .candidate import pruning_of
 from .errors import UserError
@@ -124,7 +124,7 @@ def write_pruned(
     }
     save_pruned(path, small, masks, about)
     small = without_constants(small)
-    gates, left_gates = _gates(whole), _gates(small)
+    gates, gates_left = len(gates_of(whole)), len(gates_of(small))
     total, left = sum(len(kept) for kept in masks.values()), sum(int(kept.sum()) for kept in masks.values())
     image = task.holdout.inputs[0:1]
     return [
@@ -132,12 +132,8 @@ def write_pruned(
         f"accuracy: {after:.1%} on holdout samples, unpruned {before:.1%}",
         f"parameters: {_part(parameters(small), parameters(whole))}",
         f"multiply-adds: {_part(macs(small, image), macs(whole, image))}",
-        *([f"gates: {gates - left_gates} of {gates} are constant now and left out"] if gates else []),
+        *([f"gates: {gates - gates_left} of {gates} are constant now and left out"] if gates else []),
     ]
-
-
-def _gates(network: nn.Module) -> int:
-    return sum(isinstance(module, Multiply) for module in network.modules())
 
 
 def _part(part: float, whole: float) -> str:

@@ -81,10 +81,10 @@ def _weighed(task: Task, cost: Cost, networks: Iterable[Network], costs: list[fl
     def measured(network: Network, size: int) -> float:
         images = task.search.inputs[0:size]
         with computed_in(task.precision, images.device):
-            return cost(without_constants(network), images)
+            return cost(network, images)
 
     for network in networks:
-        costs.append(task.batching.run(partial(measured, network)))
+        costs.append(task.batching.run(partial(measured, without_constants(network))))
         yield network
 
 

@@ -23,7 +23,7 @@ from .constants import without_constants
 from .convolution import plain
 from .dimensions import dimensions
 from .graph import Graph, Norm, trace
-from .network import Network, Step, clone
+from .network import Network, Step, clone, needed_steps
 
 
 @torch.inference_mode(False)
@@ -146,7 +146,7 @@ class _Compactor:
             self.extents[step.output] = _extent(module, [self.extents[slot] for slot in step.inputs], step.output)
         result = self.slots[graph.network.result]
         result, _ = self.expand(result, self.states[graph.network.result])
-        steps = _needed(self.steps, result)
+        steps = needed_steps(self.steps, result)
         network = Network(steps, self.modules, result).eval().requires_grad_(False)
         return replace(
             graph,
@@ -274,16 +274,6 @@ def _positions(state: Channels) -> Tensor:
     position = state.live.new_full((state.size + 1,), -1)
     position[state.live] = torch.arange(len(state.live), device=state.live.device)
     return position
-
-
-def _needed(steps: list[Step], result: int) -> list[Step]:
-    needed = {result}
-    kept = []
-    for step in reversed(steps):
-        if step.output in needed:
-            needed.update(step.inputs)
-            kept.append(step)
-    return kept[::-1]
 
 
 def _select(tensor: Tensor, dim: int, live: Tensor, size: int) -> Tensor:

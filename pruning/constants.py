@@ -27,6 +27,7 @@ def without_constants(network: Network) -> Network:
     steps: list[Step] = []
     pixels: set[int] = set()  # slots of shape (n, channels, 1, 1)
     constants: dict[int, Tensor] = {}  # by slot, shape (1, channels, 1, 1)
+    scales: dict[int, Tensor] = {}  # what a constant gate multiplies by, by the product's slot; of that shape too
     for step in network.steps:
         module, first = modules[step.name], next(iter(step.inputs), -1)
         if _pools_everything(module):
@@ -39,12 +40,14 @@ def without_constants(network: Network) -> Network:
                 constants[step.output] = module(constants[first].clone())
         elif isinstance(module, ops.Multiply) and len(known := [s for s in step.inputs if s in constants]) == 1:
             (signal,) = (slot for slot in step.inputs if slot not in constants)
-            modules[step.name] = ops.Affine(scale=constants[known[0]])
+            scales[step.output] = constants[known[0]]
+            modules[step.name] = ops.Affine(scale=scales[step.output])
             step = Step(step.name, (signal,), step.output)
         steps.append(step)
-    if len(steps) == len(_needed(steps, network.result)):
+    needed = ops.needed_steps(steps, network.result)
+    if len(needed) == len(steps):
         return network
-    steps = _merged(_needed(steps, network.result), modules, network.result)
+    steps = _merged(needed, modules, scales, network.result)
     left = Network(steps, {step.name: modules[step.name] for step in steps}, network.result)
     return left.eval().requires_grad_(False)
 
@@ -72,22 +75,9 @@ def _bias(module: nn.Conv2d) -> Tensor:
     return bias.view(1, -1, 1, 1)
 
 
-def _needed(steps: list[Step], result: int) -> list[Step]:
-    """The steps that the result hangs on, in order."""
-    slots, kept = {result}, []
-    for step in reversed(steps):
-        if step.output in slots:
-            slots.update(step.inputs)
-            kept.append(step)
-    return kept[::-1]
-
-
-def _merged(steps: list[Step], modules: dict[str, nn.Module], result: int) -> list[Step]:
+def _merged(steps: list[Step], modules: dict[str, nn.Module], scales: dict[int, Tensor], result: int) -> list[Step]:
     """The steps without scales that only one convolution reads; its weights, in `modules`, do that too."""
-    readers: dict[int, list[Step]] = {}
-    for step in steps:
-        for slot in step.inputs:
-            readers.setdefault(slot, []).append(step)
+    readers = ops.readers_of(steps)
     merged: dict[int, int] = {}  # slots of scaled values, and of what they were scaled from
     channels: dict[int, int] = {}  # of slots, where known: one channel may be spread over many by its scales
     for step in steps:
@@ -98,24 +88,17 @@ def _merged(steps: list[Step], modules: dict[str, nn.Module], result: int) -> li
             channels[step.output] = module.size
         elif ops.zero_preserving(module) is not None and step.inputs[0] in channels:
             channels[step.output] = channels[step.inputs[0]]
-        if step.output == result or len(after) != 1 or not _scales_channels(module):
+        if step.output not in scales or step.output == result or len(after) != 1:
             continue
         reader = modules[after[0].name]
         if isinstance(reader, nn.Conv2d) and reader.in_channels == channels.get(step.inputs[0]):
-            modules[after[0].name] = clone(reader, weight=_scaled(reader, module.scale))  # type: ignore[arg-type]
+            modules[after[0].name] = clone(reader, weight=_scaled(reader, scales[step.output]))
             merged[step.output] = step.inputs[0]
     return [
         Step(step.name, tuple(merged.get(slot, slot) for slot in step.inputs), step.output)
         for step in steps
         if step.output not in merged
     ]
-
-
-def _scales_channels(module: nn.Module) -> bool:
-    """Whether a module multiplies each channel by a number and does nothing else."""
-    if not isinstance(module, ops.Affine) or not ops.zero_preserving(module) or not isinstance(module.scale, Tensor):
-        return False
-    return module.scale.dim() == 4 and module.scale.numel() == module.scale.shape[1]
 
 
 def _scaled(module: nn.Conv2d, scale: Tensor) -> Tensor:

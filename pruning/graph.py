@@ -102,7 +102,7 @@ class Graph:
     @property
     def gated(self) -> bool:
         """Whether the network has gates (squeeze-and-excitation)."""
-        return any(isinstance(module, ops.Multiply) and module.gate is not None for module in self.network.modules())
+        return bool(ops.gates_of(self.network))
 
     @property
     def device(self) -> torch.device:
@@ -682,11 +682,7 @@ class _Builder:
         )
 
     def _drop_unused(self) -> None:
-        needed = {self.result}
-        for step in reversed(self.steps):
-            if step.output in needed:
-                needed.update(step.inputs)
-        self.steps = [step for step in self.steps if step.output in needed]
+        self.steps = ops.needed_steps(self.steps, self.result)
         self.modules = {step.name: self.modules[step.name] for step in self.steps}
 
     def _embedding(self) -> frozenset[str]:
@@ -705,7 +701,7 @@ class _Builder:
     def _fold_batch_norms(self, counts: Mapping[int, int]) -> None:
         """counts: of dimensions, by slot."""
         producers = {step.output: step for step in self.steps}
-        readers = self._readers()
+        readers = ops.readers_of(self.steps)
         moved: dict[int, int] = {}
         kept = []
         for step in self.steps:
@@ -736,13 +732,6 @@ class _Builder:
         if isinstance(layer, nn.Conv2d):
             return isinstance(norm, nn.BatchNorm2d)
         return isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d) and flat
-
-    def _readers(self) -> dict[int, list[Step]]:
-        readers: dict[int, list[Step]] = {}
-        for step in self.steps:
-            for slot in step.inputs:
-                readers.setdefault(slot, []).append(step)
-        return readers
 
     def _units(self) -> tuple[dict[str, str], dict[str, int]]:
         kinds, sizes = {}, {}
@@ -808,7 +797,7 @@ class _Builder:
 
     def _rectified(self) -> set[str]:
         """Layers read by ReLU alone whose every reader, in turn, gives no relevance to a zero input."""
-        readers = self._readers()
+        readers = ops.readers_of(self.steps)
         keeps_zero = (nn.Conv2d, nn.Linear, nn.AvgPool2d, nn.AdaptiveAvgPool2d, ops.Mean, ops.Add)
         routes = (nn.MaxPool2d, nn.Flatten, ops.Concat)
 

@@ -26,6 +26,25 @@ class Step:
     output: int
 
 
+def needed_steps(steps: Sequence[Step], result: int) -> list[Step]:
+    """The steps that a slot's value hangs on, in order."""
+    slots, kept = {result}, []
+    for step in reversed(steps):
+        if step.output in slots:
+            slots.update(step.inputs)
+            kept.append(step)
+    return kept[::-1]
+
+
+def readers_of(steps: Iterable[Step]) -> dict[int, list[Step]]:
+    """The steps that read each slot, by slot; one that reads it twice is there twice."""
+    readers: dict[int, list[Step]] = {}
+    for step in steps:
+        for slot in step.inputs:
+            readers.setdefault(slot, []).append(step)
+    return readers
+
+
 @dataclass
 class Visit:
     """A stop of `Network.walk` at a step. A visitor may exchange the module, or set the outputs itself.
@@ -449,6 +468,11 @@ def is_sigmoid(module: nn.Module) -> bool:
     if isinstance(module, Activation):
         return module.function in (torch.sigmoid, F.sigmoid, F.hardsigmoid)
     return isinstance(module, (nn.Sigmoid, nn.Hardsigmoid))
+
+
+def gates_of(network: nn.Module) -> list[Multiply]:
+    """The products of a network in which a gate is a factor."""
+    return [module for module in network.modules() if isinstance(module, Multiply) and module.gate is not None]
 
 
 def zero_preserving(module: nn.Module) -> bool | None:
