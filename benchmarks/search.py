@@ -153,6 +153,9 @@ def gain(found: Sequence[float], fixed: Sequence[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--weights", default="default")
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--image-size", type=int, default=None)
     parser.add_argument("--units", default="auto")
     parser.add_argument("--runs", default=RUNS)
     parser.add_argument("--trials", type=int, default=100)
@@ -174,6 +177,9 @@ def main() -> None:
         prepared = prepare(
             Options(
                 model=args.model,
+                weights=args.weights,
+                data=args.data,
+                image_size=args.image_size,
                 units=args.units,
                 seed=seed,
                 search_samples=args.search_samples,
@@ -195,7 +201,7 @@ def main() -> None:
             if args.json:  # after each run, since they take long
                 with open(args.json, "w", encoding="utf-8") as file:
                     json.dump({"options": vars(args), "rows": rows}, file, indent=2)
-    print(f"{args.model}, {prepared.task.units}, {prepared.description[2]}, {args.seeds} seeds, holdout AUC")
+    print(f"{args.model}, {args.data}, {prepared.task.units}, {prepared.description[2]}, {args.seeds} seeds, holdout AUC")
     for name in args.runs.split(","):
         of_run = [row for row in rows if f"{row['sampler']}:{row['space']}" == name]
         cells = []

@@ -9,11 +9,9 @@ result is right for any network and small where it can be.
 from __future__ import annotations
 
 import copy
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import singledispatch
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +19,7 @@ from torch import Tensor, nn
 from . import network as ops
 from .constants import without_constants
 from .convolution import plain
-from .dimensions import dimensions
+from .dimensions import dimensions, extents
 from .graph import Graph, Norm, trace
 from .network import Network, Step, clone, needed_steps
 
@@ -106,9 +104,6 @@ class Channels:
 
 
 State = Channels | None
-Extent = tuple[int, int]
-"""How large a value is besides its channels: height and width that an image of a certain size would have there, or
-numbers of its own where that is not known. To compare only: values of one extent are of one size."""
 
 
 def compact(graph: Graph, masks: Mapping[str, Tensor]) -> Graph:
@@ -125,8 +120,9 @@ class _Compactor:
         self.modules: dict[str, nn.Module] = {}
         self.states: dict[int, State] = {0: None}
         self.slots: dict[int, int] = {0: 0}  # slot in the graph to slot in the compact network
-        self.extents: dict[int, Extent] = {0: _unknown(0)}
-        self.dimensions = dimensions(graph.network.steps, graph.network.modules_by_step())
+        modules = graph.network.modules_by_step()
+        self.extents = extents(graph.network.steps, modules)
+        self.dimensions = dimensions(graph.network.steps, modules)
         self.count = 1
         self.name = ""
         self.output = 0
@@ -143,7 +139,6 @@ class _Compactor:
             self.name, self.output = step.name, step.output
             slot, state = reduce_step(module, self, step.inputs)
             self.slots[step.output], self.states[step.output] = slot, state
-            self.extents[step.output] = _extent(module, [self.extents[slot] for slot in step.inputs], step.output)
         result = self.slots[graph.network.result]
         result, _ = self.expand(result, self.states[graph.network.result])
         steps = needed_steps(self.steps, result)
@@ -219,54 +214,6 @@ class _Compactor:
         if state is None or state.full:
             return slot, state
         return self.realign(slot, state, torch.arange(state.size, device=self.device)), None
-
-
-def _extent(module: nn.Module, inputs: Sequence[Extent], output: int) -> Extent:
-    """The extent of a step's value: as large as what it reads, unless it is known to be otherwise."""
-    if not inputs or isinstance(module, (ops.Call, ops.Permute)):
-        return _unknown(output)
-    if isinstance(module, ops.Mean):
-        axes = {dim % 4 for dim in module.dims}
-        if axes == {2, 3}:
-            return 1, 1
-        if not module.keepdim or not axes <= {2, 3}:
-            return _unknown(output)
-        return (1, inputs[0][1]) if axes == {2} else (inputs[0][0], 1)
-    if isinstance(module, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)):
-        height, width = (
-            old if new is None else new for old, new in zip(inputs[0], _pair(module.output_size), strict=True)
-        )
-        return height, width
-    if not isinstance(module, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
-        height, width = (_broadcast([size[axis] for size in inputs], _unknown(output)[axis]) for axis in range(2))
-        return height, width
-    kernel, stride, dilation = (_pair(getattr(module, key, 1)) for key in ("kernel_size", "stride", "dilation"))
-    if module.padding == "same":
-        return inputs[0]
-    padding = _pair(0 if module.padding == "valid" else module.padding)
-    up = stride if getattr(module, "ceil_mode", False) else (1, 1)
-    height, width = (
-        (inputs[0][axis] + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) + up[axis] - 2) // stride[axis] + 1
-        for axis in range(2)
-    )
-    return height, width
-
-
-def _broadcast(sizes: Sequence[int], unknown: int) -> int:
-    """The size of what values of such sizes make together."""
-    larger = {size for size in sizes if size != 1}
-    return larger.pop() if len(larger) == 1 else unknown if larger else 1
-
-
-def _unknown(slot: int) -> Extent:
-    """An extent that no other value has, save what is as large as this one. Large and without a pattern, so that no
-    convolution makes one of another."""
-    generator = random.Random(slot)
-    return generator.getrandbits(48) + 2**48, generator.getrandbits(48) + 2**48
-
-
-def _pair(value: Any) -> tuple[Any, Any]:
-    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)  # type: ignore[return-value]
 
 
 def _positions(state: Channels) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import network as ops
+from .dimensions import dimensions, extents
 from .network import Network, Step, clone
 
 
@@ -25,24 +26,22 @@ def without_constants(network: Network) -> Network:
     """
     modules = network.modules_by_step()
     steps: list[Step] = []
-    pixels: set[int] = set()  # slots of shape (n, channels, 1, 1)
+    extent, dims = extents(network.steps, modules), dimensions(network.steps, modules)
     constants: dict[int, Tensor] = {}  # by slot, shape (1, channels, 1, 1)
     scales: dict[int, Tensor] = {}  # what a constant gate multiplies by, by the product's slot; of that shape too
     for step in network.steps:
-        module, first = modules[step.name], next(iter(step.inputs), -1)
-        if _pools_everything(module):
-            pixels.add(step.output)
-        elif first in pixels and _keeps_pixels(module):
-            pixels.add(step.output)
-            if _is_dead(module):
-                constants[step.output] = _bias(module)
-            elif first in constants:
-                constants[step.output] = module(constants[first].clone())
-        elif isinstance(module, ops.Multiply) and len(known := [s for s in step.inputs if s in constants]) == 1:
+        module = modules[step.name]
+        known = [slot for slot in step.inputs if slot in constants]
+        if isinstance(module, ops.Multiply) and len(known) == 1:
             (signal,) = (slot for slot in step.inputs if slot not in constants)
             scales[step.output] = constants[known[0]]
             modules[step.name] = ops.Affine(scale=scales[step.output])
             step = Step(step.name, (signal,), step.output)
+        elif extent[step.output] == (1, 1) and dims.get(step.output) == 4:
+            if _is_dead(module):
+                constants[step.output] = _bias(module)
+            elif known and _reads_one(module):
+                constants[step.output] = module(constants[known[0]].clone())
         steps.append(step)
     needed = ops.needed_steps(steps, network.result)
     if len(needed) == len(steps):
@@ -52,16 +51,9 @@ def without_constants(network: Network) -> Network:
     return left.eval().requires_grad_(False)
 
 
-def _pools_everything(module: nn.Module) -> bool:
-    if isinstance(module, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)):
-        return type(module) is not ops.PoolSquare and module.output_size in (1, (1, 1))
-    return isinstance(module, ops.Mean) and module.keepdim and sorted(module.dims) == [2, 3]
-
-
-def _keeps_pixels(module: nn.Module) -> bool:
-    if isinstance(module, nn.Conv2d):
-        return module.kernel_size == (1, 1) and module.padding in ((0, 0), "valid")
-    return ops.zero_preserving(module) is not None or (isinstance(module, ops.Realign) and module.dim == 1)
+def _reads_one(module: nn.Module) -> bool:
+    """Whether a module's result on a value of one pixel depends on that value alone."""
+    return isinstance(module, (nn.Conv2d, ops.Realign)) or ops.zero_preserving(module) is not None
 
 
 def _is_dead(module: nn.Module) -> TypeGuard[nn.Conv2d]:

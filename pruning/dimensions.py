@@ -1,7 +1,9 @@
-"""How many dimensions the values of a network have, as far as the way it is written tells without an image."""
+"""How many dimensions the values of a network have, and how large maps are, as far as the way it is written tells
+without an image."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +16,10 @@ IMAGES = 4
 """Dimensions of a batch of images."""
 SAME = {"transpose", "swapaxes", "movedim", "contiguous", "clone", "pad", "_pad", "chunk", "split"}
 """Functions whose results have as many dimensions as what they are given."""
+
+Extent = tuple[int, int]
+"""How large a value is besides its channels: height and width that an image of a certain size would have there, or
+numbers of its own where that is not known. To compare only: values of one extent are of one size."""
 
 
 def dimensions(steps: Iterable[Step], modules: Mapping[str, nn.Module]) -> dict[int, int]:
@@ -82,3 +88,59 @@ def _called(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], given: Se
         dropped = sum(isinstance(item, (int, ops.Call.Slot)) for item in index)
         return count - dropped + sum(item is None for item in index) if known else None
     return None
+
+
+def extents(steps: Iterable[Step], modules: Mapping[str, nn.Module]) -> dict[int, Extent]:
+    """The extent by slot. (1, 1): one pixel, or what has no pixels, such as features."""
+    found = {0: _unknown(0)}
+    for step in steps:
+        found[step.output] = _extent(modules[step.name], [found[slot] for slot in step.inputs], step.output)
+    return found
+
+
+def _extent(module: nn.Module, inputs: Sequence[Extent], output: int) -> Extent:
+    """The extent of a step's value: as large as what it reads, unless it is known to be otherwise."""
+    if not inputs or isinstance(module, (ops.Call, ops.Permute, ops.PoolSquare)):  # the last one: of square maps only
+        return _unknown(output)
+    if isinstance(module, ops.Mean):
+        axes = {dim % 4 for dim in module.dims}
+        if axes == {2, 3}:
+            return 1, 1
+        if not module.keepdim or not axes <= {2, 3}:
+            return _unknown(output)
+        return (1, inputs[0][1]) if axes == {2} else (inputs[0][0], 1)
+    if isinstance(module, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)):
+        height, width = (
+            old if new is None else new for old, new in zip(inputs[0], _pair(module.output_size), strict=True)
+        )
+        return height, width
+    if not isinstance(module, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
+        height, width = (_broadcast([size[axis] for size in inputs], _unknown(output)[axis]) for axis in range(2))
+        return height, width
+    kernel, stride, dilation = (_pair(getattr(module, key, 1)) for key in ("kernel_size", "stride", "dilation"))
+    if module.padding == "same":
+        return inputs[0]
+    padding = _pair(0 if module.padding == "valid" else module.padding)
+    up = stride if getattr(module, "ceil_mode", False) else (1, 1)
+    height, width = (
+        (inputs[0][axis] + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) + up[axis] - 2) // stride[axis] + 1
+        for axis in range(2)
+    )
+    return height, width
+
+
+def _broadcast(sizes: Sequence[int], unknown: int) -> int:
+    """The size of what values of such sizes make together."""
+    larger = {size for size in sizes if size != 1}
+    return larger.pop() if len(larger) == 1 else unknown if larger else 1
+
+
+def _unknown(slot: int) -> Extent:
+    """An extent that no other value has, save what is as large as this one. Large and without a pattern, so that no
+    convolution makes one of another."""
+    generator = random.Random(slot)
+    return generator.getrandbits(48) + 2**48, generator.getrandbits(48) + 2**48
+
+
+def _pair(value: Any) -> tuple[Any, Any]:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)  # type: ignore[return-value]
