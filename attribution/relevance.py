@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zennit.core import Composite as ZennitComposite
 
 from ..pruning.compact import real_rows
-from ..pruning.curve import Batches, checked_samples
+from ..pruning.curve import Batches, check_targets, checked_samples
 from ..pruning.graph import Graph, trace
 from ..pruning.precision import computed_in
 from .composites import Composite, load_composite
@@ -49,7 +49,7 @@ def collect_relevance(
     Raises:
         TraceError: see `trace`.
         CompositeError: the composite does not fit the model.
-        ValueError: no such units in the model, or no samples.
+        ValueError: no such units in the model, no samples, or a target that no logit has.
     """
     graph = trace(model)
     inputs, targets = checked_samples(inputs, targets, batch_size)
@@ -110,6 +110,8 @@ def scores_of(
             if input_gradient:
                 batch.requires_grad_()
             logits = graph.network(batch)
+            if first == 0:
+                check_targets(targets, logits.shape[1])
             if not logits.requires_grad:  # no unit is left on the way to them: relevance is zero
                 continue
             logits.backward(start_relevance(start, targets[first : first + batch_size], logits.detach(), competing))

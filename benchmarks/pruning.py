@@ -35,7 +35,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--units", default="auto")
+    parser.add_argument("--weights", default="default")
     parser.add_argument("--data", default="digits")
+    parser.add_argument("--image-size", type=int, default=None)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0, help="to measure the others later, or elsewhere")
     parser.add_argument("--reference-samples", type=int, default=10)
@@ -60,8 +62,10 @@ def main() -> None:
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         options = Options(
             model=args.model,
+            weights=args.weights,
             units=args.units,
             data=args.data,
+            image_size=args.image_size,
             seed=seed,
             reference_samples=args.reference_samples,
             repair_samples=args.repair_samples,

@@ -201,7 +201,8 @@ def main() -> None:
             if args.json:  # after each run, since they take long
                 with open(args.json, "w", encoding="utf-8") as file:
                     json.dump({"options": vars(args), "rows": rows}, file, indent=2)
-    print(f"{args.model}, {args.data}, {prepared.task.units}, {prepared.description[2]}, {args.seeds} seeds, holdout AUC")
+    what = f"{args.model}, {args.data}, {prepared.task.units}, {prepared.description[2]}"
+    print(f"{what}, {args.seeds} seeds, holdout AUC")
     for name in args.runs.split(","):
         of_run = [row for row in rows if f"{row['sampler']}:{row['space']}" == name]
         cells = []

@@ -465,7 +465,7 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     make = Space.named if options.space in SPACES else read_space
     mixed = "+" in prepared.task.units
     # counted in units the signal alone was always better; counted in cost not (benchmarks/README.md)
-    gates = GATES if prepared.task.graph.gated and prepared.task.cost else GATES[:1]
+    gates = (GATES if prepared.task.cost else GATES[:1]) if prepared.task.graph.gated else ()
     space = make(options.space, prepared.layers, conditional, mixed=mixed, pruning=prepared.pruning, gates=gates)
     if options.sampler == AUTO:
         options = replace(options, sampler=default_sampler(space.parameters(), options.objective))

@@ -117,7 +117,7 @@ class Space:
         choices: what the network's own categories may be, where that is not all that is known.
         network: the layers, so that a composite with other groups or with single layers can be found in the space.
         pruning: "schedule" and "repair" that a study may use, best known first; of several one is searched.
-        gates: how relevance may pass gates, the usual way first; of several one is searched.
+        gates: how relevance may pass gates, the usual way first; of several one is searched. Empty: there are none.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Space:
         ranking = {"aggregation": AGGREGATIONS, "normalization": SEARCHED}
         if fixed_numbers:
             ranking = {"aggregation": ("abs",), "normalization": ("none",)}
-        plain = {"reduction": ("auto",), "start": ("logit",), "gates": gates}
+        plain = {"reduction": ("auto",), "start": ("logit",), "gates": gates or GATES[:1]}
         self.choices = {**({"softmax": SOFTMAX} if transformer else {}), **ranking, **plain, **(choices or {})}
 
     @classmethod

@@ -134,6 +134,8 @@ def parse_space(
         refuse_unknown(entries, known, table, SpaceError)
         if table == "attention" and entries and not transformer:
             raise SpaceError("attention: the network has none")
+        if table == "products" and entries and not gates:
+            raise SpaceError("products: the network has no gates")
         choices |= {key: _choices(value, known[key], f"{table}.{key}") for key, value in entries.items()}
     tables = _table(data.get("parts", {}), "parts")
     if not tables:

@@ -49,6 +49,19 @@ def checked_samples(inputs: Batches, targets: Tensor, batch_size: int) -> tuple[
     return inputs, targets.clone() if targets.is_inference() else targets
 
 
+def check_targets(targets: Tensor, n_logits: int) -> None:
+    """Refuse targets that no logit has, before a GPU's kernel does, after which nothing runs there any more.
+
+    Raises:
+        ValueError: such a target.
+    """
+    if targets.is_meta:  # has no values
+        return
+    low, high = (int(end) for end in targets.aminmax())
+    if low < 0 or high >= n_logits:
+        raise ValueError(f"targets are {low} to {high}: need indices of {n_logits} logits")
+
+
 def accuracy_curve(
     model: nn.Module | Graph,
     relevance: Mapping[str, Tensor],
@@ -72,9 +85,7 @@ def accuracy_curve(
     inputs, targets = checked_samples(inputs, targets, batch_size)
     with torch.inference_mode():
         n_logits = graph.network(inputs[:1]).shape[1]
-    low, high = (int(end) for end in targets.aminmax())
-    if low < 0 or high >= n_logits:
-        raise ValueError(f"targets are {low} to {high}: need indices of {n_logits} logits")
+    check_targets(targets, n_logits)
     if not rates:
         raise ValueError("a curve needs at least one rate")
     networks = (compact(graph, masks).network for masks in nested(rank(relevance), rates))

@@ -415,7 +415,7 @@ def test_model_is_left_as_it_was_after_errors(residual: nn.Module, images: Sampl
     composite = Composite.uniform(SPECS["gamma"])
     for error, call in (
         (RuntimeError, lambda: collect_relevance(model, composite, inputs[:, :2], targets)),
-        (RuntimeError, lambda: collect_relevance(model, composite, inputs, targets + 5, batch_size=4)),
+        (ValueError, lambda: collect_relevance(model, composite, inputs, targets + 5, batch_size=4)),
         (CompositeError, lambda: collect_relevance(model, Composite({"low": SPECS["gamma"]}), inputs, targets)),
         (ValueError, lambda: collect_relevance(model, composite, inputs, targets, units="heads")),
     ):
@@ -431,7 +431,7 @@ def test_graph_is_left_as_it_was(graph: Graph, images: Samples, reference: bool)
     composite = fitting(graph, SPECS["gamma"])
     collect_relevance(graph, composite, inputs, targets, reference=reference)
     assert_same(before, graph.network)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError):
         collect_relevance(graph, composite, inputs, targets + 5, reference=reference)
     assert_same(before, graph.network)
 
@@ -541,6 +541,8 @@ def test_samples_and_targets_must_match(graph: Graph, images: Samples) -> None:
         ({"batch_size": -1}, "batch_size is -1"),
         ({"targets": targets.float()}, "int64 indices"),
         ({"targets": torch.eye(5, dtype=torch.long)[targets]}, "int64 indices"),
+        ({"targets": targets - 5}, "need indices of 5 logits"),
+        ({"targets": targets + 5}, "need indices of 5 logits"),
         ({"inputs": inputs.byte()}, "float images"),
     ):
         with pytest.raises(ValueError, match=message):

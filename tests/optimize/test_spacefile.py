@@ -182,6 +182,14 @@ def test_mistakes_are_named_by_their_key(case):
     assert "\n" not in str(caught.value)
 
 
+def test_gates_need_a_network_that_has_some():
+    data = {**part(), "products": {"gates": ["signal", "half"]}}
+    with pytest.raises(SpaceError, match="products: the network has no gates"):
+        parse_space(data, RESNET, gates=())
+    assert "gates" in parse_space(data, RESNET).parameters()
+    assert "gates" not in parse_space(part(), RESNET, gates=()).parameters()
+
+
 def test_files_that_are_none(tmp_path):
     path = tmp_path / "space.toml"
     with pytest.raises(UserError, match="cannot read"):
