@@ -24,8 +24,10 @@ from pxp_optimize.optimize.trial import evaluate
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--weights", default="default")
     parser.add_argument("--units", default="auto")
     parser.add_argument("--data", default="digits")
+    parser.add_argument("--image-size", type=int, default=None)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--rates", default="0:0.9:0.1")
     parser.add_argument("--samples", type=int, default=200, help="search samples, and as many holdout samples")
@@ -35,8 +37,10 @@ def main() -> None:
     for seed in range(args.seeds):
         options = Options(
             model=args.model,
+            weights=args.weights,
             units=args.units,
             data=args.data,
+            image_size=args.image_size,
             seed=seed,
             rates=parse_rates(args.rates),
             search_samples=args.samples,

@@ -313,10 +313,17 @@ class Options:
     )
     image_size: int | None = _option(
         None,
-        "Height and width of the images, in pixels.",
+        "Height and width of the network's input, in pixels.",
         parse=count_from(8),
         metavar="N",
         unset="the weights' own",
+    )
+    resize: int | None = _option(
+        None,
+        "Smaller edge, in pixels, that images are resized to before the middle of --image-size is cut out.",
+        parse=count_from(8),
+        metavar="N",
+        unset="the weights' own; --image-size for a file's or a function's",
     )
     mean: tuple[float, ...] | None = _option(
         None,

@@ -57,6 +57,7 @@ def load_model(
     *,
     cache: Path,
     image_size: int | None = None,
+    resize: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     device: torch.device | None = None,
@@ -70,9 +71,10 @@ def load_model(
     default weights.
 
     The transform is the weights' own; for a file, that of the digits if these are the data, otherwise that of
-    the architecture's default weights (224 pixels and ImageNet's mean and std if it has none). image_size (in
-    pixels), mean and std (one value or three, for images in [0, 1]) override it. The global random state is
-    left as it was.
+    the architecture's default weights (224 pixels and ImageNet's mean and std if it has none). image_size, resize
+    (in pixels), mean and std (one value or three, for images in [0, 1]) override it. With image_size alone
+    torchvision's weights get images resized in proportion, weights of others the whole of the smaller edge. The
+    global random state is left as it was.
 
     Raises:
         UserError: an unknown model or weights, no network connection, weights that do not fit, a network that
@@ -100,13 +102,15 @@ def load_model(
             transform = DIGITS_TRANSFORM if dataset.name == "digits" else _own_transform(spec)
 
         if source is None:
-            transform = _override(transform, image_size, mean, std)
+            transform = _override(transform, image_size, resize or image_size, mean, std)
             module = build_model(spec, len(dataset.classes), transform.size)
             _count_logits(spec, module, transform.size)  # before the training, not after
             description = load_or_train(spec, module, dataset, transform, cache, device=device, progress=progress)
         else:
             module, size = _fit(spec, source, image_size)
-            transform = _override(transform, size, mean, std)
+            if source.transform is None:  # nobody said that its training cut off a margin
+                resize = resize or image_size
+            transform = _override(transform, size, resize, mean, std)
             description = source.description
 
     if any(is_lazy(value) for value in (*module.parameters(), *module.buffers())):
@@ -242,10 +246,18 @@ def _transform_of(weights: Any) -> Transform:
 
 
 def _override(
-    transform: Transform, size: int | None, mean: Sequence[float] | None, std: Sequence[float] | None
+    transform: Transform,
+    size: int | None,
+    resize: int | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
 ) -> Transform:
     if size is not None:
         transform = replace(transform, size=size, resize=round(size * transform.resize / transform.size))
+    if resize is not None:
+        if resize < transform.size:
+            raise UserError(f"--resize {resize}: the images cut out of it have {transform.size} pixels (--image-size)")
+        transform = replace(transform, resize=resize)
     if mean is not None:
         transform = replace(transform, mean=_three("--mean", mean))
     if std is not None:

@@ -110,6 +110,7 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
         dataset,
         cache=cache,
         image_size=options.image_size,
+        resize=options.resize,
         mean=options.mean,
         std=options.std,
         device=device,

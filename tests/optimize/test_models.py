@@ -322,6 +322,10 @@ def test_pretrained_weights_bring_their_transform(hub: Path) -> None:
         assert same(model.module, network)
         assert (model.num_classes, model.transform.size, model.transform.resize) == (1000, 224, 232)
         assert "MobileNet_V2_Weights.IMAGENET1K_V2" in model.description
+    smaller = loaded("mobilenet_v2", "IMAGENET1K_V2", TENCH, image_size=112)
+    assert (smaller.transform.size, smaller.transform.resize) == (112, 116)
+    whole = loaded("mobilenet_v2", "IMAGENET1K_V2", TENCH, image_size=112, resize=112)
+    assert (whole.transform.size, whole.transform.resize) == (112, 112)
 
 
 def test_offline_without_weights(hub: Path) -> None:
@@ -351,9 +355,11 @@ def test_transform_is_overridden_by_what_is_given(tmp_path: Path) -> None:
     checkpoint(tmp_path / "w.pt")
     own = {"mean": [0.5], "std": [0.1, 0.2, 0.3], "image_size": 112}
     transform = loaded("resnet18", tmp_path / "w.pt", **own).transform
-    assert (transform.size, transform.resize) == (112, 128)
+    assert (transform.size, transform.resize) == (112, 112)
     assert (transform.mean, transform.std) == ((0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
-    for wrong in ({"mean": [0.1, 0.2]}, {"std": [0.0]}, {"image_size": 0}):
+    transform = loaded("resnet18", tmp_path / "w.pt", resize=232).transform
+    assert (transform.size, transform.resize) == (224, 232)
+    for wrong in ({"mean": [0.1, 0.2]}, {"std": [0.0]}, {"image_size": 0}, {"image_size": 32, "resize": 31}):
         with pytest.raises(UserError, match="--"):
             loaded("resnet18", tmp_path / "w.pt", **wrong)
 
