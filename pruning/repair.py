@@ -88,10 +88,46 @@ def _rescaled(module: nn.Module, scale: Tensor, shift: Tensor) -> nn.Module:
     return clone(module, weight=weight * scale.view(-1, *[1] * (weight.dim() - 1)), bias=bias)
 
 
+MOST_IMAGES = 512
+"""Repairs keep all their images' activations of a layer at a time: of no more images than this."""
 ROOM = 2**28
 """Bytes that the unpruned network's outputs may take, to be kept from one repair to the next; and a layer's rows."""
 FEW = 64
 """Features of which a layer has at least so many when rows are drawn: more rows cost nothing there."""
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Images, and behind them as many averages of two of them, up to `MOST_IMAGES` in all.
+
+    What a layer is to give, the unpruned network says of any image. So a few images are made to say more, without a
+    label and without knowing what changes an image's class (mixup, Zhang et al. 2018, arXiv 1710.09412, mixes targets
+    too). Not for statistics: averages have less contrast.
+    """
+
+    images: Batches
+
+    def __len__(self) -> int:
+        count = len(self.images)
+        return max(count, min(2 * count, MOST_IMAGES))
+
+    def __getitem__(self, item: slice) -> Tensor:
+        count = len(self.images)
+        start, stop, _ = item.indices(len(self))
+        parts = [self.images[start : min(stop, count)]] if start < count else []
+        if stop > count:
+            first, last = max(start, count) - count, stop - count
+            apart = max(1, count // 3)  # not half, where each pair would come twice; images may be sorted by class
+            parts.append((self.images[first:last] + self._around(first + apart, last + apart)) / 2)
+        return torch.cat(parts)
+
+    def _around(self, start: int, stop: int) -> Tensor:
+        """The images of these rows, counted on from the first one behind the last."""
+        count = len(self.images)
+        parts = [self.images[start:stop]] if start < count else []
+        if stop > count:
+            parts.append(self.images[max(0, start - count) : stop - count])
+        return torch.cat(parts)
 
 
 @dataclass
@@ -106,7 +142,8 @@ class LeastSquaresRepair(Repair):
     summed chunk by chunk, so memory does not grow with the samples' positions. Rows that are tokens count by how much
     the prediction hangs on them (`token_weights`): a class token for more than one of many patches.
 
-    inputs: float images, unlabelled. most: a layer whose rows and features are both more is left as it is.
+    inputs: float images, unlabelled; averages of two are read too (`Mixed`).
+    most: a layer whose rows and features are both more is left as it is.
     enough: of rows, for each feature (of `FEW` at least); of many more, at least so many are drawn (`drawn_rows`), and
         of tokens anyway `least`, since a few of them matter most.
     """
@@ -124,10 +161,10 @@ class LeastSquaresRepair(Repair):
         modules: dict[str, nn.Module] = {}
         masks = check_masks(graph, masks)
         if self._unpruned is None or self._unpruned.graph is not graph:
-            self._unpruned = _Unpruned(graph, self.inputs, self.chunk)
+            self._unpruned = _Unpruned(graph, Mixed(self.inputs), self.chunk)
         originals, outputs = graph.network.modules_by_step(), self._unpruned.outputs()
         behind = _behind_changes(graph, small)
-        for visit in small.network.walk(_chunks(self.inputs, self.chunk)):
+        for visit in small.network.walk(_chunks(Mixed(self.inputs), self.chunk)):
             if visit.name in behind and isinstance(visit.module, (nn.Conv2d, nn.Linear)):
                 live = live_rows(graph, masks, visit.name)
                 goals = _goals(originals[visit.name], outputs(visit.name), live)
@@ -341,10 +378,6 @@ class Chain(Repair):
 
 
 REPAIRS = ("none", "batchnorm", "least-squares", "batchnorm+least-squares")
-
-
-MOST_IMAGES = 512
-"""Repairs keep all their images' activations of a layer at a time: of no more images than this."""
 
 
 def repair_rows(count: int) -> slice:

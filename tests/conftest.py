@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from pxp_optimize.optimize.config import Options
     from pxp_optimize.optimize.prepare import Prepared
     from torch import nn
+
+settings.register_profile("unhurried", deadline=None)  # tests say nothing of time, on machines as busy as may be
+settings.load_profile("unhurried")
 
 CLASSES = ("blue", "green", "red")
 SIZE = 16

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pxp_optimize.attribution import Composite, RuleSpec, collect_relevance
 from pxp_optimize.optimize.config import Options
@@ -90,7 +90,6 @@ def check_batches(ahead: Ahead, slices: list[slice]) -> None:
         assert torch.equal(batch.cpu(), PIXELS[item])
 
 
-@settings(deadline=None)
 @given(st.lists(SLICES, max_size=8))
 def test_batches_in_any_order_are_those_of_the_pixels(slices: list[slice]) -> None:
     check_batches(Ahead(PIXELS, torch.device("cpu")), slices)

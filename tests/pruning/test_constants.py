@@ -138,7 +138,7 @@ class Gates(nn.Module):
         return self.fc(torch.cat([part.mean((2, 3)) for part in parts], 1))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_any_masks(data: st.DataObject) -> None:
     torch.manual_seed(5)

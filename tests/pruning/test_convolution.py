@@ -22,7 +22,7 @@ def pair(*args: Any, **kwargs: Any) -> tuple[nn.Conv2d, Convolution]:
     return module, convolution(clone(module))  # type: ignore[return-value]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),

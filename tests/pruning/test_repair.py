@@ -7,8 +7,18 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from pxp_optimize.pruning import Graph, Masks, compact, make_repair, prune_masks, pruned, trace
-from pxp_optimize.pruning.repair import BatchNormRepair, LeastSquaresRepair, Repair, _rows, token_weights
+from pxp_optimize.pruning.repair import (
+    MOST_IMAGES,
+    BatchNormRepair,
+    LeastSquaresRepair,
+    Mixed,
+    Repair,
+    _rows,
+    token_weights,
+)
 from pxp_optimize.pruning.ridge import ridge
 from torch import Tensor, nn
 from torchvision.models import resnet18
@@ -396,6 +406,29 @@ def test_least_squares_reads_all_columns(kept: int) -> None:
         logit_error(graph, masks, images, repair) for repair in (None, LeastSquaresRepair(images, least=1))
     )
     assert repaired < plain / 3
+
+
+@given(count=st.integers(1, 700), chunk=st.integers(1, 800))
+def test_averages_come_behind_the_images_in_any_chunks(count: int, chunk: int) -> None:
+    images = torch.arange(3.0 * count).view(count, 3)
+    mixed = Mixed(images)
+    assert len(mixed) == max(count, min(2 * count, MOST_IMAGES))
+    averages = (images + images.roll(-max(1, count // 3), 0)) / 2
+    got = torch.cat([mixed[start : start + chunk] for start in range(0, len(mixed), chunk)])
+    assert torch.equal(got, torch.cat([images, averages])[: len(mixed)])
+
+
+def test_least_squares_reads_averages_as_it_reads_images(
+    resnet: nn.Module, photos: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = trace(resnet)
+    masks = random_masks(graph, 0.5)
+    small = compact(graph, masks)
+    got = LeastSquaresRepair(photos)(graph, small, masks).network(photos)
+    seen = Mixed(photos)[:]
+    monkeypatch.setattr("pxp_optimize.pruning.repair.MOST_IMAGES", 0)
+    assert torch.equal(got, LeastSquaresRepair(seen)(graph, small, masks).network(photos))
+    assert not torch.equal(got, LeastSquaresRepair(photos)(graph, small, masks).network(photos))
 
 
 def test_names(resnet: nn.Module, transformer: nn.Module, photos: Tensor) -> None:
