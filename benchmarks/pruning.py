@@ -51,12 +51,15 @@ def main() -> None:
     parser.add_argument("--normalization", default="none", choices=NORMALIZATIONS, help="of the composites' relevance")
     parser.add_argument("--gates", default="signal", choices=GATES, help="how the composites pass gates")
     parser.add_argument("--even", type=float, default=EVEN, help="part of tokens' weights that is even (1: all)")
+    parser.add_argument("--no-averages", action="store_true", help="least squares reads the images alone")
     parser.add_argument(
         "--macs", action="store_true", help="the area over multiply-adds too (networks are built twice)"
     )
     parser.add_argument("--json", help="write the figures here")
     args = parser.parse_args()
     repair_module.EVEN = args.even
+    if args.no_averages:
+        repair_module.Mixed = lambda images: images
     rows: list[dict[str, Any]] = []
     figures: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for seed in range(args.first_seed, args.first_seed + args.seeds):
