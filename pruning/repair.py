@@ -192,13 +192,22 @@ class LeastSquaresRepair(Repair):
         if drawn is not None and weights is not None:
             weights = weights[drawn.to(weights.device)]
         size = most * features * weight.element_size()  # of the rows, or of one group's
-        if isinstance(module, nn.Conv2d) and module.groups > 1:
-            fitted, bias = _fit_groups(module, inputs, goals, drawn, at_once=max(1, ROOM // 4 // size))
-        else:
-            known = list(_pairs(module, inputs, goals, drawn)) if size <= ROOM else None
-            again = known.__iter__ if known is not None else lambda: _pairs(module, inputs, goals, drawn)
-            fitted, bias = ridge(again, weight.flatten(1), weights)
-        return clone(module, weight=fitted.view(weight.shape), bias=bias)
+        try:
+            if isinstance(module, nn.Conv2d) and module.groups > 1:
+                fitted, bias = _fit_groups(module, inputs, goals, drawn, at_once=max(1, ROOM // 4 // size))
+            else:
+                known = list(_pairs(module, inputs, goals, drawn)) if size <= ROOM else None
+                again = known.__iter__ if known is not None else lambda: _pairs(module, inputs, goals, drawn)
+                fitted, bias = ridge(again, weight.flatten(1), weights)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # what is left of the network overflows: no fit
+            return module
+        before = bias.new_zeros(len(bias)) if module.bias is None else module.bias
+        fits = fitted.isfinite().all() & bias.isfinite().all()  # not read here: it may lie on a GPU
+        return clone(
+            module,
+            weight=torch.where(fits, fitted.view(weight.shape), weight),
+            bias=torch.where(fits, bias, before),  # type: ignore[arg-type]
+        )
 
 
 def _pairs(

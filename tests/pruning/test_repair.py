@@ -431,6 +431,19 @@ def test_least_squares_reads_averages_as_it_reads_images(
     assert not torch.equal(got, LeastSquaresRepair(photos)(graph, small, masks).network(photos))
 
 
+def test_layers_that_read_what_is_not_finite_stay_as_they_are() -> None:
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3, groups=4)]
+    graph = trace(nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(32, 5)))
+    with torch.no_grad():
+        graph.network.get_submodule("0").weight.fill_(1e38)
+    small = compact(graph, masks := {"0": torch.arange(8) < 4})
+    repaired = LeastSquaresRepair(torch.rand(20, 3, 8, 8) + 9)(graph, small, masks)
+    for name in ("1", "2", "4"):
+        layers = [part.network.get_submodule(name) for part in (repaired, small)]
+        assert torch.equal(layers[0].weight, layers[1].weight)
+
+
 def test_names(resnet: nn.Module, transformer: nn.Module, photos: Tensor) -> None:
     assert make_repair("none", trace(resnet), photos) is None
     with pytest.raises(ValueError, match="choose from"):
