@@ -102,7 +102,7 @@ def load_model(
             transform = DIGITS_TRANSFORM if dataset.name == "digits" else _own_transform(spec)
 
         if source is None:
-            transform = _override(transform, image_size, resize or image_size, mean, std)
+            transform = _override(transform, image_size, resize, mean, std)
             module = build_model(spec, len(dataset.classes), transform.size)
             _count_logits(spec, module, transform.size)  # before the training, not after
             description = load_or_train(spec, module, dataset, transform, cache, device=device, progress=progress)

@@ -159,12 +159,12 @@ class LeastSquaresRepair(Repair):
     @torch.no_grad()
     def __call__(self, graph: Graph, small: Graph, masks: Masks) -> Graph:
         modules: dict[str, nn.Module] = {}
-        masks = check_masks(graph, masks)
+        masks, images = check_masks(graph, masks), Mixed(self.inputs)
         if self._unpruned is None or self._unpruned.graph is not graph:
-            self._unpruned = _Unpruned(graph, Mixed(self.inputs), self.chunk)
+            self._unpruned = _Unpruned(graph, images, self.chunk)
         originals, outputs = graph.network.modules_by_step(), self._unpruned.outputs()
         behind = _behind_changes(graph, small)
-        for visit in small.network.walk(_chunks(Mixed(self.inputs), self.chunk)):
+        for visit in small.network.walk(_chunks(images, self.chunk)):
             if visit.name in behind and isinstance(visit.module, (nn.Conv2d, nn.Linear)):
                 live = live_rows(graph, masks, visit.name)
                 goals = _goals(originals[visit.name], outputs(visit.name), live)
