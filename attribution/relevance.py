@@ -19,7 +19,6 @@ from .composites import Composite, load_composite
 
 
 @torch.inference_mode(False)  # in which nothing has a gradient, whatever enable_grad says
-@computed_in("fp32")
 def collect_relevance(
     model: nn.Module | Graph,
     composite: Composite | str | Path | Mapping[str, Any] | ZennitComposite,
@@ -51,14 +50,14 @@ def collect_relevance(
         CompositeError: the composite does not fit the model.
         ValueError: no such units in the model, no samples, or a target that no logit has.
     """
-    graph = trace(model)
     inputs, targets = checked_samples(inputs, targets, batch_size)
+    graph = trace(model, inputs[:2])
     if isinstance(composite, (str, Path, Mapping)):
         composite = load_composite(composite)
     if not isinstance(composite, Composite):
-        with composite.context(graph.network):
+        with computed_in("fp32"), composite.context(graph.network):
             return scores_of(graph, units, inputs, targets, batch_size, relevance_score, input_gradient=True)
-    with composite.zennit(graph, reference=reference).context(graph.network):
+    with computed_in("fp32"), composite.zennit(graph, reference=reference).context(graph.network):
         totals = scores_of(
             graph,
             units,
@@ -163,7 +162,8 @@ def _recorded(
             value = output.detach()
 
             def on_backward(gradient: Tensor) -> None:
-                values = per_unit(score(value, gradient.detach()), graph.kinds[name], signed, reduction)
+                found = graph.arranged(name, score(value, gradient.detach()))
+                values = per_unit(found, graph.kinds[name], signed, reduction)
                 totals[name] += of_units(module, values)
 
             output.register_hook(on_backward)
