@@ -15,7 +15,7 @@ from .rules import Halve, Normalise, Pass, Rule, Share, ShareScattered, Signal, 
 
 
 class Proportion(Rule):
-    """Of what is linear in its inputs, which may be several: in proportion to input times gradient (the epsilon rule)."""
+    """Of what is linear in its inputs: in proportion to input times gradient (the epsilon rule)."""
 
     def propagate(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor) -> Tensors:
         with torch.enable_grad():
@@ -50,9 +50,10 @@ class Normalised(Rule):
                 gradient = gradient * module.weight.view(-1, *[1] * (x.dim() - 2))
             scaled = gradient.unflatten(1, (module.num_groups, -1)).flatten(2) / std
             return (x * (scaled - scaled.mean(2, keepdim=True)).view(x.shape),)
-        dims = tuple(range(-len(module.normalized_shape), 0))  # type: ignore[arg-type]
-        eps = torch.finfo(x.dtype).eps if module.eps is None else module.eps
-        weight = 1.0 if module.weight is None else module.weight
+        norm: Any = module
+        dims = tuple(range(-len(norm.normalized_shape), 0))  # type: ignore[arg-type]
+        eps = torch.finfo(x.dtype).eps if norm.eps is None else norm.eps
+        weight = 1.0 if norm.weight is None else norm.weight
         return (x * gradient * weight / (x.square().mean(dims, keepdim=True) + eps).sqrt(),)
 
 
@@ -98,4 +99,3 @@ def hook_for(module: nn.Module, softmax: str, gates: str) -> Hook | None:
     if isinstance(module, (nn.AvgPool2d, nn.AdaptiveAvgPool2d)):
         return Normalise()
     return RULES_BETWEEN[how]
-

@@ -228,6 +228,7 @@ class Composite:
             CompositeError: the composite does not fit the model.
         """
         specs, steps = self.resolve(graph), graph.network.modules_by_step()
+
         def hook(_: dict, name: str, module: nn.Module) -> Hook | None:
             if name in specs:
                 fast = specs[name].hook(

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from zennit.core import Composite as ZennitComposite
 
-from ..pruning.compact import real_rows
 from ..pruning.curve import Batches, check_targets, checked_samples
 from ..pruning.graph import Graph, trace
+from ..pruning.operations.layers import real_rows
 from ..pruning.precision import computed_in
 from .composites import Composite, load_composite
 

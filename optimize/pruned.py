@@ -56,7 +56,7 @@ def save_pruned(path: str | Path, network: Network, masks: Masks, about: Mapping
 
 
 def load_pruned(model: nn.Module, path: str | Path) -> nn.Module:
-    """The pruned network that `pxp-optimize prune` wrote, on the CPU, in eval mode and without gradients.
+    """The pruned network that `pxp-optimize prune` wrote, on the CPU, in eval mode; its parameters can be trained.
 
     model: the original network, as its architecture; its weights are not used, and it stays as it is.
 
@@ -73,7 +73,7 @@ def load_pruned(model: nn.Module, path: str | Path) -> nn.Module:
         network.load_state_dict(tensors)
     except (ValueError, RuntimeError, AttributeError) as error:
         raise ValueError(f"{path} does not fit this model: {' '.join(str(error).split())}") from error
-    return without_constants(network)
+    return without_constants(network).requires_grad_()
 
 
 def about_pruned(path: str | Path) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """The physically smaller network: channels that are pruned, and all that only they fed, are gone.
 
 One pass over the steps carries, with each value, which of its channels are still live. Each operation says how it
-passes them on (`Operation.reduce`): a convolution slices its weights, a sum takes the union, a concatenation joins. Where
-an operation cannot, it gets all its channels back, as zeros, so the result is right for any network and small where it
-can be.
+passes them on (`Operation.reduce`): a convolution slices its weights, a sum takes the union, a concatenation joins.
+Where an operation cannot, it gets all its channels back, as zeros, so the result is right for any network and small
+where it can be.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def compact_model(model: nn.Module | Graph, masks: Mapping[str, Tensor], *, exam
     """A smaller network with the logits of the masked one.
 
     masks: per layer (named as in the model) a bool tensor, shape (units,), True = kept; layers not named stay
-    whole. Layers may lose all their units. The model is not changed. The state dict of the result loads into
+    whole. Layers may lose all their units. The model is not changed; the result, in eval mode, can be trained,
+    explained and pruned again. The state dict of the result loads into
     the result of the same call on a model of the same architecture. Of a model in half precision the result is in
     float32. Gates that are constant now are gone (`without_constants`).
 
@@ -42,7 +43,9 @@ def compact_model(model: nn.Module | Graph, masks: Mapping[str, Tensor], *, exam
         ValueError: a mask names no prunable layer, or has another length than the layer has units.
     """
     network = plain(without_constants(compact(trace(model, example), masks).network))
-    return copy.deepcopy(network) if isinstance(model, Graph) else network  # which shares the graph's tensors
+    if isinstance(model, Graph):
+        network = copy.deepcopy(network)  # which shares the graph's tensors
+    return network.requires_grad_()
 
 
 def masked_model(model: nn.Module | Graph, masks: Mapping[str, Tensor], *, example: Tensor | None = None) -> nn.Module:
@@ -161,7 +164,7 @@ class Compactor:
         rows = self.graph.rows[name]
         return (rows == rows.min()).nonzero().flatten()
 
-    # -- for the operations -----------------------------------------------------------------------------
+    # -- for the operations ----------------------------------------------------------------------------
 
     def emit(self, module: nn.Module, inputs: tuple[int, ...], suffix: str = "") -> int:
         """A step of the compact network; `inputs` are slots of that network."""
@@ -193,7 +196,7 @@ class Compactor:
         return first, Channels(dim, size, first, empty=True, loose=loose)
 
     def beside(self, layer: str, slot: int) -> int | None:
-        """For a layer that reads what heads give, when none is left: the tokens that they read, if there are as many."""
+        """For a layer that reads what heads give, when none is left: the tokens that they read, if as many."""
         query = self.graph.outs.get(layer)
         found = next((step.inputs[0] for step in self.graph.network.steps if step.name == query), None)
         if found is None or self.shape(found)[:-1] != self.shape(slot)[:-1]:
@@ -215,7 +218,8 @@ class Compactor:
             return slot
         maker = self.modules[self.steps[slot - 1].name] if slot else None
         if isinstance(maker, ops.Constant):
-            return self.emit(ops.Constant(maker.value.index_select(dim, live)), (), "_part")
+            value: Tensor = maker.value  # type: ignore[assignment]
+            return self.emit(ops.Constant(value.index_select(dim, live)), (), "_part")
         return self.emit(ops.Realign(dim, live if state is None else state.positions()[live]), (slot,), "_realign")
 
     def expand(self, slot: int, state: State) -> int:

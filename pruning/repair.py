@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .compact import check_masks, live_rows, real_rows
+from .compact import check_masks, live_rows
 from .curve import Batches
 from .graph import Graph
 from .masks import Masks
 from .network import clone
+from .operations.layers import real_rows
 from .ridge import drawn_rows, part_of, ridge, ridge_by_group
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from ..network import BATCH, QueryKey, Step, clone, readers_of
+from ..network import BATCH, HeadSoftmax, QueryKey, Step, clone, readers_of
 from ..operations import Relevance, entry_of
 from ..operations.attention import MatrixProduct
 from ..operations.normalization import LayerNorm
@@ -21,8 +21,8 @@ Shapes = Mapping[int, tuple[int, ...]]
 class Attention:
     """One softmax over keys. Names of steps.
 
-    softmax: whose heads are units, where there are `heads` of them that can be told apart (None: there are none). value:
-    the product with the values. parts: what each projection gives: "q", "k", "v", or several as one layer ("qkv").
+    softmax: whose heads are units, where there are `heads` of them that can be told apart (None: there are none).
+    value: the product with the values. parts: what each projection gives: "q", "k", "v", or several ("qkv").
     rows: of each projection whose outputs belong to heads, the head of each; -1 for one of several heads. out: layers
     that read what the heads give. inside: layers between the two products.
     """
@@ -46,10 +46,7 @@ def find(steps: Sequence[Step], modules: Modules, shapes: Shapes, softmax: str, 
     makers = {step.output: step for step in steps}
     by_name = {step.name: step for step in steps}
     weights, mixed = by_name[softmax], by_name[value]
-    between = _above(mixed.inputs, makers, modules, stop={weights.output})
-    side = next(
-        (slot for slot in mixed.inputs if weights.output not in _reached(slot, makers, {weights.output})), None
-    )
+    side = next((slot for slot in mixed.inputs if weights.output not in _reached(slot, makers, {weights.output})), None)
     product = _product(weights.inputs[0], makers, modules)
     sources = {} if product is None else dict(zip("qk", product.inputs, strict=True))
     if side is not None:
@@ -58,9 +55,10 @@ def find(steps: Sequence[Step], modules: Modules, shapes: Shapes, softmax: str, 
     for letter, slot in sources.items():
         for name in _layers(slot, makers, modules):
             parts[name] = parts.get(name, "") + letter
+    inner = _above([mixed.output], makers, {by_name[name].output for name in parts})
     shape = shapes[weights.output]
     heads = shape[-3] if len(shape) > 3 and shape[-3] % BATCH else None
-    rows = {} if heads is None else _rows(steps, modules, shapes, weights, mixed, parts, heads)
+    rows = {} if heads is None else _rows(steps, modules, shapes, weights, mixed, parts, inner, heads)
     return Attention(
         softmax,
         value,
@@ -68,8 +66,14 @@ def find(steps: Sequence[Step], modules: Modules, shapes: Shapes, softmax: str, 
         {name: letters if len(letters) == 1 else "qkv" for name, letters in parts.items()},
         rows,
         tuple(_readers(mixed.output, steps, modules)),
-        tuple(step.name for step in between if is_layer(modules[step.name]) and step.name not in parts),
+        tuple(step.name for step in inner if is_layer(modules[step.name])),
     )
+
+
+def softmax_of(product: Step, makers: Mapping[int, Step], modules: Modules) -> str | None:
+    """The softmax that a product with values multiplies by: the one with nothing but other operations between."""
+    above = _above(product.inputs, makers, ())
+    return next((step.name for step in reversed(above) if isinstance(modules[step.name], HeadSoftmax)), None)
 
 
 def _reached(slot: int, makers: Mapping[int, Step], wanted: set[int]) -> set[int]:
@@ -85,26 +89,23 @@ def _reached(slot: int, makers: Mapping[int, Step], wanted: set[int]) -> set[int
     return seen
 
 
-def _above(
-    slots: Sequence[int], makers: Mapping[int, Step], modules: Modules, stop: set[int]
-) -> list[Step]:
-    """Steps that values come from, as far as the slots to stop at, or the layers, which are among them."""
+def _above(slots: Sequence[int], makers: Mapping[int, Step], stop: Collection[int]) -> list[Step]:
+    """Steps that values come from, as far as the slots to stop at."""
     found: dict[int, Step] = {}
     left = list(slots)
     while left:
         slot = left.pop()
-        if slot in stop or slot not in makers or slot in found:
-            continue
-        found[slot] = makers[slot]
-        if not is_layer(modules[makers[slot].name]):
+        if slot not in stop and slot in makers and slot not in found:
+            found[slot] = makers[slot]
             left.extend(makers[slot].inputs)
     return [found[slot] for slot in sorted(found)]
 
 
 def _layers(slot: int, makers: Mapping[int, Step], modules: Modules) -> list[str]:
     """The layers that a value comes from, with nothing but other operations between."""
-    above = _above([slot], makers, modules, set())
-    return [step.name for step in above if is_layer(modules[step.name])]
+    layers = {output for output, step in makers.items() if is_layer(modules[step.name])}
+    ends = {end for step in _above([slot], makers, layers) for end in step.inputs} | {slot}
+    return [makers[end].name for end in sorted(ends & layers)]
 
 
 def _product(slot: int, makers: Mapping[int, Step], modules: Modules) -> Step | None:
@@ -133,7 +134,7 @@ def _readers(slot: int, steps: Sequence[Step], modules: Modules) -> list[str]:
     return found
 
 
-# -- which outputs belong to which head -----------------------------------------------------------------------------------
+# -- which outputs belong to which head ---------------------------------------------------------------
 
 
 def _rows(
@@ -143,6 +144,7 @@ def _rows(
     weights: Step,
     mixed: Step,
     parts: Mapping[str, str],
+    inner: Sequence[Step],
     heads: int,
 ) -> dict[str, Tensor]:
     """Of each projection, the head that each output belongs to, -1 where that is not one and only one.
@@ -150,12 +152,8 @@ def _rows(
     Found by what each head's result has a gradient for, on random values: whatever lies between (one layer for all
     three, reshaping, windows, rotary embedding) needs no rule of its own.
     """
-    makers = {step.output: step for step in steps}
     layers = [step for step in steps if step.name in parts]
     ends = {step.output for step in layers}
-    inner = [
-        step for step in _above([mixed.output], makers, modules, ends) if step.name not in parts
-    ]
     generator = torch.Generator().manual_seed(0)
     values: dict[int, Tensor] = {}
 
@@ -225,9 +223,7 @@ def _of_head(
     return changed[mixed.output]
 
 
-def _leaks(
-    steps: Sequence[Step], inside: set[str], slots: Sequence[int], values: Mapping[int, Tensor]
-) -> list[Tensor]:
+def _leaks(steps: Sequence[Step], inside: set[str], slots: Sequence[int], values: Mapping[int, Tensor]) -> list[Tensor]:
     """Values on the way that others read too."""
     readers = readers_of(steps)
     return [values[slot] for slot in slots if any(step.name not in inside for step in readers.get(slot, []))]

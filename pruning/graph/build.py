@@ -30,6 +30,7 @@ class Builder:
 
     steps, modules: of the network so far. result: the slot of its logits. weighted: layers that have been met.
     attentions: of each softmax over keys, the step that multiplies by values. said: what the user should know.
+    ended: the function of the logits that the model ends with, if it does.
     """
 
     def __init__(self, exported: Exported) -> None:
@@ -41,6 +42,7 @@ class Builder:
         self.attends: dict[int, str] = {}  # slots that come from a softmax over keys, with its name
         self.result = -1
         self.said: list[str] = []
+        self.ended = ""
         self._slots: dict[fx.Node, int] = {}
         self._constants: dict[fx.Node, Any] = {}
         self._constant_slots: dict[tuple[fx.Node, bool], int] = {}
@@ -90,13 +92,17 @@ class Builder:
 
     def _before_softmax(self, node: fx.Node) -> fx.Node:
         """The logits, of a network that ends in their probabilities."""
-        names = {"softmax": "softmax", "_softmax": "softmax", "log_softmax": "log-softmax"}
-        if node.op == "call_function" and self.name_of(node) in names and len(self.shape(node)) == 2:
-            self.said.append(f"the logits before the {names[self.name_of(node)]} at the end are explained")
+        if (
+            node.op == "call_function"
+            and self.name_of(node) in ("softmax", "log_softmax")
+            and len(self.shape(node)) == 2
+        ):
+            self.ended = self.name_of(node)
+            self.said.append(f"the logits before the {self.ended} at the end are explained")
             return node.args[0]  # type: ignore[return-value]
         return node
 
-    # -- nodes ------------------------------------------------------------------------------------------------------
+    # -- nodes -----------------------------------------------------------------------------------------
 
     def _add(self, node: fx.Node) -> None:
         value = node.meta.get("val")
@@ -108,10 +114,10 @@ class Builder:
             self._constants[node] = self._computed(node)
             return
         if node.target is operator.getitem:
-            source, index = node.args
-            entry = self._entry(source)  # type: ignore[arg-type]
-            self._slots[node] = entry.part(self, source, index, node)  # type: ignore[attr-defined]
-            self._memory[node] = self._memory.get(source, source)  # type: ignore[arg-type, call-overload]
+            parts: Any = node.args[0]
+            entry: Any = self._entry(parts)
+            self._slots[node] = entry.part(self, parts, node.args[1], node)
+            self._memory[node] = self._memory.get(parts, parts)
             return
         if self.name_of(node) == "log_softmax" and node.name == self.exported.output:
             self._slots[node] = -1
@@ -145,8 +151,12 @@ class Builder:
         """The error that says which operation, in which module and where in the user's source."""
         module, line = self.module_of(node), line_of(node)
         text = f"{module or 'the model'} computes {self.name_of(node)}{f' {why}' if why else ''}"
-        known = "" if why else ", which no rule covers in this form" if str(node.target) in TARGETS else (
-            ", which no rule covers"
+        known = (
+            ""
+            if why
+            else ", which no rule covers in this form"
+            if str(node.target) in TARGETS
+            else (", which no rule covers")
         )
         return TraceError(text + known + (f" ({line})" if line else ""))
 
@@ -157,7 +167,7 @@ class Builder:
         paths = [path for path, _ in stack.values() if "metadata_hook" not in path]
         return paths[-1].partition("@")[0] if paths else ""
 
-    # -- what nodes hold --------------------------------------------------------------------------------------------
+    # -- what nodes hold -------------------------------------------------------------------------------
 
     def _is_known(self, node: fx.Node) -> bool:
         if str(node.target).split(".")[1:2] and self.name_of(node) in CREATES:
@@ -240,7 +250,7 @@ class Builder:
         name = self._targets.get(node.name, node.name) if node is not None else "constant"
         return self._step(name.replace(".", "_"), Constant(value.detach().clone()), ())
 
-    # -- steps ------------------------------------------------------------------------------------------------------
+    # -- steps -----------------------------------------------------------------------------------------
 
     def same(self, node: fx.Node, source: Any) -> int:
         """The slot of an operation that changes nothing."""
@@ -338,7 +348,7 @@ class Builder:
             running = running.rpartition(".")[0]
         return running or "attention"
 
-    # -- what is changed in place -----------------------------------------------------------------------------------
+    # -- what is changed in place ----------------------------------------------------------------------
 
     @staticmethod
     def _changes(node: fx.Node) -> bool:
@@ -347,6 +357,9 @@ class Builder:
 
     def _write(self, node: fx.Node, target: fx.Node, root: fx.Node) -> None:
         """Whoever reads the first argument of a node later, which changes it in place, reads the result."""
+        if target in self._constants:
+            del self._constants[target]
+            self._slots[target] = self._slots[node]
         before = self._slots[target]
         for other, slot in [*self._slots.items()]:
             if other is node or self._memory.get(other, other) is not root:

@@ -54,7 +54,8 @@ def depth_groups(
 def layer_type(name: str, layer: nn.Module, *, first: bool, attention: str = "") -> str:
     """What sort of layer it is: q, k, v, qkv, out (attention), mlp, linear; stem, downsample, depthwise, 1x1, 3x3.
 
-    attention: what it is there, if it is a part of attention. "3x3" stands for every convolution wider than a pixel, "downsample" for one on a shortcut.
+    attention: what it is there, if it is a part of attention. "3x3" stands for every convolution wider than a pixel,
+    "downsample" for one on a shortcut.
     """
     if attention:
         return attention

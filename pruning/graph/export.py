@@ -8,6 +8,7 @@ import re
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,13 +30,14 @@ class TraceError(ValueError):
 class Exported:
     """A model as exported.
 
-    program: its graph, its signature and its tensors. model: the copy of the model that was exported. image: channels,
-    height and width. output: the name of the graph's value that holds the logits.
+    program: its graph, its signature and its tensors. model: the copy of the model that was exported. images, logits:
+    two images and what the model gives for them. output: the name of the graph's value that holds the logits.
     """
 
     program: Any
     model: nn.Module
-    image: tuple[int, ...]
+    images: Tensor
+    logits: Tensor
     output: str
 
 
@@ -57,22 +59,33 @@ def export(model: nn.Module, example: Tensor | None) -> Exported:
     """
     name = type(model).__name__
     model = baked(unwrapped(model))
-    _split_attention(model)
-    images = _images(model, example)
-    if isinstance(images, str):
-        raise TraceError(f"{name} cannot be traced: no image size was found that it takes; give an example= ({images})")
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # whose one operation hides everything
+    with _explicit_attention():
+        images = _images(model, example)
+        if isinstance(images, str):
+            raise TraceError(
+                f"{name} cannot be traced: no image size was found that it takes; give an example= ({images})"
+            )
+        try:
+            with torch.no_grad(), warnings.catch_warnings(), _LogsLess():
+                warnings.simplefilter("ignore")
+                logits = logits_of(model(images.clone()))
+                _split_attention(model)
+                batch = torch.export.Dim("batch", min=2)
+                program = torch.export.export(model, (images.clone(),), dynamic_shapes=({0: batch},), strict=False)
+        except Exception as error:  # whatever the model's own code raises
+            raise TraceError(f"{name} cannot be traced: {_one_line(error)}") from error
+    return Exported(program, model, images, logits, _logits_of(program, name))
+
+
+@contextmanager
+def _explicit_attention() -> Iterator[None]:
+    """Without torch's fast path for transformers, whose one operation hides everything."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), warnings.catch_warnings(), _LogsLess():
-            warnings.simplefilter("ignore")
-            batch = torch.export.Dim("batch", min=2)
-            program = torch.export.export(model, (images,), dynamic_shapes=({0: batch},), strict=False)
-    except Exception as error:  # whatever the model's own code raises
-        raise TraceError(f"{name} cannot be traced: {_one_line(error)}") from error
+        yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-    return Exported(program, model, tuple(images.shape[1:]), _logits_of(program, name))
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 class _LogsLess:
@@ -135,7 +148,7 @@ def _one_line(error: BaseException) -> str:
     return (text.splitlines() or [type(error).__name__])[0]
 
 
-# -- the model ----------------------------------------------------------------------------------------------------------
+# -- the model ----------------------------------------------------------------------------------------
 
 
 def baked(model: nn.Module) -> nn.Module:
@@ -181,7 +194,7 @@ def _bake_parametrizations(module: nn.Module) -> None:
         module.register_parameter(name, nn.Parameter(value))
 
 
-# -- attention ----------------------------------------------------------------------------------------------------------
+# -- attention ----------------------------------------------------------------------------------------
 
 
 class Unread:
@@ -221,7 +234,8 @@ class SplitAttention(nn.Module):
             raise ValueError("attention with a padding mask of keys, which images have no use for")
         if not self.batch_first:
             query, key, value = (tokens.transpose(0, 1) for tokens in (query, key, value))
-        parts = zip((self.q_proj, self.k_proj, self.v_proj), (query, key, value), strict=True)
+        layers: tuple[Any, ...] = (self.q_proj, self.k_proj, self.v_proj)
+        parts = zip(layers, (query, key, value), strict=True)
         q, k, v = (layer(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer, tokens in parts)
         if attn_mask is not None and attn_mask.dim() == 3:
             attn_mask = attn_mask.unflatten(0, (-1, self.heads))
@@ -247,7 +261,7 @@ def _split_attention(model: nn.Module) -> None:
                 setattr(parent, name, SplitAttention(module))
 
 
-# -- images -------------------------------------------------------------------------------------------------------------
+# -- images -------------------------------------------------------------------------------------------
 
 
 def _images(model: nn.Module, example: Tensor | None) -> Tensor | str:

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from .. import network as ops
+from ..convolution import convolution
 from ..network import BATCH, Network, Norm, Step, clone
 from ..operations import entry_of
 from ..operations.normalization import BATCH_NORMS
 from ..operations.routing import Reshape
-from .attention import Attention, find, is_layer
+from .attention import find, is_layer, softmax_of
 from .build import Builder
 from .depth import depth_groups, layer_type
-from .export import TraceError, export, logits_of, unwrapped
+from .export import TraceError, baked, export, unwrapped
 
 UNIT_KINDS = ("filters", "neurons", "heads")
 
@@ -145,36 +146,44 @@ def trace(model: nn.Module | Graph, example: Tensor | None = None) -> Graph:
     if isinstance(model, Graph):
         return model
     own = unwrapped(model)
-    if isinstance(own, Network) and example is None and own.image:
-        example = torch.randn(2, *own.image, generator=torch.Generator().manual_seed(0))
+    if type(own) is Network:
+        return _of_network(own, own.image if example is None else example.shape[1:])
     exported = export(own, example)
     builder = Builder(exported)
     builder.build()
     for text in builder.said:
         warnings.warn(text, RuntimeWarning, stacklevel=3)
-    graph = _Analysis(builder, exported.image).graph()
-    _compare(exported.model, graph, example, ended=bool(builder.said))
+    image = exported.images.shape[1:]
+    graph = _Analysis(builder.steps, builder.modules, builder.result, builder.attentions, image).graph()
+    _compare(graph, exported.images, exported.logits, builder.ended)
     return graph
 
 
+def _of_network(network: Network, image: Sequence[int]) -> Graph:
+    """The graph of a compact network: its steps are known."""
+    network = baked(network)  # type: ignore[assignment]
+    modules = {name: convolution(module) for name, module in network.modules_by_step().items()}
+    makers = {step.output: step for step in network.steps}
+    attentions = {
+        softmax: step.name
+        for step in network.steps
+        if isinstance(modules[step.name], ops.AttentionValue)
+        for softmax in [softmax_of(step, makers, modules)]
+        if softmax
+    }
+    return _Analysis(list(network.steps), modules, network.result, attentions, image).graph()
+
+
 @torch.no_grad()
-def _compare(model: nn.Module, graph: Graph, example: Tensor | None, *, ended: bool) -> None:
-    """Refuses a graph that gives other logits than the model."""
-    first = next(graph.network.parameters())
-    if first.is_meta:
+def _compare(graph: Graph, images: Tensor, expected: Tensor, ended: str) -> None:
+    """Refuses a graph that gives other logits than the model. ended: the function of them that the model ends with."""
+    if images.is_meta or not bool(expected.isfinite().all()):
         return
-    if example is None:
-        generator = torch.Generator().manual_seed(0)
-        example = torch.randn(2, *graph.network.image, generator=generator)
-    images = example[:2].to(first.device, first.dtype)
-    expected, found = logits_of(model(images.clone())), graph.network(images)
-    if ended:  # logits and probabilities are the same up to a softmax
-        expected, found = (value.softmax(1) if value.max() > 1 or value.min() < 0 else value for value in (expected, found))
-        found = found if torch.allclose(found.sum(1), torch.ones_like(found[:, 0])) else found.softmax(1)
+    found = graph.network(images)
+    if ended:
+        found = getattr(found, ended)(1)
     if expected.shape != found.shape:
         raise TraceError(f"the graph's logits have shape {tuple(found.shape)}, the model's {tuple(expected.shape)}")
-    if not bool(expected.isfinite().all()):
-        return
     error = float((expected - found).abs().max() / expected.abs().max().clamp(min=1e-6))
     if error > 1e-3:
         raise TraceError(f"the graph gives other logits than the model: they differ by {error:.1e} of the largest")
@@ -183,10 +192,18 @@ def _compare(model: nn.Module, graph: Graph, example: Tensor | None, *, ended: b
 class _Analysis:
     """What is known of a network's layers once its steps are."""
 
-    def __init__(self, builder: Builder, image: Sequence[int]) -> None:
-        self.result = builder.result
-        self.modules = builder.modules
-        self.steps = builder.steps
+    def __init__(
+        self,
+        steps: list[Step],
+        modules: dict[str, nn.Module],
+        result: int,
+        attentions: Mapping[str, str],
+        image: Sequence[int],
+    ) -> None:
+        """attentions: of each softmax over keys, the step that multiplies by values."""
+        self.result = result
+        self.modules = modules
+        self.steps = steps
         self.image = image
         self.norms: dict[str, Norm] = {}
         self._drop_unused()
@@ -196,7 +213,7 @@ class _Analysis:
         self.network = network
         self.modules = network.modules_by_step()
         self.shapes = network.shapes()
-        softmaxes = {name: value for name, value in builder.attentions.items() if name in self.modules}
+        softmaxes = {name: value for name, value in attentions.items() if name in self.modules}
         self.attentions = [
             find(self.steps, self.modules, self.shapes, softmax, value) for softmax, value in softmaxes.items()
         ]
@@ -253,7 +270,7 @@ class _Analysis:
     def _inside(self) -> set[str]:
         return {name for attention in self.attentions for name in (*attention.inside, *attention.parts)}
 
-    # -- BatchNorm ----------------------------------------------------------------------------------------------------
+    # -- BatchNorm -------------------------------------------------------------------------------------
 
     def _fold_batch_norms(self) -> None:
         makers = {step.output: step for step in self.steps}
@@ -283,7 +300,7 @@ class _Analysis:
         self.steps = kept
         self.result = moved.get(self.result, self.result)
 
-    # -- layers -------------------------------------------------------------------------------------------------------
+    # -- layers ----------------------------------------------------------------------------------------
 
     def _embedding(self) -> frozenset[str]:
         """Convolutions that no layer with a rule lies below: what makes tokens of the image. None in a network whose
@@ -356,7 +373,7 @@ class _Analysis:
                 found[step.name] = layout
         return found
 
-    # -- signs --------------------------------------------------------------------------------------------------------
+    # -- signs -----------------------------------------------------------------------------------------
 
     def _find_gates(self) -> None:
         """Notes, at each product, which factor only scales the other."""
@@ -401,7 +418,11 @@ class _Analysis:
 
 def _merges_positions(module: nn.Module) -> bool:
     """Whether a reshaping joins images and tokens, and leaves features alone."""
-    return isinstance(module, Reshape) and [len(sizes) for _, sizes in module.groups] == [1, 1] and module.groups[1][0] == 1
+    return (
+        isinstance(module, Reshape)
+        and [len(sizes) for _, sizes in module.groups] == [1, 1]
+        and module.groups[1][0] == 1
+    )
 
 
 def _normalises_units(layer: nn.Module, norm: nn.Module, *, flat: bool) -> bool:
@@ -425,6 +446,3 @@ def fold(layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm2d) -> tuple[nn.Module,
     weight = layer.weight * scale.view(-1, *[1] * (layer.weight.dim() - 1))
     folded = clone(layer, weight=weight, bias=beta + (bias - norm.running_mean) * scale)  # type: ignore[operator]
     return folded, Norm(gamma.clone(), beta.clone(), std, norm.eps)
-
-
-__all__ = ["UNIT_KINDS", "Attention", "Graph", "Layout", "TraceError", "fold", "trace"]

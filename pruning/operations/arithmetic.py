@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ..channels import Channels, State, channels
 from ..network import Add, Affine, Multiply, ScatterAdd
@@ -44,14 +44,14 @@ class Extremum(nn.Module):
         return result
 
 
-def _affine(b: Builder, node: fx.Node, value: Any, scale: Any = 1.0, shift: Any = 0.0) -> int:
+def _affine(b: Builder, node: Any, value: Any, scale: Any = 1.0, shift: Any = 0.0) -> int:
     return b.emit(node, Affine(scale, shift), (b.slot(value),))
 
 
 class Binary(Operation):
     """Of two values that broadcast. Where live channels differ, each operation says what is left (`joined`)."""
 
-    def reduce(self, module: nn.Module, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         parts = [c.input(slot) for slot in inputs]
         shapes = [c.shape(slot) for slot in inputs]
         rank = max(map(len, shapes))
@@ -70,7 +70,7 @@ class Binary(Operation):
 
     def joined(
         self,
-        module: nn.Module,
+        module: Any,
         c: Compactor,
         inputs: tuple[int, ...],
         parts: list[tuple[int, State]],
@@ -108,7 +108,7 @@ class Sum(Binary):
     relevance = Relevance.SHARED
     blind = True
 
-    def build(self, b: Builder, node: fx.Node) -> int:
+    def build(self, b: Builder, node: Any) -> int:
         first, second = node.args[:2]
         alpha = b.arg(node, 2, "alpha", 1)
         known = [b.is_constant(first), b.is_constant(second)]
@@ -117,24 +117,22 @@ class Sum(Binary):
             return b.emit(node, Add(), (b.slot(first), added))
         if known[0] and alpha != 1:
             return b.emit(node, Add(), (b.emit(node, Affine(alpha), (b.slot(second),)), b.slot(first)))
-        value, constant = (second, first) if known[0] else (first, second)
-        constant = b.constant(constant)
+        value, given = (second, first) if known[0] else (first, second)
+        constant = b.constant(given)
         if not isinstance(constant, Tensor):
             return _affine(b, node, value, shift=constant * alpha)
-        if not constant.any():
-            return b.same(node, value)
         # a position embedding is a summand of its own, which takes its share of relevance
-        return b.emit(node, Add(), (b.slot(value), b.constant_slot(constant * alpha, node)))
+        return b.emit(node, Add(), (b.slot(value), b.constant_slot(constant * alpha, given)))
 
-    def nonnegative(self, module: nn.Module, inputs: Sequence[bool]) -> bool:
+    def nonnegative(self, module: Any, inputs: Sequence[bool]) -> bool:
         return all(inputs)
 
-    def gate(self, module: nn.Module, inputs: Sequence[bool]) -> bool:
+    def gate(self, module: Any, inputs: Sequence[bool]) -> bool:
         return all(inputs)
 
     def joined(
         self,
-        module: nn.Module,
+        module: Any,
         c: Compactor,
         inputs: tuple[int, ...],
         parts: list[tuple[int, State]],
@@ -164,12 +162,23 @@ class Sum(Binary):
         return c.emit(ScatterAdd(dim, len(union), *targets), (a, b)), channels(dim, size, union)
 
 
-@operation(modules=(ScatterAdd,))
+@operation("aten.index_add.default", modules=(ScatterAdd,))
 class SumOfParts(Operation):
     relevance = Relevance.SCATTERED
     blind = True
 
-    def reduce(self, module: nn.Module, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+    def build(self, b: Builder, node: Any) -> int:
+        whole, dim, index, part = node.args
+        if not b.is_constant(index) or b.arg(node, 4, "alpha", 1) != 1:
+            raise b.refused(node)
+        dim %= len(b.shape(node))
+        add = ScatterAdd(dim, b.shape(node)[dim], None, b.constant(index))
+        return b.emit(node, add, (b.slot(whole), b.slot(part)))
+
+    def nonnegative(self, module: Any, inputs: Sequence[bool]) -> bool:
+        return all(inputs)
+
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         return c.emit(module, tuple(c.expand(*c.input(slot)) for slot in inputs)), None
 
 
@@ -178,7 +187,7 @@ class Difference(Binary):
     relevance = Relevance.PROPORTIONAL
     blind = True
 
-    def build(self, b: Builder, node: fx.Node) -> int:
+    def build(self, b: Builder, node: Any) -> int:
         first, second = node.args[:2]
         alpha = b.arg(node, 2, "alpha", 1)
         if b.name_of(node) == "rsub":
@@ -195,22 +204,22 @@ class Difference(Binary):
 class Product(Binary):
     relevance = Relevance.PRODUCT
 
-    def build(self, b: Builder, node: fx.Node) -> int:
+    def build(self, b: Builder, node: Any) -> int:
         first, second = node.args[:2]
         if b.is_constant(first) or b.is_constant(second):
             value, constant = (second, first) if b.is_constant(first) else (first, second)
             return _affine(b, node, value, scale=b.constant(constant))
         return b.emit(node, Multiply(), (b.slot(first), b.slot(second)))
 
-    def nonnegative(self, module: nn.Module, inputs: Sequence[bool]) -> bool:
+    def nonnegative(self, module: Any, inputs: Sequence[bool]) -> bool:
         return all(inputs)
 
-    def gate(self, module: nn.Module, inputs: Sequence[bool]) -> bool:
+    def gate(self, module: Any, inputs: Sequence[bool]) -> bool:
         return all(inputs)
 
     def joined(
         self,
-        module: nn.Module,
+        module: Any,
         c: Compactor,
         inputs: tuple[int, ...],
         parts: list[tuple[int, State]],
@@ -239,13 +248,13 @@ class Quotient(Binary):
 
     relevance = Relevance.NUMERATOR
 
-    def build(self, b: Builder, node: fx.Node) -> int:
+    def build(self, b: Builder, node: Any) -> int:
         first, second = node.args[:2]
         if b.is_constant(second):
             return _affine(b, node, first, scale=1 / b.constant(second))
         return b.emit(node, Divide(), (b.slot(first), b.slot(second)))
 
-    def gate(self, module: nn.Module, inputs: Sequence[bool]) -> bool:
+    def gate(self, module: Any, inputs: Sequence[bool]) -> bool:
         return inputs[0]
 
 
@@ -253,19 +262,21 @@ class Quotient(Binary):
 class LargerOrSmaller(Binary):
     relevance = Relevance.ROUTED
 
-    def build(self, b: Builder, node: fx.Node) -> int:
+    def build(self, b: Builder, node: Any) -> int:
         name = {"max": "maximum", "min": "minimum"}.get(b.name_of(node), b.name_of(node))
         return b.emit(node, Extremum(name), tuple(b.slot(item) for item in node.args[:2]))
 
-    def nonnegative(self, module: nn.Module, inputs: Sequence[bool]) -> bool:
+    def nonnegative(self, module: Any, inputs: Sequence[bool]) -> bool:
         return all(inputs)
 
 
-@operation("aten.neg.default", "aten.addcmul.default", "aten.square.default", "aten.pow.Tensor_Scalar", modules=(Affine,))
+@operation(
+    "aten.neg.default", "aten.addcmul.default", "aten.square.default", "aten.pow.Tensor_Scalar", modules=(Affine,)
+)
 class ScaleAndShift(Operation):
     relevance = Relevance.UNCHANGED
 
-    def build(self, b: Builder, node: fx.Node) -> int:
+    def build(self, b: Builder, node: Any) -> int:
         name = b.name_of(node)
         if name == "neg":
             return _affine(b, node, node.args[0], scale=-1.0)
@@ -281,14 +292,14 @@ class ScaleAndShift(Operation):
             raise b.refused(node)
         return _affine(b, node, first, scale=b.constant(second) * value, shift=b.constant(shift))
 
-    def gate(self, module: nn.Module, inputs: Sequence[bool]) -> bool:
+    def gate(self, module: Any, inputs: Sequence[bool]) -> bool:
         return inputs[0]
 
-    def nonnegative(self, module: nn.Module, inputs: Sequence[bool]) -> bool:
+    def nonnegative(self, module: Any, inputs: Sequence[bool]) -> bool:
         low = [bool((torch.as_tensor(value) >= 0).all()) for value in (module.scale, module.shift)]
         return inputs[0] and all(low)
 
-    def reduce(self, module: nn.Module, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         slot, state = c.input(inputs[0])
         if state is None:
             return c.emit(module, (slot,)), None

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ..channels import Channels, State, channels
 from ..network import AttentionValue, HeadSoftmax, NoFeatures, Permute, QueryKey, Realign, clone
@@ -41,7 +41,7 @@ class Softmax(nn.Module):
         return x.softmax(self.dim)
 
 
-def _product(c: Compactor, module: nn.Module, inputs: tuple[int, ...], *, transposed: bool) -> tuple[int, State]:
+def _product(c: Compactor, module: Any, inputs: tuple[int, ...], *, transposed: bool) -> tuple[int, State]:
     """A product of matrices, of which one dimension may have lost channels. transposed: the second one's matrix is."""
     parts = [c.input(slot) for slot in inputs]
     shapes = [c.shape(slot) for slot in inputs]
@@ -75,7 +75,7 @@ def _product(c: Compactor, module: nn.Module, inputs: tuple[int, ...], *, transp
 class Product(Operation):
     relevance = Relevance.MATRIX_PRODUCT
 
-    def build(self, b: Builder, node: fx.Node) -> int:
+    def build(self, b: Builder, node: Any) -> int:
         if b.name_of(node) == "einsum":
             return _einsum(b, node)
         first, second = node.args[:2]
@@ -90,11 +90,11 @@ class Product(Operation):
             return b.emit(node, LinearMap(product_before, (b.constant(first),)), (b.slot(second),))
         return b.product(node, b.slot(first), b.slot(second))
 
-    def reduce(self, module: nn.Module, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         return _product(c, module, inputs, transposed=False)
 
 
-def _einsum(b: Builder, node: fx.Node) -> int:
+def _einsum(b: Builder, node: Any) -> int:
     """As a product of matrices between reorderings."""
     equation, values = str(node.args[0]).replace(" ", ""), list(node.args[1])  # type: ignore[call-overload]
     left, arrow, result = equation.partition("->")
@@ -123,7 +123,7 @@ def _einsum(b: Builder, node: fx.Node) -> int:
 class QueryTimesKey(Operation):
     relevance = Relevance.MATRIX_PRODUCT
 
-    def reduce(self, module: nn.Module, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         return _product(c, module, inputs, transposed=True)
 
 
@@ -131,7 +131,7 @@ class QueryTimesKey(Operation):
 class AttentionTimesValue(Operation):
     relevance = Relevance.ATTENDED
 
-    def reduce(self, module: nn.Module, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         return _product(c, module, inputs, transposed=False)
 
 
@@ -141,18 +141,18 @@ class GateSoftmax(Operation):
 
     relevance = Relevance.STOPPED
 
-    def build(self, b: Builder, node: fx.Node) -> int:
+    def build(self, b: Builder, node: Any) -> int:
         rank = len(b.shape(node))
         dim = node.args[1] % rank  # type: ignore[operator]
         return b.softmax(node, b.slot(node.args[0]), dim, rank)
 
-    def nonnegative(self, module: nn.Module, inputs: Sequence[bool]) -> bool:
+    def nonnegative(self, module: Any, inputs: Sequence[bool]) -> bool:
         return True
 
-    def gate(self, module: nn.Module, inputs: Sequence[bool]) -> bool:
+    def gate(self, module: Any, inputs: Sequence[bool]) -> bool:
         return True
 
-    def reduce(self, module: nn.Module, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         return c.emit(module, (c.expand(*c.input(inputs[0])),)), None
 
 
@@ -160,10 +160,10 @@ class GateSoftmax(Operation):
 class AttentionSoftmax(Operation):
     relevance = Relevance.SOFTMAX
 
-    def nonnegative(self, module: nn.Module, inputs: Sequence[bool]) -> bool:
+    def nonnegative(self, module: Any, inputs: Sequence[bool]) -> bool:
         return True
 
-    def reduce(self, module: nn.Module, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         slot, state = c.input(inputs[0])
         dim = len(c.shape(inputs[0])) - 3
         if state is not None and (state.dim != dim or not state.loose):
@@ -188,7 +188,7 @@ class AttentionSoftmax(Operation):
 class WithoutFeatures(Operation):
     relevance = Relevance.ROUTED
 
-    def reduce(self, module: nn.Module, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         return c.emit(module, (c.expand(*c.input(inputs[0])),)), None
 
 
@@ -198,7 +198,7 @@ class ScaledDotProduct(Operation):
 
     relevance = Relevance.SOFTMAX
 
-    def build(self, b: Builder, node: fx.Node) -> int:
+    def build(self, b: Builder, node: Any) -> int:
         query, key, value = node.args[:3]
         mask = b.arg(node, 3, "attn_mask", None)
         causal, scale = b.arg(node, 5, "is_causal", False), node.kwargs.get("scale")
@@ -218,9 +218,8 @@ class ScaledDotProduct(Operation):
         weights = b.softmax(node, logits, rank - 1, rank)
         return b.product(node, weights, slots[2])
 
-    def reduce(self, module: nn.Module, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         raise AssertionError("makes no step of its own kind")
 
 
 __all__ = ["AttentionSoftmax", "Channels", "MatrixProduct", "Realign", "Reshape", "Softmax", "grouped"]
-

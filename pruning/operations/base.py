@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch import fx, nn
+from torch import nn
 
 from ..channels import State
 
@@ -52,20 +52,20 @@ class Operation(ABC):
     views = False
     """Whether the result may lie in the memory of the first input."""
 
-    def build(self, b: Builder, node: fx.Node) -> int:
+    def build(self, b: Builder, node: Any) -> int:
         """The slot of what an operation gives, with steps made for it."""
         raise NotImplementedError
 
-    def nonnegative(self, module: nn.Module, inputs: Sequence[bool]) -> bool:
+    def nonnegative(self, module: Any, inputs: Sequence[bool]) -> bool:
         """Whether the result is never negative, given whether each input is."""
         return False
 
-    def gate(self, module: nn.Module, inputs: Sequence[bool]) -> bool:
+    def gate(self, module: Any, inputs: Sequence[bool]) -> bool:
         """Whether the result only scales what it is multiplied with, given whether each input does."""
         return False
 
     @abstractmethod
-    def reduce(self, module: nn.Module, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         """The step with live channels only, added to `c`: its slot there, and what is live in its value."""
 
 
@@ -100,7 +100,7 @@ def entry_of(module: nn.Module) -> Operation:
     """The entry for a step's module.
 
     Raises:
-        KeyError: none.
+        KeyError: there is none.
     """
     for kind in type(module).__mro__:
         if kind in MODULES:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ..channels import Channels, State, channels, select
 from ..convolution import Convolution
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..graph.build import Builder
 
 
-def parameters(module: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
+def parameters(module: nn.Module, weight: Tensor | None, bias: Tensor | None) -> None:
     """Gives a module copies of a weight and a bias."""
     for key, value in (("weight", weight), ("bias", bias)):
         parameter = None if value is None else nn.Parameter(value.detach().clone(), requires_grad=False)
@@ -31,7 +31,7 @@ class Linear(Operation):
     relevance = Relevance.RULE
     blind = True
 
-    def build(self, b: Builder, node: fx.Node) -> int:
+    def build(self, b: Builder, node: Any) -> int:
         name = b.name_of(node)
         source, weight, bias = node.args[0], node.args[1], b.arg(node, 2, "bias", None)
         if name == "addmm":
@@ -43,7 +43,7 @@ class Linear(Operation):
         parameters(layer, matrix, None if bias is None else b.constant(bias).expand(len(matrix)))
         return b.emit(node, layer, (b.slot(source),), owner=b.owner_of(weight), layer=True)
 
-    def reduce(self, module: nn.Module, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         last = len(c.shape(inputs[0])) - 1
         slot, state = c.input(inputs[0])
         rows, result = c.units(last, module.out_features)
@@ -52,7 +52,7 @@ class Linear(Operation):
                 return c.emit(module, (slot,)), state  # what is zero stays so
             slot, state = c.expand(slot, state), None
         if state is not None and state.empty and (tokens := c.beside(c.name, inputs[0])) is not None:
-            slot = c.emit(NoFeatures(), (tokens,))
+            slot = c.emit(NoFeatures(), (tokens,), "_none")
             weight = module.weight[:, :0]
         else:
             weight = module.weight if state is None else select(module.weight, 1, state.live)
@@ -73,7 +73,7 @@ class Conv2d(Operation):
     relevance = Relevance.RULE
     blind = True
 
-    def build(self, b: Builder, node: fx.Node) -> int:
+    def build(self, b: Builder, node: Any) -> int:
         source, weight, bias = node.args[0], node.args[1], b.arg(node, 2, "bias", None)
         if not b.is_constant(weight) or not b.is_constant(bias) or len(b.shape(source)) != 4:
             raise b.refused(node)
@@ -104,7 +104,7 @@ class Conv2d(Operation):
         parameters(layer, kernel, None if bias is None else b.constant(bias))
         return b.emit(node, layer, (b.slot(source),), owner=b.owner_of(weight), layer=True)
 
-    def reduce(self, module: nn.Module, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         slot, state = c.input(inputs[0])
         if state is not None and state.dim != 1:
             slot, state = c.expand(slot, state), None
@@ -140,9 +140,7 @@ def _grouped(
         if state is None or len(state.live) > 1:
             slot = c.emit(Realign(1, first), (slot,), "_first")
         bias = None if module.bias is None else module.bias[:1] * 0
-        empty = clone(
-            module, weight=module.weight[:1, :1] * 0, bias=bias, groups=1, in_channels=1, out_channels=1
-        )
+        empty = clone(module, weight=module.weight[:1, :1] * 0, bias=bias, groups=1, in_channels=1, out_channels=1)
         return c.emit(empty, (slot,)), result
     live = torch.arange(module.in_channels, device=c.device) if state is None else state.live
     if state is not None and state.empty:
@@ -243,7 +241,7 @@ class OtherLinear(Operation):
     relevance = Relevance.PROPORTIONAL
     blind = True
 
-    def build(self, b: Builder, node: fx.Node) -> int:
+    def build(self, b: Builder, node: Any) -> int:
         if not all(b.is_constant(item) for item in node.args[1:3]):
             raise b.refused(node)
         function = getattr(F, b.name_of(node))
@@ -251,7 +249,7 @@ class OtherLinear(Operation):
         args = tuple(node.args[3:])
         return b.emit(node, LinearMap(function, tensors, args), (b.slot(node.args[0]),), owner=b.owner_of(node.args[1]))
 
-    def reduce(self, module: nn.Module, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         return c.emit(module, (c.expand(*c.input(inputs[0])),)), None
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ..channels import State
 from ..network import BATCH, clone
@@ -25,7 +25,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 class BatchNorm(Operation):
     relevance = Relevance.UNCHANGED
 
-    def build(self, b: Builder, node: fx.Node) -> int:
+    def build(self, b: Builder, node: Any) -> int:
         source, weight, bias, mean, variance, training, _, eps = node.args[:8]
         owner = b.owner_of(weight if weight is not None else mean)
         if training or mean is None or not all(b.is_constant(value) for value in (weight, bias, mean, variance)):
@@ -38,7 +38,7 @@ class BatchNorm(Operation):
         norm.num_batches_tracked = None
         return b.emit(node, norm, (b.slot(source),), owner=owner)
 
-    def reduce(self, module: nn.Module, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         slot, state = c.input(inputs[0])
         if state is None:
             return c.emit(module, (slot,)), None
@@ -56,7 +56,8 @@ class RMSNorm(nn.Module):
     def __init__(self, shape: Sequence[int], weight: Tensor | None, eps: float | None) -> None:
         super().__init__()
         self.normalized_shape, self.eps = tuple(shape), eps
-        parameters(self, weight, None)  # type: ignore[arg-type]
+        self.weight: nn.Parameter | None
+        parameters(self, weight, None)
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.rms_norm(x, self.normalized_shape, self.weight, self.eps)
@@ -66,7 +67,7 @@ class RMSNorm(nn.Module):
 class LayerNorm(Operation):
     relevance = Relevance.NORMALISED
 
-    def build(self, b: Builder, node: fx.Node) -> int:
+    def build(self, b: Builder, node: Any) -> int:
         shape, weight = node.args[1], b.arg(node, 2, "weight", None)
         tensor = None if weight is None else b.constant(weight)
         owner = None if weight is None else b.owner_of(weight)
@@ -75,10 +76,10 @@ class LayerNorm(Operation):
         else:
             bias = b.arg(node, 3, "bias", None)
             module = nn.LayerNorm(list(shape), b.arg(node, 4, "eps", 1e-5), elementwise_affine=False)
-            parameters(module, tensor, None if bias is None else b.constant(bias))  # type: ignore[arg-type]
+            parameters(module, tensor, None if bias is None else b.constant(bias))
         return b.emit(node, module, (b.slot(node.args[0]),), owner=owner)
 
-    def reduce(self, module: nn.Module, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         slot, state = c.input(inputs[0])
         apart = len(c.shape(inputs[0])) - len(module.normalized_shape)
         if state is None or (state.loose and state.dim < apart):
@@ -90,14 +91,14 @@ class LayerNorm(Operation):
 class GroupNorm(Operation):
     relevance = Relevance.NORMALISED
 
-    def build(self, b: Builder, node: fx.Node) -> int:
+    def build(self, b: Builder, node: Any) -> int:
         weight, bias = b.arg(node, 2, "weight", None), b.arg(node, 3, "bias", None)
         norm = nn.GroupNorm(node.args[1], b.shape(node.args[0])[1], b.arg(node, 4, "eps", 1e-5), affine=False)
-        parameters(norm, *(None if value is None else b.constant(value) for value in (weight, bias)))  # type: ignore
+        parameters(norm, *(None if value is None else b.constant(value) for value in (weight, bias)))
         owner = None if weight is None else b.owner_of(weight)
         return b.emit(node, norm, (b.slot(node.args[0]),), owner=owner)
 
-    def reduce(self, module: nn.Module, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         return c.emit(module, (c.expand(*c.input(inputs[0])),)), None
 
 
@@ -105,13 +106,13 @@ class GroupNorm(Operation):
 class InstanceNorm(GroupNorm):
     """GroupNorm with a group a channel."""
 
-    def build(self, b: Builder, node: fx.Node) -> int:
+    def build(self, b: Builder, node: Any) -> int:
         source, weight, bias, _, _, by_sample, _, eps = node.args[:8]
         if not by_sample:
             raise b.refused(node, "by running statistics")
         size = b.shape(source)[1]
         norm = nn.GroupNorm(size, size, eps, affine=False)
-        parameters(norm, *(None if value is None else b.constant(value) for value in (weight, bias)))  # type: ignore
+        parameters(norm, *(None if value is None else b.constant(value) for value in (weight, bias)))
         return b.emit(node, norm, (b.slot(source),), owner=None if weight is None else b.owner_of(weight))
 
 
@@ -140,7 +141,7 @@ class Scale(Operation):
 
     relevance = Relevance.STOPPED
 
-    def build(self, b: Builder, node: fx.Node) -> int:
+    def build(self, b: Builder, node: Any) -> int:
         name, rank = b.name_of(node), len(b.shape(node.args[0]))
         if name in ("linalg_vector_norm", "norm"):
             option = b.arg(node, 1, "ord", 2)
@@ -158,13 +159,13 @@ class Scale(Operation):
         module = Statistic(name, dims, bool(keepdim), 2 if option is None else option)
         return b.emit(node, module, (b.slot(node.args[0]),))
 
-    def nonnegative(self, module: nn.Module, inputs: Sequence[bool]) -> bool:
+    def nonnegative(self, module: Any, inputs: Sequence[bool]) -> bool:
         return True
 
-    def gate(self, module: nn.Module, inputs: Sequence[bool]) -> bool:
+    def gate(self, module: Any, inputs: Sequence[bool]) -> bool:
         return True
 
-    def reduce(self, module: nn.Module, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         slot, state = c.input(inputs[0])
         if state is None or state.dim in module.dims:
             return c.emit(module, (c.expand(slot, state),)), None

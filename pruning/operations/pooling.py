@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ..channels import State
 from ..network import BATCH, Mean
@@ -61,13 +61,13 @@ class Resize(nn.Module):
 class Local(Operation):
     """Of neighbours in the last dimensions, channel by channel."""
 
-    def nonnegative(self, module: nn.Module, inputs: Sequence[bool]) -> bool:
+    def nonnegative(self, module: Any, inputs: Sequence[bool]) -> bool:
         return inputs[0]
 
-    def gate(self, module: nn.Module, inputs: Sequence[bool]) -> bool:
+    def gate(self, module: Any, inputs: Sequence[bool]) -> bool:
         return inputs[0]
 
-    def reduce(self, module: nn.Module, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         slot, state = c.input(inputs[0])
         if state is not None and state.dim >= 2:
             return c.emit(module, (c.expand(slot, state),)), None
@@ -84,7 +84,7 @@ class MaxPool(Local):
     relevance = Relevance.ROUTED
     passes_zeros = True
 
-    def build(self, b: Builder, node: fx.Node) -> int:
+    def build(self, b: Builder, node: Any) -> int:
         kernel = _pair(node.args[1])
         if b.name_of(node) == "adaptive_max_pool2d":
             return b.emit(node, nn.AdaptiveMaxPool2d(kernel), (b.slot(node.args[0]),))
@@ -101,6 +101,11 @@ class MaxPool(Local):
         )
         return b.emit(node, pool, (b.slot(node.args[0]),))
 
+    def part(self, b: Builder, node: Any, index: int, reader: Any) -> int:
+        if index:
+            raise b.refused(node, "the places of which are read")
+        return b.slot(node)
+
 
 @operation(
     *("aten.avg_pool2d.default", "aten.adaptive_avg_pool2d.default"), modules=(nn.AvgPool2d, nn.AdaptiveAvgPool2d)
@@ -109,7 +114,7 @@ class AveragePool(Local):
     relevance = Relevance.PROPORTIONAL
     blind = True
 
-    def build(self, b: Builder, node: fx.Node) -> int:
+    def build(self, b: Builder, node: Any) -> int:
         slots = (b.slot(node.args[0]),)
         size = _pair(node.args[1])
         if b.name_of(node) == "adaptive_avg_pool2d":
@@ -132,7 +137,7 @@ class Resized(Local):
     relevance = Relevance.PROPORTIONAL
     blind = True
 
-    def build(self, b: Builder, node: fx.Node) -> int:
+    def build(self, b: Builder, node: Any) -> int:
         name = b.name_of(node)
         if name == "avg_pool1d":
             module = Resize(F.avg_pool1d, tuple(node.args[1:]))
@@ -146,20 +151,20 @@ class Resized(Local):
             module = Resize(F.interpolate, (size, tuple(scales) if scales else None, mode, corners))
         return b.emit(node, module, (b.slot(node.args[0]),))
 
-    def nonnegative(self, module: nn.Module, inputs: Sequence[bool]) -> bool:
+    def nonnegative(self, module: Any, inputs: Sequence[bool]) -> bool:
         return inputs[0] and not (module.args and "bicubic" in module.args)
 
 
 class Reduction(Operation):
     """Over dimensions."""
 
-    def nonnegative(self, module: nn.Module, inputs: Sequence[bool]) -> bool:
+    def nonnegative(self, module: Any, inputs: Sequence[bool]) -> bool:
         return inputs[0]
 
-    def gate(self, module: nn.Module, inputs: Sequence[bool]) -> bool:
+    def gate(self, module: Any, inputs: Sequence[bool]) -> bool:
         return inputs[0]
 
-    def reduce(self, module: nn.Module, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         slot, state = c.input(inputs[0])
         if state is None:
             return c.emit(module, (slot,)), None
@@ -169,7 +174,7 @@ class Reduction(Operation):
         return c.emit(module, (slot,)), replace(state, dim=state.dim - gone)
 
 
-def _dims(b: Builder, node: fx.Node) -> tuple[int, ...]:
+def _dims(b: Builder, node: Any) -> tuple[int, ...]:
     rank = len(b.shape(node.args[0]))
     dims = b.arg(node, 1, "dim", None)
     dims = (dims,) if isinstance(dims, int) else tuple(dims or range(rank))
@@ -184,7 +189,7 @@ class MeanOrSum(Reduction):
     relevance = Relevance.PROPORTIONAL
     blind = True
 
-    def build(self, b: Builder, node: fx.Node) -> int:
+    def build(self, b: Builder, node: Any) -> int:
         dims, keepdim = _dims(b, node), b.arg(node, 2, "keepdim", False)
         module = Mean(dims, keepdim) if b.name_of(node) == "mean" else Reduce("sum", dims, keepdim)
         return b.emit(node, module, (b.slot(node.args[0]),))
@@ -194,7 +199,7 @@ class MeanOrSum(Reduction):
 class Extreme(Reduction):
     relevance = Relevance.ROUTED
 
-    def build(self, b: Builder, node: fx.Node) -> int:
+    def build(self, b: Builder, node: Any) -> int:
         dims, keepdim = _dims(b, node), b.arg(node, 2, "keepdim", False)
         return b.emit(node, Extremes(b.name_of(node), dims, keepdim), (b.slot(node.args[0]),))
 
@@ -207,11 +212,11 @@ class Extremes(Reduce):
 class ExtremeAndPlace(Extreme):
     """Of whose values and places only the values may be read."""
 
-    def build(self, b: Builder, node: fx.Node) -> int:
+    def build(self, b: Builder, node: Any) -> int:
         dims, keepdim = _dims(b, node), b.arg(node, 2, "keepdim", False)
         return b.emit(node, Extremes(f"a{b.name_of(node)}", dims, keepdim), (b.slot(node.args[0]),))
 
-    def part(self, b: Builder, node: fx.Node, index: int, reader: fx.Node) -> int:
+    def part(self, b: Builder, node: Any, index: int, reader: Any) -> int:
         if index:
             raise b.refused(node, "the places of which are read")
         return b.slot(node)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ..channels import State, channels
 from ..network import BATCH, Concat, Constant, Permute, Realign
@@ -95,14 +95,14 @@ class Routing(Operation):
     relevance = Relevance.ROUTED
     passes_zeros = False
 
-    def nonnegative(self, module: nn.Module, inputs: Sequence[bool]) -> bool:
+    def nonnegative(self, module: Any, inputs: Sequence[bool]) -> bool:
         return all(inputs)
 
-    def gate(self, module: nn.Module, inputs: Sequence[bool]) -> bool:
+    def gate(self, module: Any, inputs: Sequence[bool]) -> bool:
         return all(inputs)
 
 
-# -- reshaping ------------------------------------------------------------------------------------------------------
+# -- reshaping ----------------------------------------------------------------------------------------
 
 
 def grouped(before: Sequence[int], after: Sequence[int]) -> Groups:
@@ -129,7 +129,7 @@ def grouped(before: Sequence[int], after: Sequence[int]) -> Groups:
     return tuple(groups)
 
 
-def reshaping(b: Builder, node: fx.Node, source: Any) -> int:
+def reshaping(b: Builder, node: Any, source: Any) -> int:
     """The step of any operation that only changes a value's shape."""
     before, after = b.shape(source), b.shape(node)
     if before == after:
@@ -149,22 +149,19 @@ class ChangeShape(Routing):
     views = True
     passes_zeros = True
 
-    def build(self, b: Builder, node: fx.Node) -> int:
+    def build(self, b: Builder, node: Any) -> int:
         return reshaping(b, node, node.args[0])
 
-    def reduce(self, module: nn.Module, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         slot, state = c.input(inputs[0])
         before, after = c.shape(inputs[0]), c.shape(c.output)
         if state is None:
             return c.emit(module, (slot,)), None
         groups = list(grouped(before, after))
-        first = start = 0
-        for index, (count, sizes) in enumerate(groups):
-            if first <= state.dim < first + count:
-                break
-            first, start = first + count, start + len(sizes)
-        else:
-            raise AssertionError("a dimension that belongs to no group")
+        index = first = start = 0  # of the group that the channels' dimension belongs to
+        while not first <= state.dim < first + groups[index][0]:
+            first, start, index = first + groups[index][0], start + len(groups[index][1]), index + 1
+        count, sizes = groups[index]
         sizes_after = after[start : start + len(sizes)]
         if count == len(sizes) == 1:
             return c.emit(module, (slot,)), replace(state, dim=start)
@@ -196,27 +193,29 @@ class ChangeShape(Routing):
 )
 class Reorder(Routing):
     views = True
-    def build(self, b: Builder, node: fx.Node) -> int:
+
+    def build(self, b: Builder, node: Any) -> int:
         rank = len(b.shape(node.args[0]))
         sizes = torch.empty([k + 2 for k in range(rank)], device="meta")
         args = tuple(node.args[1:])
         dims = tuple(size - 2 for size in node.target(sizes, *args, **node.kwargs).shape)  # type: ignore[operator]
         return b.emit(node, Permute(dims), (b.slot(node.args[0]),))
 
-    def reduce(self, module: nn.Module, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         slot, state = c.input(inputs[0])
         if state is not None:
             state = replace(state, dim=module.dims.index(state.dim))
         return c.emit(module, (slot,)), state
 
 
-# -- parts ------------------------------------------------------------------------------------------------------------
+# -- parts --------------------------------------------------------------------------------------------
 
 
 @operation("aten.select.int", "aten.slice.Tensor", "aten.narrow.default", modules=(Pick,))
 class Part(Routing):
     views = True
-    def build(self, b: Builder, node: fx.Node) -> int:
+
+    def build(self, b: Builder, node: Any) -> int:
         source = node.args[0]
         shape, after = b.shape(source), b.shape(node)
         dim = b.arg(node, 1, "dim", 0) % len(shape)
@@ -230,7 +229,7 @@ class Part(Routing):
         step = b.arg(node, 4, "step", 1) if b.name_of(node) == "slice" else 1
         return b.emit(node, Pick(dim, start, start + (after[dim] - 1) * step + 1, step), (b.slot(source),))
 
-    def reduce(self, module: nn.Module, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         slot, state = c.input(inputs[0])
         if state is None:
             return c.emit(module, (slot,)), None
@@ -260,10 +259,10 @@ class Parts(Routing):
 
     views = True
 
-    def build(self, b: Builder, node: fx.Node) -> int:
+    def build(self, b: Builder, node: Any) -> int:
         return b.slot(node.args[0])
 
-    def part(self, b: Builder, node: fx.Node, index: int, reader: fx.Node) -> int:
+    def part(self, b: Builder, node: Any, index: int, reader: Any) -> int:
         source = node.args[0]
         shape = b.shape(source)
         if b.name_of(node) == "unbind":
@@ -276,18 +275,18 @@ class Parts(Routing):
             return b.same(reader, source)
         return b.emit(reader, Pick(dim, start, start + sizes[index]), (b.slot(source),))
 
-    def reduce(self, module: nn.Module, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         raise AssertionError("makes no step")
 
 
-# -- several ------------------------------------------------------------------------------------------------------------
+# -- several ------------------------------------------------------------------------------------------
 
 
 @operation("aten.cat.default", "aten.stack.default", modules=(Concat,))
 class Join(Routing):
     passes_zeros = True
 
-    def build(self, b: Builder, node: fx.Node) -> int:
+    def build(self, b: Builder, node: Any) -> int:
         parts = b.arg(node, 0, "tensors", ())
         rank = len(b.shape(node))
         dim = b.arg(node, 1, "dim", 0) % rank
@@ -304,7 +303,7 @@ class Join(Routing):
                 slots.append(b.emit(node, Reshape(groups), (b.whole_slot(part),)))
         return slots[0] if len(slots) == 1 else b.emit(node, Concat(dim), tuple(slots))
 
-    def reduce(self, module: nn.Module, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         parts = [c.input(slot) for slot in inputs]
         states = [state for _, state in parts]
         if all(state is None for state in states):
@@ -338,32 +337,33 @@ class Join(Routing):
 class Given(Operation):
     relevance = Relevance.NONE
 
-    def nonnegative(self, module: nn.Module, inputs: Sequence[bool]) -> bool:
-        return bool((module.value >= 0).all())
+    def nonnegative(self, module: Any, inputs: Sequence[bool]) -> bool:
+        return not module.value.is_meta and bool((module.value >= 0).all())
 
-    def reduce(self, module: nn.Module, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         return c.emit(module, ()), None
 
 
-# -- repeated and moved -------------------------------------------------------------------------------------------------
+# -- repeated and moved -------------------------------------------------------------------------------
 
 
 @operation("aten.expand.default", "aten.expand_as.default", modules=(Expand,))
 class Broadcast(Routing):
     views = True
-    def build(self, b: Builder, node: fx.Node) -> int:
+
+    def build(self, b: Builder, node: Any) -> int:
         before, after = b.shape(node.args[0]), b.shape(node)
         if before == after:
             return b.same(node, node.args[0])
         return b.expanded(node, b.slot(node.args[0]), before, after)
 
-    def nonnegative(self, module: nn.Module, inputs: Sequence[bool]) -> bool:
+    def nonnegative(self, module: Any, inputs: Sequence[bool]) -> bool:
         return inputs[0]
 
-    def gate(self, module: nn.Module, inputs: Sequence[bool]) -> bool:
+    def gate(self, module: Any, inputs: Sequence[bool]) -> bool:
         return inputs[0]
 
-    def reduce(self, module: nn.Module, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         (slot, state), (images, _) = (c.input(slot) for slot in inputs)
         if state is None:
             return c.emit(module, (slot, images)), None
@@ -374,7 +374,7 @@ class Broadcast(Routing):
 
 
 class _Moving(Routing):
-    def reduce(self, module: nn.Module, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         slot, state = c.input(inputs[0])
         if state is None:
             return c.emit(module, (slot,)), None
@@ -391,7 +391,7 @@ class _Moving(Routing):
     modules=(Move,),
 )
 class Moved(_Moving):
-    def build(self, b: Builder, node: fx.Node) -> int:
+    def build(self, b: Builder, node: Any) -> int:
         name = b.name_of(node)
         source = node.args[0]
         rank = len(b.shape(source))
@@ -441,15 +441,24 @@ class Moved(_Moving):
                 raise b.refused(node)
             return b.emit(node, Realign(dim, index % b.shape(source)[dim]), slots)
         if name == "channel_shuffle":
-            groups, size = node.args[1], b.shape(source)[1]
-            return b.emit(node, Realign(1, torch.arange(size).view(groups, -1).T.flatten()), slots)
+            groups, count = node.args[1], b.shape(source)[1]
+            return b.emit(node, Realign(1, torch.arange(count).view(groups, -1).T.flatten()), slots)
         function = {"pixel_shuffle": F.pixel_shuffle, "pixel_unshuffle": F.pixel_unshuffle}[name]
         return b.emit(node, Move(function, (node.args[1],), (1, 2, 3)), slots)
 
 
-@operation(modules=(Realign,))
+@operation("aten.index_copy.default", modules=(Realign,))
 class Realigned(Routing):
-    def reduce(self, module: nn.Module, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+    def build(self, b: Builder, node: Any) -> int:
+        onto, dim, index, source = node.args
+        if not b.is_constant(onto) or not b.is_constant(index) or b.constant(onto).any():
+            raise b.refused(node)
+        dim %= len(b.shape(node))
+        places = torch.full((b.shape(node)[dim],), -1)
+        places[b.constant(index)] = torch.arange(b.shape(source)[dim])
+        return b.emit(node, Realign(dim, places), (b.slot(source),))
+
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         slot, state = c.input(inputs[0])
         dim = module.dim % len(c.shape(inputs[0]))
         if state is None or state.dim != dim:
@@ -476,10 +485,10 @@ class Identity(Routing):
 
     views = True
 
-    def build(self, b: Builder, node: fx.Node) -> int:
+    def build(self, b: Builder, node: Any) -> int:
         if not node.meta["val"].is_floating_point():
             raise b.refused(node)
         return b.same(node, node.args[0])
 
-    def reduce(self, module: nn.Module, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         raise AssertionError("makes no step")

@@ -414,7 +414,7 @@ def test_model_is_left_as_it_was_after_errors(residual: nn.Module, images: Sampl
     inputs, targets = images
     composite = Composite.uniform(SPECS["gamma"])
     for error, call in (
-        (RuntimeError, lambda: collect_relevance(model, composite, inputs[:, :2], targets)),
+        (TraceError, lambda: collect_relevance(model, composite, inputs[:, :2], targets)),
         (ValueError, lambda: collect_relevance(model, composite, inputs, targets + 5, batch_size=4)),
         (CompositeError, lambda: collect_relevance(model, Composite({"low": SPECS["gamma"]}), inputs, targets)),
         (ValueError, lambda: collect_relevance(model, composite, inputs, targets, units="heads")),

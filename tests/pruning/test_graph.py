@@ -499,7 +499,10 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "places of maxima": (lambda s, x: s.fc(s.places(s.a(x))[0].mean((2, 3))), "places computes max_pool2d"),
     "data": (lambda s, x: s.fc(s.a(x).data.mean((2, 3))), "cannot be traced"),
     "whole part": (lambda s, x: s.fc((s.a(x) // 1).mean((2, 3))), "floor_divide"),
-    "images with images": (lambda s, x: s.fc(torch.cat(tensors=[s.a(x), s.b(x)], dim=0).mean((2, 3))), "another number of logits"),
+    "images with images": (
+        lambda s, x: s.fc(torch.cat(tensors=[s.a(x), s.b(x)], dim=0).mean((2, 3))),
+        "another number of logits",
+    ),
     "map": (lambda s, x: s.a(x), "logits have (images, classes)"),
     "fewer logits than images": (lambda s, x: s.fc(s.a(x).mean((2, 3)).view(-1, 2, 6).mean(1)), "cannot be traced"),
 }
