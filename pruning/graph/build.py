@@ -113,6 +113,8 @@ class Builder:
         if self._is_known(node):
             self._constants[node] = self._computed(node)
             return
+        if node.target is operator.getitem and not node.users:
+            return
         if node.target is operator.getitem:
             parts: Any = node.args[0]
             entry: Any = self._entry(parts)
