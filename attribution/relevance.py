@@ -16,6 +16,7 @@ from ..pruning.graph import Graph, trace
 from ..pruning.operations.layers import real_rows
 from ..pruning.precision import computed_in
 from .composites import Composite, load_composite
+from .foreign import on_graph
 
 
 @torch.inference_mode(False)  # in which nothing has a gradient, whatever enable_grad says
@@ -38,7 +39,7 @@ def collect_relevance(
     layers are normalised as it says.
 
     model: a classifier, which stays as it is, or its graph. composite: ours, its JSON (a file, or its content), or one
-    of zennit's for the network of a graph. inputs: float images, shape (n, channels, height, width), on the model's
+    of zennit's, whose rules are used as on the model with zennit's canonizer. inputs: float images, shape (n, channels, height, width), on the model's
     device. targets: logit indices, int64, shape (n,). units: "filters", "neurons", "heads", several joined by "+", or
     None for what is usual for the model. reference: use zennit's own rules (slower, the same up to rounding).
     logits: indices of those that compete with the targets; None for all.
@@ -55,7 +56,7 @@ def collect_relevance(
     if isinstance(composite, (str, Path, Mapping)):
         composite = load_composite(composite)
     if not isinstance(composite, Composite):
-        with computed_in("fp32"), composite.context(graph.network):
+        with computed_in("fp32"), on_graph(composite).context(graph.network):
             return scores_of(graph, units, inputs, targets, batch_size, relevance_score, input_gradient=True)
     with computed_in("fp32"), composite.zennit(graph, reference=reference).context(graph.network):
         totals = scores_of(

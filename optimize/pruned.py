@@ -64,11 +64,12 @@ def load_pruned(model: nn.Module, path: str | Path) -> nn.Module:
         ValueError: no such file, or the masks or weights do not fit the model.
         TraceError: see `pruning.trace`.
     """
-    about_pruned(path)
+    image = about_pruned(path).get("image", {})
+    example = torch.randn(2, 3, *[image["size"]] * 2, generator=torch.Generator().manual_seed(0)) if image else None
     tensors = load_file(path)
     masks = {name.removeprefix(MASK): tensors.pop(name).bool() for name in [*tensors] if name.startswith(MASK)}
     try:
-        network = plain(compact(trace(model).to("cpu"), masks).network)
+        network = plain(compact(trace(model, example).to("cpu"), masks).network)
         _add_biases(network, tensors)
         network.load_state_dict(tensors)
     except (ValueError, RuntimeError, AttributeError) as error:

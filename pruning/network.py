@@ -411,12 +411,14 @@ class ScatterAdd(nn.Module):
             return a.index_add(dim, self.second, b)  # type: ignore[arg-type]
         if self.second is None:
             return b.index_add(dim, self.first, a)  # type: ignore[arg-type]
-        result = a.new_zeros([*a.shape[:dim], self.size, *a.shape[dim + 1 :]])
         if dim == 1 and a.dim() == 4 and _memory_format(a) == torch.channels_last:
-            result = result.contiguous(memory_format=torch.channels_last)
-            rows = _rows(result)  # a view; the same sums as below, which take almost twice as long in this order
-            rows.index_copy_(1, self.first, _rows(a)).index_add_(1, self.second, _rows(b))  # type: ignore[arg-type]
-            return result
+            # a pixel a row: the same sums as below, which take almost twice as long in this order. Not written into a
+            # view of the result, which torch.jit.trace would not see
+            batch, _, height, width = a.shape
+            rows = a.new_zeros(batch * height * width, self.size)
+            rows = rows.index_copy_(1, self.first, _rows(a)).index_add_(1, self.second, _rows(b))  # type: ignore
+            return rows.view(batch, height, width, self.size).permute(0, 3, 1, 2)
+        result = a.new_zeros([*a.shape[:dim], self.size, *a.shape[dim + 1 :]])
         return result.index_copy_(dim, self.first, a).index_add_(dim, self.second, b)  # type: ignore[arg-type]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from ..network import BATCH, Add, AttentionValue, Constant, HeadSoftmax, Step
 from ..operations import TARGETS, Operation
 from ..operations.attention import NEVER, MatrixProduct, Softmax
-from ..operations.routing import Expand
+from ..operations.routing import Expand, Tile
 from .export import Exported, TraceError, line_of
 
 CREATES = {"new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like"}
@@ -226,7 +226,8 @@ class Builder:
             return self.constant_slot(torch.as_tensor(value), None)
         if value in self._constants:
             if (value, False) not in self._constant_slots:
-                self._constant_slots[value, False] = self.constant_slot(self._constants[value], value)
+                slot = self.constant_slot(self._constants[value], value)
+                self._constant_slots[value, False] = self._tiled(value, slot)
             return self._constant_slots[value, False]
         if value in self._stale:
             raise TraceError(
@@ -244,6 +245,11 @@ class Builder:
             before = tuple(self._constants[value].shape)
             self._constant_slots[value, True] = self.expanded(value, slot, before, self.shape(value))
         return self._constant_slots[value, True]
+
+    def _tiled(self, value: fx.Node, slot: int) -> int:
+        """A constant that has several entries for each image (masks of windows), once for each."""
+        shape = self.shape(value)
+        return self.emit(value, Tile(), (slot, 0)) if shape and shape[0] % BATCH == 0 and shape[0] > BATCH else slot
 
     def constant_slot(self, value: Tensor, node: fx.Node | None) -> int:
         """A slot for a value that is known."""
@@ -315,13 +321,15 @@ class Builder:
 
     def masked(self, node: fx.Node, slot: int, mask: Any) -> int:
         """Logits of attention plus a mask, which may say where there are none."""
-        if isinstance(mask, fx.Node):
-            return self.emit(node, Add(), (slot, self.slot(mask)))
+        given, mask = mask, self.constant(mask) if self.is_constant(mask) else None
+        if mask is None:
+            return self.emit(node, Add(), (slot, self.slot(given)))
         if mask.dtype == torch.bool:
             mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, NEVER)
         if not mask.is_meta and not mask.any():
             return slot
-        return self.emit(node, Add(), (slot, self.constant_slot(mask, None)))
+        added = self.constant_slot(mask, None)
+        return self.emit(node, Add(), (slot, self._tiled(given, added) if isinstance(given, fx.Node) else added))
 
     def softmax(self, node: fx.Node, slot: int, dim: int, rank: int) -> int:
         """The softmax of attention, or of a gate."""

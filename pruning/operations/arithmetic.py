@@ -141,7 +141,7 @@ class Sum(Binary):
         dim: int,
         size: int,
     ) -> tuple[int, State]:
-        if _loose(c, parts, states, spread, inputs) is not None:
+        if any(state is not None and state.loose for state in states):
             return super().joined(module, c, inputs, parts, states, spread, dim, size)
         if any(spread) or len({len(c.shape(slot)) for slot in inputs}) > 1:  # what is added to a zero is left of it
             return c.emit(module, tuple(c.expand(*part) for part in parts)), None
@@ -228,7 +228,7 @@ class Product(Binary):
         dim: int,
         size: int,
     ) -> tuple[int, State]:
-        if _loose(c, parts, states, spread, inputs) is not None:
+        if any(state is not None and state.loose for state in states):
             return super().joined(module, c, inputs, parts, states, spread, dim, size)
         lives = [state.live for state in states if state is not None]
         shared = lives[0] if len(lives) == 1 else lives[0][torch.isin(lives[0], lives[1])]

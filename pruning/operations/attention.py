@@ -214,7 +214,7 @@ class ScaledDotProduct(Operation):
             causal_mask = torch.ones(tokens, keys, dtype=torch.bool).tril()
             logits = b.masked(node, logits, causal_mask)
         if mask is not None:
-            logits = b.masked(node, logits, b.constant(mask) if b.is_constant(mask) else mask)
+            logits = b.masked(node, logits, mask)
         weights = b.softmax(node, logits, rank - 1, rank)
         return b.product(node, weights, slots[2])
 

@@ -72,6 +72,13 @@ class Expand(nn.Module):
         return x.expand([images.shape[0] if size == 0 else size for size in self.sizes])
 
 
+class Tile(nn.Module):
+    """A value that is there once for each image, which the second input tells the number of, in the first dimension."""
+
+    def forward(self, x: Tensor, images: Tensor) -> Tensor:
+        return x.repeat(images.shape[0], *[1] * (x.dim() - 1))
+
+
 class Move(nn.Module):
     """A function that moves values along some dimensions and leaves the others alone.
 
@@ -371,6 +378,12 @@ class Broadcast(Routing):
         if state.size == 1:
             return c.emit(module, (slot, images)), None
         return c.emit(module, (slot, images)), replace(state, dim=dim)
+
+
+@operation(modules=(Tile,))
+class Tiled(Routing):
+    def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
+        return c.emit(module, tuple(c.expand(*c.input(slot)) for slot in inputs)), None
 
 
 class _Moving(Routing):
