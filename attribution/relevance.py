@@ -39,10 +39,10 @@ def collect_relevance(
     layers are normalised as it says.
 
     model: a classifier, which stays as it is, or its graph. composite: ours, its JSON (a file, or its content), or one
-    of zennit's, whose rules are used as on the model with zennit's canonizer. inputs: float images, shape (n, channels, height, width), on the model's
-    device. targets: logit indices, int64, shape (n,). units: "filters", "neurons", "heads", several joined by "+", or
-    None for what is usual for the model. reference: use zennit's own rules (slower, the same up to rounding).
-    logits: indices of those that compete with the targets; None for all.
+    of zennit's, whose rules are used as on the model with zennit's canonizer. inputs: float images, shape
+    (n, channels, height, width), on the model's device. targets: logit indices, int64, shape (n,). units: "filters",
+    "neurons", "heads", several joined by "+", or None for what is usual for the model. reference: use zennit's own
+    rules (slower, the same up to rounding). logits: indices of those that compete with the targets; None for all.
 
     Returns, by layer name in layer order, a float tensor, shape (units,), on the model's device.
 
