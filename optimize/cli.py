@@ -355,7 +355,8 @@ def models() -> None:
 FAMILIES = {
     "vit_": "heads, neurons",
     **dict.fromkeys(("alexnet", "convnext", "mobilenet_v3", "vgg"), "filters, neurons"),
-    **dict.fromkeys(("swin", "maxvit"), ""),  # window attention, which the graph does not know yet
+    "swin": "heads, neurons",
+    "maxvit": "filters, heads, neurons",
 }
 """The kinds of units of models whose names begin so; the others have filters."""
 

@@ -296,7 +296,8 @@ class _Bounded(TorchDispatchMode):
         products = args[0].numel() // args[0].shape[-1] * args[1].shape[-2] if attention else 0
         if products <= MOST_VALUES:
             result = function(*args, **(kwargs or {}))
-            if all(value.numel() <= MOST_VALUES for value in tree_leaves(result) if isinstance(value, Tensor)):
+            values = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
+            if all(value.untyped_storage().nbytes() <= 4 * MOST_VALUES for value in values):  # a view needs no more
                 return result
         raise MemoryError("images of this size take too much memory")
 

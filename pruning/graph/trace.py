@@ -210,7 +210,7 @@ class _Analysis:
         self._fold_batch_norms()
         self._drop_unused()
         network = Network(self.steps, self.modules, self.result, image).eval().requires_grad_(False)
-        self.network = network
+        self.network = network.to(next(network.parameters(), torch.empty(0)).device)
         self.modules = network.modules_by_step()
         self.shapes = network.shapes()
         softmaxes = {name: value for name, value in attentions.items() if name in self.modules}

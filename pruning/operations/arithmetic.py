@@ -296,8 +296,8 @@ class ScaleAndShift(Operation):
         return inputs[0]
 
     def nonnegative(self, module: Any, inputs: Sequence[bool]) -> bool:
-        low = [bool((torch.as_tensor(value) >= 0).all()) for value in (module.scale, module.shift)]
-        return inputs[0] and all(low)
+        values = [torch.as_tensor(value) for value in (module.scale, module.shift)]
+        return inputs[0] and all(not value.is_meta and bool((value >= 0).all()) for value in values)
 
     def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         slot, state = c.input(inputs[0])
