@@ -80,6 +80,8 @@ class Builder:
                         raise
                     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
                     raise self.refused(node, f"({type(error).__name__}: {text})") from error
+        if self.exported.others:
+            self.said.append(f"the model gives {self.exported.others} more than its logits, which is left out")
         by_name = {node.name: node for node in program.graph.nodes}
         last = self._before_softmax(by_name[self.exported.output])
         if last not in self._slots:

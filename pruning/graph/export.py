@@ -31,7 +31,8 @@ class Exported:
     """A model as exported.
 
     program: its graph, its signature and its tensors. model: the copy of the model that was exported. images, logits:
-    two images and what the model gives for them. output: the name of the graph's value that holds the logits.
+    two images and what the model gives for them. output: the name of the graph's value that holds the logits. others:
+    how many other values the model gives, of auxiliary heads, say.
     """
 
     program: Any
@@ -39,6 +40,7 @@ class Exported:
     images: Tensor
     logits: Tensor
     output: str
+    others: int
 
 
 MOST_VALUES = 2**27
@@ -74,7 +76,8 @@ def export(model: nn.Module, example: Tensor | None) -> Exported:
                 program = torch.export.export(model, (images.clone(),), dynamic_shapes=({0: batch},), strict=False)
         except Exception as error:  # whatever the model's own code raises
             raise TraceError(f"{name} cannot be traced: {_one_line(error)}") from error
-    return Exported(program, model, images, logits, _logits_of(program, name))
+    others = len(program.graph_signature.user_outputs) - 1
+    return Exported(program, model, images, logits, _logits_of(program, name), others)
 
 
 @contextmanager
@@ -108,7 +111,8 @@ def _logits_of(program: Any, name: str) -> str:
     spec = program.call_spec.out_spec
     if len(outputs) > 1 and isinstance(spec.context, (list, tuple)) and "logits" in spec.context:
         place = list(spec.context).index("logits")
-        before = sum(child.num_leaves for child in spec.children_specs[:place])
+        children = spec.children() if hasattr(spec, "children") else spec.children_specs
+        before = sum(child.num_leaves for child in children[:place])
         return str(outputs[before])
     node = next((node for node in program.graph.nodes if node.name == outputs[0]), None) if outputs else None
     value = None if node is None else node.meta.get("val")

@@ -159,7 +159,6 @@ WRITINGS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "constant less activation": lambda s, x: s.fc((1 - s.a(x)).mean((2, 3))),
     "scaled sum": lambda s, x: s.fc(torch.add(s.a(x), s.b(x), alpha=0.5).mean((2, 3))),
     "times a size": lambda s, x: s.fc((s.a(x) * x.shape[1]).mean((2, 3))),
-    "two outputs": lambda s, x: (s.fc(s.a(x).mean((2, 3))), x)[0],
     "changed after all views are read": lambda s, x: s.fc(operator.iadd(s.a(x).flatten(2), 1).mean(2)),
 }
 
@@ -556,6 +555,18 @@ def test_attention_with_a_token_of_zeros_is_refused() -> None:
     model = written(attend(), attention=nn.MultiheadAttention(6, 2, batch_first=True, add_zero_attn=True))
     with pytest.raises(TraceError, match="attention computes zeros"):
         trace(model, torch.randn(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize(
+    "give", [lambda logits, other: (logits, other), lambda logits, other: {"features": other, "logits": logits}]
+)
+def test_logits_among_other_outputs(give: Callable[[Tensor, Tensor], Any]) -> None:
+    model = written(lambda s, x: give(s.fc(s.a(x).mean((2, 3))), s.b(x)))
+    x = torch.randn(2, 3, 5, 5)
+    with pytest.warns(RuntimeWarning, match="1 more than its logits"):
+        graph = trace(model, x)
+    assert relative(graph.network(x), model.fc(model.a(x).mean((2, 3)))) < 1e-6
+    assert [*graph.sizes] == ["a"]
 
 
 @pytest.mark.parametrize("end", [nn.Softmax(1), nn.LogSoftmax(1)])
