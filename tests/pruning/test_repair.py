@@ -10,16 +10,11 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from pxp_optimize.pruning import Graph, Masks, compact, make_repair, prune_masks, pruned, trace
-from pxp_optimize.pruning.repair import (
-    MOST_IMAGES,
-    BatchNormRepair,
-    LeastSquaresRepair,
-    Mixed,
-    Repair,
-    _rows,
-    token_weights,
-)
-from pxp_optimize.pruning.ridge import ridge
+from pxp_optimize.pruning.repair import BatchNormRepair, LeastSquaresRepair, Repair
+from pxp_optimize.pruning.repair.images import MOST_IMAGES, Mixed
+from pxp_optimize.pruning.repair.least_squares import _rows
+from pxp_optimize.pruning.repair.ridge import ridge
+from pxp_optimize.pruning.repair.tokens import token_weights
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
@@ -222,7 +217,7 @@ def test_groups_that_are_filled_up_are_refitted(room: int | None, monkeypatch: p
     masks = {"0": torch.arange(16) != 5, "2": torch.arange(16) % 7 != 0}
     expected = pruned(graph, masks, LeastSquaresRepair(images)).network(fresh)
     if room is not None:
-        monkeypatch.setattr("pxp_optimize.pruning.repair.ROOM", room)
+        monkeypatch.setattr("pxp_optimize.pruning.repair.least_squares.ROOM", room)
     repaired, changed = refitted(graph, masks, images)
     layer = repaired.network.get_submodule("2")
     assert changed == ["2", "5"]
@@ -426,7 +421,7 @@ def test_least_squares_reads_averages_as_it_reads_images(
     small = compact(graph, masks)
     got = LeastSquaresRepair(photos)(graph, small, masks).network(photos)
     seen = Mixed(photos)[:]
-    monkeypatch.setattr("pxp_optimize.pruning.repair.MOST_IMAGES", 0)
+    monkeypatch.setattr("pxp_optimize.pruning.repair.images.MOST_IMAGES", 0)
     assert torch.equal(got, LeastSquaresRepair(seen)(graph, small, masks).network(photos))
     assert not torch.equal(got, LeastSquaresRepair(photos)(graph, small, masks).network(photos))
 

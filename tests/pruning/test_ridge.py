@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pxp_optimize.pruning.ridge import RIDGES, drawn_rows, part_of, ridge, ridge_by_group
+from pxp_optimize.pruning.repair.ridge import RIDGES, drawn_rows, part_of, ridge, ridge_by_group
 from torch import Tensor
 
 

@@ -1,14 +1,7 @@
-"""Repair after pruning, without labels and without training, from the same few samples.
-
-`batchnorm` re-estimates what BatchNorm would normalise by. `least_squares` gives every linear layer and convolution
-that is left with fewer inputs, and every one behind those, new weights, in closed form, so that its output is as near
-as can be to the unpruned network's. Both walk through the network once, step by step, all samples abreast: a layer sees
-what the repaired layers before it give.
-"""
+"""Layers refitted by least squares, in closed form."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -16,118 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .compact import check_masks, live_rows, real_rows
-from .curve import Batches
-from .dimensions import dimensions
-from .graph import Graph
-from .masks import Masks
-from .network import clone
+from ..compact import check_masks, live_rows, real_rows
+from ..curve import Batches
+from ..graph import Graph
+from ..masks import Masks
+from ..network import clone
+from .base import Repair, chunks_of
+from .images import Mixed
 from .ridge import drawn_rows, part_of, ridge, ridge_by_group
+from .tokens import AT_ONCE, token_weights
 
-
-class Repair:
-    """Makes a better network of a compact one."""
-
-    name: str
-
-    @abstractmethod
-    def __call__(self, graph: Graph, small: Graph, masks: Masks) -> Graph:
-        """The repaired form of `small`, the compact form of `graph` under `masks`; neither is changed."""
-
-
-@dataclass
-class BatchNormRepair(Repair):
-    """Means and variances re-estimated over the samples (Hatefi et al. do not; an old remedy after pruning).
-
-    The BatchNorms are folded. A folded layer's output is an affine function of what BatchNorm saw, so the new
-    statistics follow from its output's, and folding again is one scaling of its weights.
-
-    inputs: float images, shape (n, channels, height, width), unlabelled. chunk: samples in one call of a layer.
-    """
-
-    inputs: Batches
-    chunk: int = 256
-    name = "batchnorm"
-
-    @torch.no_grad()
-    def __call__(self, graph: Graph, small: Graph, masks: Masks) -> Graph:
-        modules: dict[str, nn.Module] = {}
-        norms = dict(small.norms)
-        for visit in small.network.walk(_chunks(self.inputs, self.chunk)):
-            if visit.name not in norms or not isinstance(visit.module, (nn.Conv2d, nn.Linear)):
-                continue
-            norm = norms[visit.name]
-            mean, variance = _moments(visit.outputs)
-            spread = norm.gamma.square().clamp(min=torch.finfo(mean.dtype).tiny)
-            scale = (variance / spread + norm.eps / norm.std.square()).rsqrt()
-            shift = norm.beta - mean * scale
-            shape = [-1] + [1] * (visit.outputs[0].dim() - 2)
-            visit.outputs = [value.mul_(scale.view(shape)).add_(shift.view(shape)) for value in visit.outputs]
-            modules[visit.name] = _rescaled(visit.module, scale, shift)
-            norms[visit.name] = replace(norm, std=norm.std / scale)
-        return replace(small, network=small.network.replaced(modules), norms=norms)
-
-
-def _chunks(inputs: Batches, size: int) -> list[Tensor]:
-    return [inputs[start : start + size] for start in range(0, len(inputs), size)]
-
-
-def _moments(chunks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and variance (over n, as BatchNorm normalises) of each channel, shape (channels,)."""
-    flat = [value.transpose(0, 1).flatten(1) for value in chunks]
-    count = sum(value.shape[1] for value in flat)
-    mean = torch.stack([value.sum(1) for value in flat]).sum(0) / count
-    squares = torch.stack([(value - mean.unsqueeze(1)).square().sum(1) for value in flat]).sum(0)
-    return mean, squares / count
-
-
-def _rescaled(module: nn.Module, scale: Tensor, shift: Tensor) -> nn.Module:
-    """The layer whose output is `scale * output + shift` for each channel."""
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    bias = shift if module.bias is None else module.bias * scale + shift  # type: ignore[operator]
-    return clone(module, weight=weight * scale.view(-1, *[1] * (weight.dim() - 1)), bias=bias)
-
-
-MOST_IMAGES = 512
-"""Repairs keep all their images' activations of a layer at a time: of no more images than this."""
 ROOM = 2**28
 """Bytes that the unpruned network's outputs may take, to be kept from one repair to the next; and a layer's rows."""
 FEW = 64
 """Features of which a layer has at least so many when rows are drawn: more rows cost nothing there."""
-
-
-@dataclass(frozen=True)
-class Mixed:
-    """Images, and behind them as many averages of two of them, up to `MOST_IMAGES` in all.
-
-    What a layer is to give, the unpruned network says of any image. So a few images are made to say more, without a
-    label and without knowing what changes an image's class (mixup, Zhang et al. 2018, arXiv 1710.09412, mixes targets
-    too). Not for statistics: averages have less contrast.
-    """
-
-    images: Batches
-
-    def __len__(self) -> int:
-        count = len(self.images)
-        return max(count, min(2 * count, MOST_IMAGES))
-
-    def __getitem__(self, item: slice) -> Tensor:
-        count = len(self.images)
-        start, stop, _ = item.indices(len(self))
-        parts = [self.images[start : min(stop, count)]] if start < count else []
-        if stop > count:
-            first, last = max(start, count) - count, stop - count
-            apart = max(1, count // 3)  # not half, where each pair would come twice; images may be sorted by class
-            parts.append((self.images[first:last] + self._around(first + apart, last + apart)) / 2)
-        return torch.cat(parts)
-
-    def _around(self, start: int, stop: int) -> Tensor:
-        """The images of these rows, counted on from the first one behind the last."""
-        count = len(self.images)
-        parts = [self.images[start:stop]] if start < count else []
-        if stop > count:
-            parts.append(self.images[max(0, start - count) : stop - count])
-        return torch.cat(parts)
 
 
 @dataclass
@@ -164,7 +59,7 @@ class LeastSquaresRepair(Repair):
             self._unpruned = _Unpruned(graph, images, self.chunk)
         originals, outputs = graph.network.modules_by_step(), self._unpruned.outputs()
         behind = _behind_changes(graph, small)
-        for visit in small.network.walk(_chunks(images, self.chunk)):
+        for visit in small.network.walk(chunks_of(images, self.chunk)):
             if visit.name in behind and isinstance(visit.module, (nn.Conv2d, nn.Linear)):
                 live = live_rows(graph, masks, visit.name)
                 goals = _goals(originals[visit.name], outputs(visit.name), live)
@@ -237,50 +132,6 @@ def _fit_groups(
     return fitted, bias
 
 
-AT_ONCE = 8
-"""Images in a pass that keeps all their activations for the gradient: few, since nobody has asked whether more fit."""
-EVEN = 0.5
-"""The part of a token's weight that is the same for all, so that none is without."""
-
-
-@torch.inference_mode(False)
-def token_weights(graph: Graph, chunks: Sequence[Tensor]) -> dict[str, Tensor]:
-    """How much each token of a linear layer counts in its refit: shape (tokens of all samples,), of mean 1, by layer.
-
-    Half of it is even; the other half goes by the square of the gradient of the sample's margin (the largest logit less
-    the next) at the layer's output for that token: a squared error counts by what it does to the prediction, as in
-    Optimal Brain Surgeon (Hassibi and Stork 1993). So no labels are needed. Layers without tokens (rows are images, or
-    pixels of a convolution) have no weights: there they change nothing (benchmarks/README.md).
-    """
-    modules = graph.network.modules_by_step()
-    counts = dimensions(graph.network.steps, modules)
-    outputs = {step.name: step.output for step in graph.network.steps}
-    layers = [name for name, m in modules.items() if isinstance(m, nn.Linear) and counts.get(outputs[name]) == 3]
-    squares: dict[str, list[Tensor]] = {name: [] for name in layers}
-
-    def note(name: str, output: Tensor) -> Tensor:
-        if len(output) != len(chunk):  # tokens come first: rows of several chunks would be in another order
-            return output
-        output = output if output.requires_grad else output.requires_grad_()
-        output.register_hook(lambda gradient: squares[name].append(gradient.square().sum(-1).flatten()))
-        return output
-
-    handles = [modules[name].register_forward_hook(lambda _, __, out, name=name: note(name, out)) for name in layers]
-    try:
-        with torch.enable_grad():
-            for chunk in chunks if layers else ():
-                logits = graph.network(chunk)
-                if logits.requires_grad:
-                    best = logits.topk(min(2, logits.shape[1])).values
-                    (2 * best[:, 0].sum() - best.sum()).backward()
-    finally:
-        for handle in handles:
-            handle.remove()
-    flat = {name: torch.cat(parts) for name, parts in squares.items() if len(parts) == len(chunks)}
-    tiny = torch.finfo(torch.float32).tiny
-    return {name: EVEN + (1 - EVEN) * each / each.mean().clamp(min=tiny) for name, each in flat.items()}
-
-
 def _behind_changes(graph: Graph, small: Graph) -> set[str]:
     """Layers that read something else than in the unpruned network, by name. What is changed is noted by the unpruned
     network's slots, since a branch without units leaves no step in the small one."""
@@ -302,8 +153,8 @@ class _Unpruned:
 
     def __init__(self, graph: Graph, inputs: Batches, chunk: int) -> None:
         self.graph = graph
-        self.weights = token_weights(graph, _chunks(inputs, AT_ONCE))
-        self._walk = lambda: graph.network.walk(_chunks(inputs, chunk))
+        self.weights = token_weights(graph, chunks_of(inputs, AT_ONCE))
+        self._walk = lambda: graph.network.walk(chunks_of(inputs, chunk))
         self._kept = self._keep()
 
     def _keep(self) -> dict[str, list[Tensor]] | None:
@@ -368,47 +219,3 @@ def _windows(module: nn.Conv2d, value: Tensor) -> Tensor:
 
 def _goal_rows(module: nn.Module, value: Tensor) -> Tensor:
     return value.permute(0, 2, 3, 1).flatten(0, 2) if isinstance(module, nn.Conv2d) else value.flatten(0, -2)
-
-
-@dataclass
-class Chain(Repair):
-    """One repair after the other."""
-
-    parts: Sequence[Repair]
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return "+".join(part.name for part in self.parts)
-
-    def __call__(self, graph: Graph, small: Graph, masks: Masks) -> Graph:
-        for part in self.parts:
-            small = part(graph, small, masks)
-        return small
-
-
-REPAIRS = ("none", "batchnorm", "least-squares", "batchnorm+least-squares")
-
-
-def repair_rows(count: int) -> slice:
-    """Which of so many reference samples repairs read: `MOST_IMAGES` at most, evenly spaced (samples are sorted by
-    class)."""
-    return slice(None, None, max(1, -(-count // MOST_IMAGES)))
-
-
-def make_repair(name: str, graph: Graph, inputs: Batches) -> Repair | None:
-    """A repair by its name in `REPAIRS`, from these samples.
-
-    Raises:
-        ValueError: unknown name, or a repair of BatchNorm in a network without.
-    """
-    if name not in REPAIRS:
-        raise ValueError(f"repair {name!r}: choose from {', '.join(REPAIRS)}")
-    if "batchnorm" in name and not graph.norms:
-        raise ValueError(f"repair {name}: the model has no BatchNorm to re-estimate; try least-squares")
-    parts: dict[str, list[Repair]] = {
-        "none": [],
-        "batchnorm": [BatchNormRepair(inputs)],
-        "least-squares": [LeastSquaresRepair(inputs)],
-    }
-    chain = [repair for part in name.split("+") for repair in parts[part]]
-    return None if not chain else chain[0] if len(chain) == 1 else Chain(chain)
