@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -19,6 +20,7 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.spinner import Spinner
 
 PATIENCE = 2.0
 """Seconds after which work that is not on a terminal says that it is going on."""
@@ -82,7 +84,8 @@ class Screen:
         error is the only line. In a file, where nothing can be taken back, it is said only where errors have more
         lines anyway (`verbose`). No other work may be shown within."""
         if self.live:
-            with self.console.status(f"{escape(label)} ..."):
+            with Live(Spinner("dots", f"{escape(label)} ..."), console=self.console, transient=True) as live:
+                live.refresh()  # not when its thread comes to it, which what is imported may keep from running
                 yield
             return
         if self.verbose:

@@ -59,17 +59,19 @@ def name_of_fresh(samples: Samples) -> str:
 
 
 def unseen_samples(study: Study, trial: Trial, count: int, holdout: Samples, fresh: Samples | None) -> list[Unseen]:
-    """What a trial is to be measured on while its networks exist, if its AUC is among the `count` best so far.
+    """What a trial is to be measured on while its networks exist, so that nothing need be built again at the end.
 
-    Those are the trials that re-scoring and the holdout may ask for, since whatever is among the best of all trials is
-    among the best of those before it. The holdout is also the fixed composites'.
+    The fresh samples, if its AUC is among the `count` best so far: whatever re-scoring asks for was so when it ran. The
+    holdout, if it is a fixed composite or better than all so far. That misses a trial which only re-scoring calls best;
+    to measure all that it might call so costs more passes, of most trials of a search that gets better and better.
 
     fresh: see `fresh_samples`; not needed if `count` is 1, where nothing is scored again.
     """
     best = candidates(study, count)
-    above = auc_of(best[-1]) if len(best) == count else -1.0
-    found = [Unseen(HOLDOUT, holdout, -1.0 if "fixed" in trial.user_attrs else above, HOLDOUT)]
+    highest = auc_of(best[0]) if best else -1.0
+    found = [Unseen(HOLDOUT, holdout, -1.0 if "fixed" in trial.user_attrs else highest, HOLDOUT)]
     if count > 1 and fresh is not None:
+        above = auc_of(best[-1]) if len(best) == count else -1.0
         found.append(Unseen(name_of_fresh(fresh), fresh, above, RESCORING))
     return found
 
