@@ -457,7 +457,7 @@ def _run_study(options: Options, prepared: Prepared, phases: Phases, screen: Scr
     from .draws import tasks_of
     from .known import earlier_composite, mixed_composites
     from .memory import keep_batch_size
-    from .phases import TRIALS, phase
+    from .phases import RESCORING, TRIALS, phase
     from .pruners import NONE, Race, make_pruner, reports_of
     from .racing import chunks
     from .rescore import fresh_samples, unseen_samples
@@ -467,6 +467,7 @@ def _run_study(options: Options, prepared: Prepared, phases: Phases, screen: Scr
         check_study,
         count_complete,
         count_finished,
+        keep_phases,
         known_curves,
         open_study,
         run_search,
@@ -532,7 +533,8 @@ def _run_study(options: Options, prepared: Prepared, phases: Phases, screen: Scr
     after = sum(_trials_after(study, options, prepared, tasks).values())
 
     def watched(study: Study, trial: Trial) -> list[Unseen]:
-        others = fresh() if options.rescore > 1 else None
+        with phase(RESCORING):
+            others = fresh() if options.rescore > 1 else None
         return unseen_samples(study, trial, options.rescore, task.holdout, others)
 
     try:
@@ -558,11 +560,12 @@ def _run_study(options: Options, prepared: Prepared, phases: Phases, screen: Scr
             raise UserError("no trial finished in time: raise --timeout")
         with alone(options.storage, lambda: screen.line("end     another process scores the best: waits for it")):
             _score(study, options, prepared, tasks, fresh, screen)
-            study.set_user_attr("phases", phases.added_to(study.user_attrs.get("phases", {})))
+            keep_phases(study, phases)
             screen.line(f"time    {phases}")
             write_json(options.export, composite_document(study))
             _report(study, options)
     except KeyboardInterrupt:
+        keep_phases(study, phases)
         click.echo(
             f"Stopped after {count_finished(study)} of {options.trials} trials. "
             "Run the same command again to continue.",

@@ -32,7 +32,7 @@ from ..studies.report import fixed_trials, name_of
 from .candidate import Pruning, candidate, candidate_of, keep_candidate, pruning_of
 from .errors import UserError
 from .likeness import nearest
-from .phases import HOLDOUT
+from .phases import HOLDOUT, Phases
 from .progress import Standing
 from .pruners import Race, Stopper
 from .space import Space
@@ -377,6 +377,11 @@ def known_curves(study: Study) -> dict[str, Curve]:
         for trial in complete
         if "ranking_hash" in trial.user_attrs
     }
+
+
+def keep_phases(study: Study, phases: Phases) -> None:
+    """Adds what a run took to the study's attribute `phases`: "seconds" and "processor" of each phase of all runs."""
+    study.set_user_attr("phases", phases.added_to(study.user_attrs.get("phases", {})))
 
 
 def standing(study: Study, trials: int) -> Standing:

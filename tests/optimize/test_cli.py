@@ -147,6 +147,7 @@ def test_a_run_that_was_stopped_goes_on(project, uninterrupted, how):
         assert process.returncode == 130
         assert f"Stopped after {len(stopped)} of {REACH} trials." in err
         assert "Traceback" not in err
+        assert load(project, database).user_attrs["phases"]["trials"]["processor"] > 0
     resumed = project.run(*command)
     assert resumed.returncode == 0, resumed.stderr
     assert values(load(project, database)) == values(load(project, uninterrupted))

@@ -9,15 +9,17 @@ import json
 import sqlite3
 from dataclasses import replace
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 from pxp_optimize.attribution import Composite, RuleSpec
 from pxp_optimize.optimize import racing
+from pxp_optimize.optimize.cli import PLAIN_COST, _trials_after
 from pxp_optimize.optimize.draws import tasks_of
 from pxp_optimize.optimize.phases import HOLDOUT, PLAIN, PREPARING, RESCORING, TRIALS
 from pxp_optimize.optimize.prepare import Prepared
-from pxp_optimize.optimize.rescore import fresh_samples, unseen_samples
+from pxp_optimize.optimize.rescore import DRAWS, fresh_samples, unseen_samples
 from pxp_optimize.optimize.samplers import SAMPLERS, UNCONDITIONAL, make_sampler
 from pxp_optimize.optimize.search import run_search, score_holdout
 from pxp_optimize.optimize.space import Space
@@ -184,6 +186,24 @@ def test_the_holdout_of_what_was_measured_is_not_computed_again():
     score_holdout(study, lambda method: pytest.fail("computed again"), lambda steps: None)
     best = study.best_trial
     assert study.user_attrs[HOLDOUT][str(best.number)] == {"auc": 1 - best.value, "accuracy": [1.0, 1 - best.value]}
+
+
+def test_the_time_left_knows_what_comes_after_the_trials(prepared, small_options):
+    study = optuna.create_study(direction="maximize", sampler=make_sampler("random", 0))
+    tasks = tasks_of(prepared, 2)
+    left_over = {RESCORING: 0, HOLDOUT: 0, PLAIN: PLAIN_COST}
+    assert _trials_after(study, small_options, prepared, tasks) == left_over
+    run_search(study, Space(GROUPS), Watched(False), trials=6)  # as an older version did
+    assert _trials_after(study, small_options, prepared, tasks) == {**left_over, HOLDOUT: 4}
+    rest = prepared.source.dataset.val.labels
+    none_left = replace(prepared.source, drawn={**prepared.source.drawn, "holdout": np.arange(len(rest))})
+    by_draws = replace(prepared, source=none_left)
+    assert _trials_after(study, small_options, by_draws, tasks[:1])[RESCORING] == 3 * DRAWS
+    assert _trials_after(study, small_options, by_draws, tasks)[RESCORING] == 3 * DRAWS / 2
+    once = replace(small_options, rescore=1)
+    assert _trials_after(study, once, by_draws, tasks)[RESCORING] == 0
+    plain = replace(prepared, task=prepared.task.plain())
+    assert _trials_after(study, once, plain, tasks)[PLAIN] == 0
 
 
 RESULTS = ("holdout", "rescored", "plain")
