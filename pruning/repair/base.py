@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import overload
 
 from torch import Tensor
 
@@ -21,5 +24,23 @@ class Repair:
         """The repaired form of `small`, the compact form of `graph` under `masks`; neither is changed."""
 
 
-def chunks_of(inputs: Batches, size: int) -> list[Tensor]:
-    return [inputs[start : start + size] for start in range(0, len(inputs), size)]
+@dataclass(frozen=True)
+class Chunks(Sequence[Tensor]):
+    """Images, so many at a time; read when they are asked for."""
+
+    images: Batches
+    size: int
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.size)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
+    def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):  # what ends an iteration
+            raise IndexError(index)
+        return self.images[index * self.size : (index + 1) * self.size]

@@ -12,7 +12,7 @@ from ..curve import Batches
 from ..graph import Graph
 from ..masks import Masks
 from ..network import clone
-from .base import Repair, chunks_of
+from .base import Chunks, Repair
 
 
 @dataclass
@@ -33,7 +33,7 @@ class BatchNormRepair(Repair):
     def __call__(self, graph: Graph, small: Graph, masks: Masks) -> Graph:
         modules: dict[str, nn.Module] = {}
         norms = dict(small.norms)
-        for visit in small.network.walk(chunks_of(self.inputs, self.chunk)):
+        for visit in small.network.walk(Chunks(self.inputs, self.chunk)):
             if visit.name not in norms or not isinstance(visit.module, (nn.Conv2d, nn.Linear)):
                 continue
             norm = norms[visit.name]
