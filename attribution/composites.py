@@ -17,18 +17,18 @@ from torch import nn
 from zennit.core import Composite as ZennitComposite
 from zennit.core import Hook
 
-from ..pruning import network as ops
-from ..pruning.graph import BATCH_NORMS, UNIT_KINDS, Graph
+from ..pruning.graph import UNIT_KINDS, Graph
 from ..pruning.repair import REPAIRS
 from ..pruning.schedule import Schedule
 from . import rules
-from .attention import SOFTMAX_RULES, LayerNormEpsilon, UniformQueryKey
+from .attention import SOFTMAX_RULES
+from .between import hook_for
 from .rules import RULES
 
 FORMAT = "pxp-composite/1"
 GROUPS = ("low", "mid", "high", "classifier")
-TYPES = ("stem", "3x3", "1x1", "downsample", "depthwise", "linear", "mlp", "attention", "q", "k", "v", "out")
-ATTENTION_TYPES = ("q", "k", "v", "out")
+TYPES = ("stem", "3x3", "1x1", "downsample", "depthwise", "linear", "mlp", "attention", "q", "k", "v", "qkv", "out")
+ATTENTION_TYPES = ("q", "k", "v", "qkv", "out")
 BIASES = ("whole", "split")
 AGGREGATIONS = ("abs", "signed")
 NORMALIZATIONS = ("none", "l1", "l2", "max")
@@ -227,8 +227,7 @@ class Composite:
         Raises:
             CompositeError: the composite does not fit the model.
         """
-        specs = self.resolve(graph)
-        softmax, attention_value = SOFTMAX_RULES[self.softmax or "attnlrp"]
+        specs, steps = self.resolve(graph), graph.network.modules_by_step()
 
         def hook(_: dict, name: str, module: nn.Module) -> Hook | None:
             if name in specs:
@@ -238,15 +237,7 @@ class Composite:
                     whole_bias=self.bias == "whole" and graph.types[name] in ATTENTION_TYPES,
                 )
                 return fast.reference() if reference else fast
-            if isinstance(module, ops.HeadSoftmax):
-                return softmax
-            if isinstance(module, ops.AttentionValue):
-                return attention_value
-            if ops.zero_preserving(module) is not None:
-                return rules.Pass()
-            if isinstance(module, ops.Multiply) and module.gate is not None and self.gates == "signal":
-                return rules.Signal(module.gate)
-            return next((make() for kind, make in BETWEEN.items() if isinstance(module, kind)), None)
+            return hook_for(module, self.softmax or "attnlrp", self.gates) if name in steps else None
 
         return ZennitComposite(module_map=hook)
 
@@ -276,19 +267,6 @@ def keys_of(group: str, kind: str) -> tuple[str, ...]:
     """The keys that may give a layer its rule, the most specific first."""
     shared = (f"{group}.attention",) if kind in ATTENTION_TYPES else ()
     return (f"{group}.{kind}", *shared, group)
-
-
-# What takes a rule besides the ruled layers. Operations that only route values have none: their gradient does.
-BETWEEN: dict[Any, type[Hook]] = {
-    ops.Add: rules.Share,
-    ops.ScatterAdd: rules.ShareScattered,
-    ops.Multiply: rules.Halve,
-    ops.Mean: rules.Normalise,
-    ops.QueryKey: UniformQueryKey,
-    nn.LayerNorm: LayerNormEpsilon,
-    **dict.fromkeys((nn.AvgPool2d, nn.AdaptiveAvgPool2d), rules.Normalise),
-    **dict.fromkeys(BATCH_NORMS, rules.Pass),
-}
 
 
 def load_composite(source: str | Path | Mapping[str, Any]) -> Composite:

@@ -45,15 +45,17 @@ def activation(graph: Graph, inputs: Batches, targets: Tensor, units: str | None
 
     def record(name: str, kind: str) -> Callable[[nn.Module, object, Tensor], None]:
         def on_forward(module: nn.Module, args: object, output: Tensor) -> None:
-            values = output.abs().sum((0, 2, 3)) if kind == "heads" else per_unit(output, kind, signed=False)
-            totals[name] += of_units(module, values)
+            if kind == "heads":
+                totals[name] += output.abs().movedim(-3, 0).flatten(1).sum(1)
+            else:
+                totals[name] += of_units(module, per_unit(graph.arranged(name, output), kind, signed=False))
 
         return on_forward
 
     handles = []
     for name, values in totals.items():
         kind = graph.kinds[name]
-        step = f"{name.rpartition('.')[0]}.attention_value" if kind == "heads" else name
+        step = graph.values[name] if kind == "heads" else name
         if len(values) and step in modules:
             handles.append(modules[step].register_forward_hook(record(name, kind)))
     try:
@@ -95,7 +97,7 @@ def integrated_gradients(
             for name, value in _gradients(graph, layers, batch * (step / INTEGRATION_STEPS), labels).items():
                 sums[name] = sums[name].add_(value) if name in sums else value
         for name, value in sums.items():
-            values = per_unit(value / INTEGRATION_STEPS, graph.kinds[name], signed=False)
+            values = per_unit(graph.arranged(name, value / INTEGRATION_STEPS), graph.kinds[name], signed=False)
             totals[name] += of_units(modules[name], values)
     return totals
 
@@ -144,7 +146,6 @@ CRITERIA: dict[str, Criterion] = {
 
 
 @torch.inference_mode(False)
-@computed_in("fp32")
 def collect_scores(
     model: nn.Module | Graph,
     criterion: str,
@@ -160,7 +161,8 @@ def collect_scores(
         KeyError: unknown criterion.
         ValueError: no such units in the model.
     """
-    graph = trace(model)
     inputs, targets = checked_samples(inputs, targets, batch_size)
-    scores = CRITERIA[criterion](graph, inputs, targets, units, batch_size, seed)
+    graph = trace(model, inputs[:2])
+    with computed_in("fp32"):
+        scores = CRITERIA[criterion](graph, inputs, targets, units, batch_size, seed)
     return balance(scores, graph.kinds, 1.0)

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from zennit.core import Composite as ZennitComposite
 
-from ..pruning.compact import real_rows
 from ..pruning.curve import Batches, check_targets, checked_samples
 from ..pruning.graph import Graph, trace
+from ..pruning.operations.layers import real_rows
 from ..pruning.precision import computed_in
 from .composites import Composite, load_composite
+from .foreign import on_graph
 
 
 @torch.inference_mode(False)  # in which nothing has a gradient, whatever enable_grad says
-@computed_in("fp32")
 def collect_relevance(
     model: nn.Module | Graph,
     composite: Composite | str | Path | Mapping[str, Any] | ZennitComposite,
@@ -39,10 +39,10 @@ def collect_relevance(
     layers are normalised as it says.
 
     model: a classifier, which stays as it is, or its graph. composite: ours, its JSON (a file, or its content), or one
-    of zennit's for the network of a graph. inputs: float images, shape (n, channels, height, width), on the model's
-    device. targets: logit indices, int64, shape (n,). units: "filters", "neurons", "heads", several joined by "+", or
-    None for what is usual for the model. reference: use zennit's own rules (slower, the same up to rounding).
-    logits: indices of those that compete with the targets; None for all.
+    of zennit's, whose rules are used as on the model with zennit's canonizer. inputs: float images, shape
+    (n, channels, height, width), on the model's device. targets: logit indices, int64, shape (n,). units: "filters",
+    "neurons", "heads", several joined by "+", or None for what is usual for the model. reference: use zennit's own
+    rules (slower, the same up to rounding). logits: indices of those that compete with the targets; None for all.
 
     Returns, by layer name in layer order, a float tensor, shape (units,), on the model's device.
 
@@ -51,14 +51,14 @@ def collect_relevance(
         CompositeError: the composite does not fit the model.
         ValueError: no such units in the model, no samples, or a target that no logit has.
     """
-    graph = trace(model)
     inputs, targets = checked_samples(inputs, targets, batch_size)
+    graph = trace(model, inputs[:2])
     if isinstance(composite, (str, Path, Mapping)):
         composite = load_composite(composite)
     if not isinstance(composite, Composite):
-        with composite.context(graph.network):
+        with computed_in("fp32"), on_graph(composite).context(graph.network):
             return scores_of(graph, units, inputs, targets, batch_size, relevance_score, input_gradient=True)
-    with composite.zennit(graph, reference=reference).context(graph.network):
+    with computed_in("fp32"), composite.zennit(graph, reference=reference).context(graph.network):
         totals = scores_of(
             graph,
             units,
@@ -163,7 +163,8 @@ def _recorded(
             value = output.detach()
 
             def on_backward(gradient: Tensor) -> None:
-                values = per_unit(score(value, gradient.detach()), graph.kinds[name], signed, reduction)
+                found = graph.arranged(name, score(value, gradient.detach()))
+                values = per_unit(found, graph.kinds[name], signed, reduction)
                 totals[name] += of_units(module, values)
 
             output.register_hook(on_backward)

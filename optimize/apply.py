@@ -44,7 +44,7 @@ def prune(
     composite = load_composite(source)
     document: Mapping[str, Any] = source if isinstance(source, Mapping) else json.loads(Path(source).read_bytes())
     how, units = document.get("pruning", {}), document.get("units")
-    graph = trace(model)
+    graph = trace(model, inputs[:2])
     schedule = Schedule.parse(how.get("schedule", "oneshot"))
     if repair_inputs is None:
         repair_inputs = inputs[repair_rows(len(inputs))]
@@ -54,4 +54,4 @@ def prune(
         return collect_relevance(network, composite, inputs, targets, units, batch_size, logits=logits)
 
     plan = Plan.make(graph, score, schedule, repair, rate)
-    return plain(without_constants(next(plan.networks(graph, [rate], repair)).network))
+    return plain(without_constants(next(plan.networks(graph, [rate], repair)).network)).requires_grad_()

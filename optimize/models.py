@@ -27,6 +27,7 @@ from torch.nn.parameter import is_lazy
 from torchvision.models import GoogLeNet, Inception3, VisionTransformer
 from torchvision.models.vision_transformer import interpolate_embeddings
 
+from ..pruning.graph import logits_of
 from .data import Dataset, Progress, Transform, class_logits, no_progress, reason, some
 from .digits import DIGITS_TRANSFORM, load_or_train, seeded
 from .errors import UserError
@@ -281,7 +282,7 @@ def _count_logits(spec: str, module: nn.Module, size: int) -> int:
     image = torch.zeros(1, 3, size, size, dtype=parameter.dtype, device=parameter.device)
     try:
         with torch.no_grad():
-            logits = module(image)
+            logits = logits_of(module(image))
     except Exception as error:  # whatever the user's network raises
         raise UserError(
             f"{spec} does not take images of {size} x {size} pixels ({reason(error)}); "

@@ -13,6 +13,7 @@ from platformdirs import user_cache_path
 from torch import Tensor
 
 from ..pruning import Graph, Schedule, TraceError, make_repair, repair_rows, trace
+from ..pruning.graph import logits_of
 from ..studies.export import layers_of
 from ..studies.fingerprint import Fingerprint, fingerprint
 from .config import Options
@@ -34,7 +35,7 @@ from .data import (
 )
 from .errors import UserError
 from .memory import Batching, choose_batch_size, sample_budget
-from .models import load_model
+from .models import LoadedModel, load_model
 from .pixels import Store
 from .sanity import scaled_up
 from .task import Images, Samples, Task
@@ -119,7 +120,7 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
     )
     of_class = class_logits(dataset, model.num_classes)
     with progress("trace the network", 1):
-        graph, units = _traced(model.module, options.units, options.model)
+        graph, units = _traced(model, options.units, options.model)
         graph.to(device)
     transform = model.transform
     budget = sample_budget(device) if options.sample_memory is None else options.sample_memory << 20
@@ -214,7 +215,7 @@ def how_pruned(graph: Graph, schedule: str, repair: str) -> tuple[tuple[str, ...
 def _check_graph(module: torch.nn.Module, task: Task, name: str) -> None:
     """A forward function may do what tracing cannot see (change a tensor that it reads again, say)."""
     batch = task.reference.inputs[0:2]
-    expected = module.to(batch.device)(batch)
+    expected = logits_of(module.to(batch.device)(batch))
     found = task.graph.network(batch)
     scale = expected.abs().max().clamp(min=1e-6)
     if not bool(torch.isfinite(expected).all()):
@@ -263,10 +264,11 @@ def check_precision(precision: str, device: torch.device) -> None:
                 raise UserError(f"--precision bf16: {device} has no bfloat16; give fp32")
 
 
-def _traced(module: torch.nn.Module, units: str, name: str) -> tuple[Graph, str]:
+def _traced(model: LoadedModel, units: str, name: str) -> tuple[Graph, str]:
     """The network's graph, and the kind of units that is meant."""
     try:
-        graph = trace(module)
+        side = model.transform.size
+        graph = trace(model.module, torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0)))
     except TraceError as error:
         raise UserError(f"model {name} is not supported: {error}") from error
     units = graph.default_units if units == "auto" else units

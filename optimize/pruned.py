@@ -56,7 +56,7 @@ def save_pruned(path: str | Path, network: Network, masks: Masks, about: Mapping
 
 
 def load_pruned(model: nn.Module, path: str | Path) -> nn.Module:
-    """The pruned network that `pxp-optimize prune` wrote, on the CPU, in eval mode and without gradients.
+    """The pruned network that `pxp-optimize prune` wrote, on the CPU, in eval mode; its parameters can be trained.
 
     model: the original network, as its architecture; its weights are not used, and it stays as it is.
 
@@ -64,16 +64,17 @@ def load_pruned(model: nn.Module, path: str | Path) -> nn.Module:
         ValueError: no such file, or the masks or weights do not fit the model.
         TraceError: see `pruning.trace`.
     """
-    about_pruned(path)
+    image = about_pruned(path).get("image", {})
+    example = torch.randn(2, 3, *[image["size"]] * 2, generator=torch.Generator().manual_seed(0)) if image else None
     tensors = load_file(path)
     masks = {name.removeprefix(MASK): tensors.pop(name).bool() for name in [*tensors] if name.startswith(MASK)}
     try:
-        network = plain(compact(trace(model).to("cpu"), masks).network)
+        network = plain(compact(trace(model, example).to("cpu"), masks).network)
         _add_biases(network, tensors)
         network.load_state_dict(tensors)
     except (ValueError, RuntimeError, AttributeError) as error:
         raise ValueError(f"{path} does not fit this model: {' '.join(str(error).split())}") from error
-    return without_constants(network)
+    return without_constants(network).requires_grad_()
 
 
 def about_pruned(path: str | Path) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from . import network as ops
-from .dimensions import dimensions, extents
 from .network import Network, Step, clone
 
 
@@ -26,7 +25,9 @@ def without_constants(network: Network) -> Network:
     """
     modules = network.modules_by_step()
     steps: list[Step] = []
-    extent, dims = extents(network.steps, modules), dimensions(network.steps, modules)
+    if not ops.gates_of(network) or not network.image:
+        return network
+    shapes = network.shapes()
     constants: dict[int, Tensor] = {}  # by slot, shape (1, channels, 1, 1)
     scales: dict[int, Tensor] = {}  # what a constant gate multiplies by, by the product's slot; of that shape too
     for step in network.steps:
@@ -37,7 +38,7 @@ def without_constants(network: Network) -> Network:
             scales[step.output] = constants[known[0]]
             modules[step.name] = ops.Affine(scale=scales[step.output])
             step = Step(step.name, (signal,), step.output)
-        elif extent[step.output] == (1, 1) and dims.get(step.output) == 4:
+        elif len(shape := shapes[step.output]) == 4 and shape[2:] == (1, 1):
             if _is_dead(module):
                 constants[step.output] = _bias(module)
             elif known and _reads_one(module):
@@ -47,13 +48,16 @@ def without_constants(network: Network) -> Network:
     if len(needed) == len(steps):
         return network
     steps = _merged(needed, modules, scales, network.result)
-    left = Network(steps, {step.name: modules[step.name] for step in steps}, network.result)
+    kept = {step.name: modules[step.name] for step in steps}
+    left = Network(steps, kept, network.result, network.image)
     return left.eval().requires_grad_(False)
 
 
 def _reads_one(module: nn.Module) -> bool:
     """Whether a module's result on a value of one pixel depends on that value alone."""
-    return isinstance(module, (nn.Conv2d, ops.Realign)) or ops.zero_preserving(module) is not None
+    if isinstance(module, nn.Conv2d):
+        return module.kernel_size == (1, 1) and module.padding == (0, 0)
+    return isinstance(module, ops.Realign) or ops.zero_preserving(module) is not None
 
 
 def _is_dead(module: nn.Module) -> TypeGuard[nn.Conv2d]:

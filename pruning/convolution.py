@@ -31,9 +31,9 @@ class Convolution(nn.Conv2d):
 
         Its weight has shape (out channels * pixels out, in channels * pixels in).
         """
-        if not self._is_small(size):
-            return None
         weight = self.weight
+        if weight.is_meta or not self._is_small(size):  # of shapes alone there is no matrix to keep
+            return None
         version = -1 if weight.is_inference() else weight._version
         known = self._flat
         if known is not None and known[0] is weight and known[1:3] == (version, size):

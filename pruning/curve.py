@@ -81,8 +81,8 @@ def accuracy_curve(
     Raises:
         TraceError, ValueError: as `trace`, `rank` and `compact_model`; a target that no logit has.
     """
-    graph = trace(model)
     inputs, targets = checked_samples(inputs, targets, batch_size)
+    graph = trace(model, inputs[:2])
     with torch.inference_mode():
         n_logits = graph.network(inputs[:1]).shape[1]
     check_targets(targets, n_logits)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.stateless import _reparametrize_module
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,10 @@ class Step:
     name: str
     inputs: tuple[int, ...]
     output: int
+
+
+BATCH = 8191
+"""As many images, a prime number, as nothing else of a network is a multiple of."""
 
 
 def needed_steps(steps: Sequence[Step], result: int) -> list[Step]:
@@ -43,6 +48,19 @@ def readers_of(steps: Iterable[Step]) -> dict[int, list[Step]]:
         for slot in step.inputs:
             readers.setdefault(slot, []).append(step)
     return readers
+
+
+@dataclass(frozen=True)
+class Norm:
+    """The BatchNorm that was folded into a layer, as needed to re-estimate its statistics.
+
+    gamma, beta: scale and shift, shape (channels,). std: `sqrt(running_var + eps)` when folded, (channels,).
+    """
+
+    gamma: Tensor
+    beta: Tensor
+    std: Tensor
+    eps: float
 
 
 @dataclass
@@ -75,10 +93,16 @@ class Network(nn.Module):
     Modules are registered under the steps' names, so `get_submodule("layer1.0.conv1")` and the keys of
     `state_dict()` are those of the model that was traced. On the CPU a convolutional network's weights and images
     are put into channels-last order (`channels_last`), where all its passes are faster.
+
+    image: channels, height and width of the images that it was traced with.
     """
 
-    def __init__(self, steps: Sequence[Step], modules: dict[str, nn.Module], result: int) -> None:
+    def __init__(
+        self, steps: Sequence[Step], modules: dict[str, nn.Module], result: int, image: Sequence[int] = ()
+    ) -> None:
         super().__init__()
+        self.image = tuple(image)
+        self._shapes: dict[int, tuple[int, ...]] | None = None
         self.channels_last = runs_channels_last(modules.values())
         modules = {name: _in_order(module, self.channels_last) for name, module in modules.items()}
         self.steps = tuple(steps)
@@ -156,13 +180,33 @@ class Network(nn.Module):
 
     def replaced(self, modules: Mapping[str, nn.Module]) -> Network:
         """The same network with other modules under some of the steps' names."""
-        network = Network(self.steps, {**self.modules_by_step(), **modules}, self.result)
+        network = Network(self.steps, {**self.modules_by_step(), **modules}, self.result, self.image)
         return network.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def shapes(self) -> dict[int, tuple[int, ...]]:
+        """The shape of each slot's value, for `BATCH` images of the size that the network was traced with: what is a
+        multiple of that number hangs on how many images there are."""
+        if self._shapes is not None:
+            return self._shapes
+        found = {0: (BATCH, *self.image)}
+        values = [*self.named_parameters(), *self.named_buffers()]
+        on_meta = {name: torch.empty_like(value, device="meta") for name, value in values}
+        with _reparametrize_module(self, on_meta):  # type: ignore[arg-type]
+            visits = self.walk([torch.empty(found[0], dtype=_type_of(self), device="meta")])
+            for step, visit in zip(self.steps, visits, strict=True):
+                found[step.output] = tuple(visit.outputs[0].shape)
+        self._shapes = found
+        return found
 
     def modules_by_step(self) -> dict[str, nn.Module]:
         """The module of each step, by its name."""
         places = zip(self.steps, self._program, strict=True)
         return {step.name: owner[leaf] for step, (owner, leaf, _, _) in places}
+
+
+def _type_of(module: nn.Module) -> torch.dtype:
+    return next((value.dtype for value in module.parameters()), torch.float32)
 
 
 def runs_channels_last(modules: Iterable[nn.Module]) -> bool:
@@ -217,37 +261,6 @@ class Constant(nn.Module):
         return self.value  # type: ignore[return-value]
 
 
-class Call(nn.Module):
-    """A function with some arguments fixed; `Slot(i)` in its arguments stands for the i-th input."""
-
-    @dataclass(frozen=True)
-    class Slot:
-        index: int
-
-    def __init__(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> None:
-        super().__init__()
-        self.function = function
-        self.args = args
-        self.kwargs = kwargs
-
-    def forward(self, *inputs: Any) -> Any:
-        def fill(argument: Any) -> Any:
-            if isinstance(argument, Call.Slot):
-                return inputs[argument.index]
-            if isinstance(argument, (tuple, list)):
-                return type(argument)(fill(item) for item in argument)
-            if isinstance(argument, slice):
-                return slice(fill(argument.start), fill(argument.stop), fill(argument.step))
-            return argument
-
-        return self.function(
-            *(fill(item) for item in self.args), **{key: fill(item) for key, item in self.kwargs.items()}
-        )
-
-    def extra_repr(self) -> str:
-        return getattr(self.function, "__name__", str(self.function))
-
-
 class Add(nn.Module):
     """Sum of two activations (a residual connection); broadcasts."""
 
@@ -275,23 +288,29 @@ class Affine(nn.Module):
             else:
                 setattr(self, name, value)
 
+    @property
+    def zero_preserving(self) -> bool:
+        shift: Any = self.shift
+        return not isinstance(shift, Tensor) and shift == 0
+
     def forward(self, x: Tensor) -> Tensor:
         return x * self.scale + self.shift  # type: ignore[operator]
 
 
 class Activation(nn.Module):
-    """An elementwise function that the model called as a function (`torch.relu`, `F.silu`, ...)."""
+    """An elementwise function. zero_preserving: whether a zero stays a zero: then a pruned channel stays pruned."""
 
-    def __init__(self, function: Callable[[Tensor], Tensor], zero_preserving: bool) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.function = function
-        self.zero_preserving = zero_preserving
+        self.zero_preserving = not function(torch.zeros(1)).any()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(x)
 
     def extra_repr(self) -> str:
-        return getattr(self.function, "__name__", str(self.function))
+        function = self.function.function if isinstance(self.function, Partial) else self.function
+        return getattr(function, "__name__", str(function))
 
 
 class Mean(nn.Module):
@@ -304,18 +323,6 @@ class Mean(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(self.dims, keepdim=self.keepdim)
-
-
-class PoolSquare(nn.AdaptiveAvgPool2d):
-    """Average pooling with windows as high and wide as the map is high, or wide: of the whole map, if it is square."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        height, width = input.shape[-2:]
-        if height != width:
-            raise ValueError(
-                f"the model pools over squares as large as one side of its maps, which are {height} x {width}"
-            )
-        return super().forward(input)
 
 
 class Concat(nn.Module):
@@ -338,18 +345,6 @@ class Permute(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.permute(self.dims)
-
-
-class SplitHeads(nn.Module):
-    """(batch, tokens, heads * width) to (batch, heads, tokens, width)."""
-
-    def __init__(self, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, tokens, _ = x.shape
-        return x.view(batch, tokens, self.heads, -1).transpose(1, 2)
 
 
 class QueryKey(nn.Module):
@@ -383,13 +378,6 @@ class AttentionValue(nn.Module):
 
     def forward(self, attention: Tensor, value: Tensor) -> Tensor:
         return attention @ value
-
-
-class MergeHeads(nn.Module):
-    """(batch, heads, tokens, width) to (batch, tokens, heads * width)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.transpose(1, 2).flatten(2)
 
 
 class NoFeatures(nn.Module):
@@ -450,12 +438,14 @@ class ScatterAdd(nn.Module):
             return a.index_add(dim, self.second, b)  # type: ignore[arg-type]
         if self.second is None:
             return b.index_add(dim, self.first, a)  # type: ignore[arg-type]
-        result = a.new_zeros([*a.shape[:dim], self.size, *a.shape[dim + 1 :]])
         if dim == 1 and a.dim() == 4 and _memory_format(a) == torch.channels_last:
-            result = result.contiguous(memory_format=torch.channels_last)
-            rows = _rows(result)  # a view; the same sums as below, which take almost twice as long in this order
-            rows.index_copy_(1, self.first, _rows(a)).index_add_(1, self.second, _rows(b))  # type: ignore[arg-type]
-            return result
+            # a pixel a row: the same sums as below, which take almost twice as long in this order. Not written into a
+            # view of the result, which torch.jit.trace would not see
+            batch, _, height, width = a.shape
+            rows = a.new_zeros(batch * height * width, self.size)
+            rows = rows.index_copy_(1, self.first, _rows(a)).index_add_(1, self.second, _rows(b))  # type: ignore
+            return rows.view(batch, height, width, self.size).permute(0, 3, 1, 2)
+        result = a.new_zeros([*a.shape[:dim], self.size, *a.shape[dim + 1 :]])
         return result.index_copy_(dim, self.first, a).index_add_(dim, self.second, b)  # type: ignore[arg-type]
 
 
@@ -469,32 +459,46 @@ def _memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
-# Elementwise functions a model may call, and whether a zero stays a zero: then a pruned channel stays pruned.
-ELEMENTWISE: dict[Any, bool] = {
-    **dict.fromkeys((torch.relu, torch.relu_, F.relu, F.relu_, F.relu6, F.leaky_relu, F.elu, F.celu), True),
-    **dict.fromkeys((F.gelu, F.silu, F.mish, F.hardswish, torch.tanh, F.tanh, F.softsign, F.selu), True),
-    **dict.fromkeys((torch.sigmoid, F.sigmoid, F.hardsigmoid, F.softplus), False),
+ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
+    **{name: getattr(torch, name) for name in ("relu", "tanh", "sigmoid", "selu", "celu", "clamp", "clamp_min")},
+    **{name: getattr(F, name) for name in ("relu6", "leaky_relu", "elu", "gelu", "silu", "mish", "hardswish")},
+    **{name: getattr(F, name) for name in ("hardsigmoid", "hardtanh", "softplus", "softsign")},
+    **{name: getattr(torch, name) for name in ("clamp_max", "abs", "sqrt", "rsqrt", "reciprocal")},
 }
-ELEMENTWISE_METHODS: dict[str, bool] = {"relu": True, "relu_": True, "tanh": True, "sigmoid": False}
-ACTIVATION_MODULES: dict[type[nn.Module], bool] = {
-    **dict.fromkeys((nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU), True),
-    **dict.fromkeys((nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Tanh, nn.Softsign), True),
-    **dict.fromkeys((nn.Sigmoid, nn.Hardsigmoid, nn.Softplus, nn.PReLU), False),
-}
+"""Elementwise functions, by their name in ATen."""
+_LINE = torch.linspace(-8, 8, 65)
+
+
+@dataclass(frozen=True)
+class Partial:
+    """An elementwise function with its other arguments fixed (the slope of a leaky ReLU)."""
+
+    function: Callable[..., Tensor]
+    args: tuple
+    kwargs: dict
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.function(x, *self.args, **self.kwargs)
+
+
+def rectifies(module: nn.Module) -> bool:
+    """Whether an elementwise module makes zeros of all that is negative."""
+    return isinstance(module, Activation) and not module.function(_LINE[_LINE < 0]).any()
+
+
+def nonnegative(module: Activation) -> bool:
+    """Whether an elementwise function gives nothing negative."""
+    return bool((module.function(_LINE) >= 0).all())
 
 
 def is_relu(module: nn.Module) -> bool:
-    """Whether a module is ReLU, as a layer or as a function."""
-    if isinstance(module, Activation):
-        return module.function in (torch.relu, F.relu)
-    return type(module) is nn.ReLU
+    """Whether a module is ReLU."""
+    return isinstance(module, Activation) and module.function in (torch.relu, F.relu)
 
 
 def is_sigmoid(module: nn.Module) -> bool:
-    """Whether a module gives values between 0 and 1, by which others are gated; as a layer or as a function."""
-    if isinstance(module, Activation):
-        return module.function in (torch.sigmoid, F.sigmoid, F.hardsigmoid)
-    return isinstance(module, (nn.Sigmoid, nn.Hardsigmoid))
+    """Whether a module gives values between 0 and 1, by which others are gated."""
+    return isinstance(module, Activation) and module.function in (torch.sigmoid, F.sigmoid, F.hardsigmoid)
 
 
 def gates_of(network: nn.Module) -> list[Multiply]:
@@ -504,9 +508,4 @@ def gates_of(network: nn.Module) -> list[Multiply]:
 
 def zero_preserving(module: nn.Module) -> bool | None:
     """Whether an elementwise module maps zero to zero; None for a module that is not elementwise."""
-    if isinstance(module, Activation):
-        return module.zero_preserving
-    if isinstance(module, Affine):
-        shift: Any = module.shift
-        return not isinstance(shift, Tensor) and shift == 0
-    return ACTIVATION_MODULES.get(type(module))
+    return module.zero_preserving if isinstance(module, (Activation, Affine)) else None

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..compact import check_masks, live_rows, real_rows
+from ..compact import check_masks, live_rows
 from ..curve import Batches
 from ..graph import Graph
 from ..masks import Masks
 from ..network import Visit, clone
+from ..operations.layers import real_rows
 from .base import Chunks, Repair
 from .images import Mixed
 from .ridge import drawn_rows, fit, part_of

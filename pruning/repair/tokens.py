@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..dimensions import dimensions
 from ..graph import Graph
 
 AT_ONCE = 8
@@ -26,7 +25,7 @@ def token_weights(graph: Graph, chunks: Sequence[Tensor]) -> dict[str, Tensor]:
     pixels of a convolution) have no weights: there they change nothing (benchmarks/README.md).
     """
     modules = graph.network.modules_by_step()
-    counts = dimensions(graph.network.steps, modules)
+    counts = {slot: len(shape) for slot, shape in graph.network.shapes().items()}
     outputs = {step.name: step.output for step in graph.network.steps}
     layers = [name for name, m in modules.items() if isinstance(m, nn.Linear) and counts.get(outputs[name]) == 3]
     squares: dict[str, list[Tensor]] = {name: [] for name in layers}

@@ -425,7 +425,7 @@ def test_model_is_left_as_it_was_after_errors(residual: nn.Module, images: Sampl
     inputs, targets = images
     composite = Composite.uniform(SPECS["gamma"])
     for error, call in (
-        (RuntimeError, lambda: collect_relevance(model, composite, inputs[:, :2], targets)),
+        (TraceError, lambda: collect_relevance(model, composite, inputs[:, :2], targets)),
         (ValueError, lambda: collect_relevance(model, composite, inputs, targets + 5, batch_size=4)),
         (CompositeError, lambda: collect_relevance(model, Composite({"low": SPECS["gamma"]}), inputs, targets)),
         (ValueError, lambda: collect_relevance(model, composite, inputs, targets, units="heads")),
@@ -713,3 +713,28 @@ def test_compact_networks_keep_their_gates(images: Samples, worst: Worst) -> Non
     got = collect_relevance(small, composite, *images)
     assert worst({name: got[name] for name in "ab"}, {name: masked[name][masks[name]] for name in "ab"}) < 1e-4
     assert not got["squeeze"].any()
+
+
+def test_a_composite_of_zennits_on_a_network_with_sums() -> None:
+    from zennit.composites import EpsilonPlus
+    from zennit.torchvision import ResNetCanonizer
+
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=4).double().eval()
+    inputs, targets = torch.randn(2, 3, 32, 32).double(), torch.tensor([0, 1])
+    found = collect_relevance(model, EpsilonPlus(), inputs, targets)
+    expected: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable:
+        def on_forward(module: nn.Module, args: Any, output: Tensor) -> None:
+            output.register_hook(lambda gradient: expected.update({name: gradient.sum((2, 3)).abs().sum(0)}))
+
+        return on_forward
+
+    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in found]
+    with EpsilonPlus(canonizers=[ResNetCanonizer()]).context(model) as wrapped:
+        wrapped(inputs.clone().requires_grad_()).backward(torch.nn.functional.one_hot(targets, 4).double())
+    for handle in handles:
+        handle.remove()
+    for name, values in found.items():
+        assert float((values - expected[name]).norm() / expected[name].norm()) < 1e-3

@@ -147,7 +147,7 @@ def test_own_network_with_weights_and_in_double_precision(own: str, tmp_path: Pa
         ("lazy", "whose size is not known yet"),
         ("packed", "no tensors"),
         ("features", r"returned shape \(1, 4, 222, 222\)"),
-        ("two", "returned tuple"),
+        ("two", "returned shape"),
     ],
 )
 def test_own_network_that_is_none(own: str, name: str, message: str) -> None:

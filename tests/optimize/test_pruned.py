@@ -61,7 +61,7 @@ def test_the_file_holds_the_network_that_was_measured(here):
     assert removed == int(total * rate)
     parameters = sum(parameter.numel() for parameter in small.parameters())
     assert f"parameters: {parameters / 1e3:.2f} k" in result.stdout
-    assert not any(parameter.requires_grad for parameter in small.parameters())
+    assert all(parameter.requires_grad for parameter in small.parameters())
     assert not small.training
 
 
