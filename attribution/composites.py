@@ -107,7 +107,7 @@ class Composite:
     groups: by "low", "mid", "high", "classifier", or by "<group>.<layer type>". layers: by layer name, wins.
     softmax: how relevance passes attention (`SOFTMAX_RULES`), of no effect in networks without. bias: in
     z-plus and alpha-beta on attention projections, "whole" as in the paper's code, or "split" by sign as
-    everywhere else (see `rules.LinearRule.sums`).
+    everywhere else (see `rules.LinearRule.total`).
     gates: where a sigmoid gates a signal (squeeze-and-excitation), the signal takes all relevance ("signal", see
     `rules.Signal`), or "half" of it (`rules.Halve`).
     aggregation: "abs" sums absolute relevance over samples, "signed" signed relevance.

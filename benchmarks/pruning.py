@@ -27,8 +27,8 @@ from pxp_optimize.optimize.racing import networks_of
 from pxp_optimize.optimize.space import Space
 from pxp_optimize.optimize.trial import Baseline, evaluate, plan_of
 from pxp_optimize.pruning import REPAIRS, Schedule, area_over, macs, make_repair, sparsity_at, without_constants
-from pxp_optimize.pruning import repair as repair_module
-from pxp_optimize.pruning.repair import EVEN
+from pxp_optimize.pruning.repair import least_squares, tokens
+from pxp_optimize.pruning.repair.tokens import EVEN
 
 
 def main() -> None:
@@ -57,9 +57,9 @@ def main() -> None:
     )
     parser.add_argument("--json", help="write the figures here")
     args = parser.parse_args()
-    repair_module.EVEN = args.even
+    tokens.EVEN = args.even
     if args.no_averages:
-        repair_module.Mixed = lambda images: images
+        least_squares.Mixed = lambda images: images
     rows: list[dict[str, Any]] = []
     figures: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for seed in range(args.first_seed, args.first_seed + args.seeds):

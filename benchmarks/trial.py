@@ -6,8 +6,10 @@
     python benchmarks/trial.py --model vgg16_bn --noise 224 --batch 8 --samples 8 --search-samples 8
 
 The other side is what the paper's code does: zennit's own rules and canonizer on the model as loaded, and the
-dense model with the weights of pruned filters (and of their BatchNorm) set to zero. Errors are the worst relative
-error of a layer's relevance, against zennit in double precision. `--noise SIZE` takes random weights and images.
+dense model with the weights of pruned filters (and of their BatchNorm) set to zero. Beside relevance stands the least
+that it can cost, the plain network's forward and backward pass. Errors are the worst relative error of a layer's
+relevance, against zennit in double precision: ours, zennit's own, and ours in double precision too, which leaves out
+what single precision rounds. `--noise SIZE` takes random weights and images.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ import torch
 import torchvision
 import zennit.rules
 import zennit.torchvision
-from pxp_optimize.attribution import Composite, RuleSpec, collect_relevance
+from pxp_optimize.attribution import Composite, RuleSpec, collect_relevance, collect_scores
 from pxp_optimize.optimize.config import Options
 from pxp_optimize.optimize.data import open_dataset
 from pxp_optimize.optimize.models import load_model
@@ -242,13 +244,21 @@ def main() -> None:
         def theirs(rule: Callable[[], Hook] = rule) -> dict[str, Tensor]:
             return zennit_relevance(model, options.model, rule(), inputs, targets, options.batch)
 
+        def plain() -> dict[str, Tensor]:
+            return collect_scores(graph, "gradient", inputs, targets, options.units, options.batch)
+
         relevance = ours()
         if wanted("relevance") and with_zennit:
-            double = copy.deepcopy(model).double()
-            exact = zennit_relevance(double, options.model, rule(), inputs.double(), targets, options.batch)
-            del double
-            errors = {"error": worst_error(relevance, exact), "zennit's": worst_error(theirs(), exact)}
-            seconds = alternate({"ours": ours, "zennit": theirs}, options.rounds)
+            double, images = copy.deepcopy(model).double(), inputs.double()
+            exact = zennit_relevance(double, options.model, rule(), images, targets, options.batch)
+            precise = collect_relevance(double, composite, images, targets, options.units, options.batch)
+            del double, images
+            errors = {
+                "error": worst_error(relevance, exact),
+                "zennit's": worst_error(theirs(), exact),
+                "in double": worst_error(precise, exact),
+            }
+            seconds = alternate({"ours": ours, "zennit": theirs, "plain": plain}, options.rounds)
             told = {key: f"{value:.1e}" for key, value in errors.items()}
             report(f"relevance {name}", "ours", "zennit", seconds, **told, **memory(ours, theirs))
         if wanted("curve"):

@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +20,21 @@ from .errors import UserError
 
 if TYPE_CHECKING:
     from optuna.study import Study
+    from optuna.trial import Trial
 
     from ..attribution import Composite
+    from .phases import Phases
     from .prepare import Prepared
     from .progress import Screen
-    from .task import Task
+    from .task import Samples, Task, Unseen
 
 BAD_INPUT = 2
 INTERRUPTED = 130
 """Exit statuses: the input is at fault; stopped by Ctrl-C."""
+LOADING = "loading PyTorch"
+"""What a command says that it does before it can say anything else."""
+PLAIN_COST = 0.2
+"""What a trial costs without steps and repair, of one with them (benchmarks/README.md)."""
 
 
 class OneLineErrors(click.Group):
@@ -230,10 +236,13 @@ def compare(
     from ..studies.comparison import is_csv as is_comparison_csv
     from ..studies.export import check_target, is_json, write_json, write_whole
     from ..studies.storage import open_storage, storage_errors
-    from . import compare as comparing
-    from .draws import sharing
-    from .prepare import prepare
     from .progress import Screen
+
+    screen = Screen(quiet=quiet)
+    with screen.waiting(LOADING):
+        from . import compare as comparing
+        from .draws import sharing
+        from .prepare import prepare
 
     if output is not None and csv is not None and Path(output).resolve() == Path(csv).resolve():
         raise UserError(f"--output and --csv are both {output}: give two files")
@@ -242,7 +251,6 @@ def compare(
     if csv is not None:
         check_target(csv, storage, is_comparison_csv, "comparison")
     _quiet_optuna(verbose=False)
-    screen = Screen(quiet=quiet)
     with storage_errors(storage), _memory_errors():
         opened = open_storage(storage, must_exist=True)
         found = _find_study(opened, study)
@@ -302,14 +310,16 @@ def prune(
     """
     from ..studies.export import check_target, complete_trial
     from ..studies.storage import open_storage, storage_errors
-    from . import compare as comparing
-    from .prepare import prepare
     from .progress import Screen
-    from .pruned import is_pruned, write_pruned
+
+    screen = Screen(quiet=quiet)
+    with screen.waiting(LOADING):
+        from . import compare as comparing
+        from .prepare import prepare
+        from .pruned import is_pruned, write_pruned
 
     check_target(output, storage, is_pruned, "pruned network")
     _quiet_optuna(verbose=False)
-    screen = Screen(quiet=quiet)
     with storage_errors(storage), _memory_errors():
         found = _find_study(open_storage(storage, must_exist=True), study)
         chosen = complete_trial(found, trial)
@@ -390,6 +400,7 @@ def run(options: Options) -> int:
     """
     from ..studies.export import check_target
     from ..studies.storage import check_storage, storage_errors
+    from .phases import PREPARING, phase, recorded
     from .progress import Screen
     from .samplers import AUTO, MULTI_OBJECTIVE
 
@@ -404,19 +415,21 @@ def run(options: Options) -> int:
         raise UserError(f"--repair-samples {options.repair_samples}: --repair none reads no images; leave one out")
     check_storage(options.storage)
     check_target(options.export, options.storage)
-    screen = Screen(quiet=options.quiet)
-    from .known import read_earlier
-    from .prepare import prepare
-
-    if options.start_from is not None:  # before models and data take their time
-        read_earlier(options.start_from)
-
+    screen = Screen(quiet=options.quiet, verbose=options.verbose)
     try:
-        with _memory_errors():
-            prepared = prepare(options, screen)
+        with recorded() as phases:
+            with phase(PREPARING):
+                with screen.waiting(LOADING):
+                    from .known import read_earlier
+                    from .prepare import prepare
+
+                if options.start_from is not None:  # before models and data take their time
+                    read_earlier(options.start_from)
+                with _memory_errors():
+                    prepared = prepare(options, screen)
             _quiet_optuna(verbose=options.verbose)
-            with storage_errors(options.storage):
-                return _run_study(options, prepared, screen)
+            with _memory_errors(), storage_errors(options.storage):
+                return _run_study(options, prepared, phases, screen)
     except KeyboardInterrupt:
         click.echo("Stopped before the first trial.", err=True)
         return INTERRUPTED
@@ -438,21 +451,24 @@ def _memory_errors() -> Iterator[None]:
         ) from error
 
 
-def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
+def _run_study(options: Options, prepared: Prepared, phases: Phases, screen: Screen) -> int:
     from ..attribution.composites import GATES
     from ..studies.export import composite_document, write_json
     from ..studies.storage import alone, open_storage, shown
     from .draws import tasks_of
     from .known import earlier_composite, mixed_composites
     from .memory import keep_batch_size
+    from .phases import RESCORING, TRIALS, phase
     from .pruners import NONE, Race, make_pruner, reports_of
     from .racing import chunks
+    from .rescore import fresh_samples, unseen_samples
     from .samplers import AUTO, GRID, UNCONDITIONAL, default_sampler, make_sampler
     from .search import (
         check_space,
         check_study,
         count_complete,
         count_finished,
+        keep_phases,
         known_curves,
         open_study,
         run_search,
@@ -505,37 +521,52 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     screen.line(f"study   {name} in {shown(options.storage)}: {state} by {options.sampler}")
     if options.pruner != NONE and len(sizes) < 2:
         screen.line(f"pruner  {options.pruner} stops nothing: {sizes[0]} search samples are too few for several chunks")
+    screen.line(f"phases  {_phases_told(options, prepared)}")
     task = prepared.task
     if options.batch_size == "auto":
         keep_batch_size(study, task.batching, task.graph.device.type)
     task.batching.tell = screen.line
     task.curves[task.measured(task.search)] = known_curves(study)
     race = Race(sizes, reports, options.pruner, grid=options.sampler == GRID)
+    for text in _unpruned(study, task, screen):
+        screen.line(text)
+    fresh = cache(partial(fresh_samples, prepared))  # read by the first trial that needs them, if any
+    after = sum(_trials_after(study, options, prepared, tasks).values())
+
+    def watched(study: Study, trial: Trial) -> list[Unseen]:
+        with phase(RESCORING):
+            others = fresh() if options.rescore > 1 else None
+        return unseen_samples(study, trial, options.rescore, task.holdout, others)
+
     try:
-        with screen.search(standing(study, options.trials)) as watch:
+        with phase(TRIALS), screen.search(standing(study, options.trials)) as watch:
             run_search(
                 study,
                 space,
-                lambda candidate, stop=None: mean_evaluation(tasks, candidate, stop=stop),
+                lambda candidate, stop=None, unseen=(): mean_evaluation(tasks, candidate, stop=stop, unseen=unseen),
                 trials=options.trials,
                 timeout=options.timeout,
                 start_from=start_from,
                 known=mixed_composites(space),
                 queue=grid,
-                watch=watch,
+                watch=lambda now, line: watch(replace(now, after=after), line),
                 race=None if "," in options.objective else race,
                 queue_only=options.sampler == GRID,
                 alone=partial(alone, options.storage),
+                unseen=watched,
             )
         if options.sampler == GRID and (tried := count_finished(study)) < options.trials and options.timeout is None:
             screen.line(f"grid    all {tried} composites are tried: fewer than --trials {options.trials}")
         if not count_complete(study):
             raise UserError("no trial finished in time: raise --timeout")
         with alone(options.storage, lambda: screen.line("end     another process scores the best: waits for it")):
-            _score(study, options, prepared, tasks, len(space.fixed_composites()), screen)
+            _score(study, options, prepared, tasks, fresh, screen)
+            keep_phases(study, phases)
+            screen.line(f"time    {phases}")
             write_json(options.export, composite_document(study))
             _report(study, options)
     except KeyboardInterrupt:
+        keep_phases(study, phases)
         click.echo(
             f"Stopped after {count_finished(study)} of {options.trials} trials. "
             "Run the same command again to continue.",
@@ -545,32 +576,99 @@ def _run_study(options: Options, prepared: Prepared, screen: Screen) -> int:
     return 0
 
 
+def _unpruned(study: Study, task: Task, screen: Screen) -> list[str]:
+    """What the network is worth unpruned, in a line, and in another one if that is next to nothing."""
+    from .racing import right_predictions
+    from .sanity import chance_of, near_chance
+    from .search import unpruned_accuracy
+
+    accuracy, targets = unpruned_accuracy(study), task.search.targets
+    if accuracy is None:
+        with screen("measure the unpruned network", 1):  # the first trial is not to measure it again
+            flags = right_predictions(task, [task.graph.network], task.search)
+        accuracy = int(flags.sum()) / flags.numel()
+    warning = near_chance(accuracy, targets)
+    return [
+        f"network {accuracy:.1%} accuracy unpruned on the search samples, {chance_of(targets):.1%} by chance",
+        *([] if warning is None else [f"warning {warning}"]),
+    ]
+
+
+def _trials_after(study: Study, options: Options, prepared: Prepared, tasks: Sequence[Task]) -> dict[str, float]:
+    """How many trials each phase that follows them takes as long as. What is measured on a trial's own networks takes
+    none."""
+    from .draws import left_over
+    from .phases import HOLDOUT, PLAIN, RESCORING
+    from .rescore import DRAWS
+    from .search import without_holdout
+
+    by_draws = options.rescore > 1 and left_over(prepared.source) is None
+    return {
+        RESCORING: options.rescore * DRAWS / len(tasks) if by_draws else 0.0,
+        HOLDOUT: float(len(without_holdout(study))),
+        PLAIN: 0.0 if _is_plain(prepared.task) else PLAIN_COST,
+    }
+
+
+def _phases_told(options: Options, prepared: Prepared) -> str:
+    """What a run does from here on, with the names that its phases are shown by."""
+    from .draws import left_over
+    from .phases import HOLDOUT, PLAIN, RESCORING, TRIALS
+
+    on = "by other reference images" if left_over(prepared.source) is None else "on other validation images"
+    found = [
+        TRIALS,
+        *([f"{RESCORING} (the best {options.rescore}, {on})"] if options.rescore > 1 else []),
+        HOLDOUT,
+        *([] if _is_plain(prepared.task) else [f"{PLAIN} (the best ranked once, without repair)"]),
+    ]
+    return ", ".join(found)
+
+
+def _is_plain(task: Task) -> bool:
+    plain = task.plain()
+    return (str(task.schedule), task.repair_name) == (str(plain.schedule), plain.repair_name)
+
+
 def _score(
-    study: Study, options: Options, prepared: Prepared, tasks: Sequence[Task], fixed: int, screen: Screen
+    study: Study,
+    options: Options,
+    prepared: Prepared,
+    tasks: Sequence[Task],
+    fresh: Callable[[], Samples | None],
+    screen: Screen,
 ) -> None:
-    """The best trials on fresh samples, the best and the fixed composites (so many) on the holdout's, and the best
-    one's composite used the plain way: what of this the study does not have yet."""
+    """The best trials on fresh samples, the best and the fixed composites on the holdout's, and the composite of the
+    best used the plain way: what of this the study does not have yet."""
     from ..studies.best import best_trial
+    from ..studies.report import fixed_trials
     from .candidate import pruning_of
+    from .phases import HOLDOUT, PLAIN, RESCORING, phase
     from .rescore import fresh_measure, is_rescored, rescore
-    from .search import best_trials, score_holdout, score_plain
+    from .search import best_trials, score_holdout, score_plain, seconds_a_trial
+    from .task import Unseen
     from .trial import mean_evaluation
 
+    holdout = prepared.task.holdout
     plain = [drawn.plain() for drawn in tasks]
+    pace = seconds_a_trial(study)
+
+    def plain_scores(composite: Composite) -> tuple[Any, Any]:
+        found = mean_evaluation(plain, composite, unseen=[Unseen(HOLDOUT, holdout, -1.0, HOLDOUT)])
+        return found, found.unseen[HOLDOUT]
+
     while True:
+        left = {name: trials * pace for name, trials in _trials_after(study, options, prepared, tasks).items()}
         if options.rescore > 1 and not is_rescored(study, options.rescore):
-            with screen("score the best again", options.rescore) as advance:
-                rescore(study, options.rescore, *fresh_measure(prepared, tasks), advance)
-        used = prepared.task.pruned_as(pruning_of(best_trial(study)))
-        is_plain = (str(used.schedule), used.repair_name) == (str(plain[0].schedule), plain[0].repair_name)
-        with screen("score on holdout samples", fixed + len(best_trials(study)) + 1 - is_plain) as advance:
-            score_holdout(study, lambda candidate: mean_evaluation(tasks, candidate, "holdout"), advance)
-            if not is_plain:
-                score_plain(
-                    study,
-                    lambda composite: (mean_evaluation(plain, composite), mean_evaluation(plain, composite, "holdout")),
-                    advance,
-                )
+            after = left[HOLDOUT] + left[PLAIN]
+            with phase(RESCORING), screen(RESCORING, options.rescore, left[RESCORING], after) as advance:
+                rescore(study, options.rescore, *fresh_measure(prepared, tasks, fresh), advance)
+        total = len(fixed_trials(study)) + len(best_trials(study))
+        with phase(HOLDOUT), screen(HOLDOUT, total, left[HOLDOUT], left[PLAIN]) as advance:
+            score_holdout(study, lambda candidate: mean_evaluation(tasks, candidate, holdout), advance)
+        if not _is_plain(prepared.task.pruned_as(pruning_of(best_trial(study)))):
+            with phase(PLAIN), screen(PLAIN, 1, left[PLAIN]) as advance:
+                score_plain(study, plain_scores, advance)
         if str(best_trial(study).number) in study.user_attrs["holdout"]:
             return  # else another process has found a better one meanwhile
 

@@ -37,6 +37,7 @@ from .errors import UserError
 from .memory import Batching, choose_batch_size, sample_budget
 from .models import LoadedModel, load_model
 from .pixels import Store
+from .sanity import scaled_up
 from .task import Images, Samples, Task
 
 SPLITS = {"reference": "train", "search": "val", "holdout": "val"}
@@ -118,8 +119,9 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
         progress=progress,
     )
     of_class = class_logits(dataset, model.num_classes)
-    graph, units = _traced(model, options.units, options.model)
-    graph.to(device)
+    with progress("trace the network", 1):
+        graph, units = _traced(model, options.units, options.model)
+        graph.to(device)
     transform = model.transform
     budget = sample_budget(device) if options.sample_memory is None else options.sample_memory << 20
     store = Store(budget, cache)
@@ -141,7 +143,8 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
     repair_from = images_for_repair(reference) if repair_images is None else repair_images
     batch_size = options.batch_size
     if isinstance(batch_size, str):
-        batch_size = choose_batch_size(graph, units, reference.inputs, reference.targets)
+        with progress("choose a batch size", 1):
+            batch_size = choose_batch_size(graph, units, reference.inputs, reference.targets)
     task = Task(
         graph=graph,
         units=units,
@@ -175,6 +178,9 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
     )
     pruning = {"schedule": schedules, "repair": repairs}
     lines = _describe(options, dataset, task, pruning, model.description, len(classes), model.num_classes)
+    warning = scaled_up(dataset.train, drawn["reference"], transform.resize)
+    if warning is not None:
+        lines += (f"warning {warning}",)
     source = Source(
         dataset, classes, drawn, options.reference_samples, options.seed, options.draws, read, repair_images
     )

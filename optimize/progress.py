@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -18,11 +19,13 @@ from rich.progress import (
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
+from rich.spinner import Spinner
 
 PATIENCE = 2.0
 """Seconds after which work that is not on a terminal says that it is going on."""
+AGAIN = 30.0
+"""Seconds between the lines by which it says how far it is."""
 
 Advance = Callable[[int], None]
 
@@ -30,7 +33,7 @@ Advance = Callable[[int], None]
 @dataclass(frozen=True)
 class Standing:
     """Where a study stands. best, fixed: the best AUC of all and of the fixed composites, with its name.
-    stopped: how many of those done were stopped early."""
+    stopped: how many of those done were stopped early. after: what comes after the trials, in trials."""
 
     done: int
     total: int
@@ -39,6 +42,7 @@ class Standing:
     fixed: float | None = None
     fixed_name: str = ""
     stopped: int = 0
+    after: float = 0.0
 
     def __str__(self) -> str:
         if self.best is None:
@@ -60,10 +64,12 @@ class Screen:
     Args:
         quiet: show nothing.
         file: where to; by default stderr.
+        verbose: also elsewhere than on a terminal, say at once what is being waited for.
     """
 
-    def __init__(self, quiet: bool = False, file: TextIO | None = None) -> None:
+    def __init__(self, quiet: bool = False, file: TextIO | None = None, verbose: bool = False) -> None:
         self.quiet = quiet
+        self.verbose = verbose
         self.console = Console(file=file or sys.stderr, highlight=False, soft_wrap=True)
         self.live = self.console.is_terminal and not quiet
 
@@ -73,8 +79,33 @@ class Screen:
             self.console.print(escape(text))
 
     @contextlib.contextmanager
-    def __call__(self, label: str, total: int) -> Iterator[Advance]:
-        """Shows work of `total` steps; yields the function that says how many steps are done."""
+    def waiting(self, label: str) -> Iterator[None]:
+        """Says at once what is going on, on a terminal; what is said is gone when it is done or has failed, so that an
+        error is the only line. In a file, where nothing can be taken back, it is said only where errors have more
+        lines anyway (`verbose`). No other work may be shown within."""
+        if self.live:
+            with Live(Spinner("dots", f"{escape(label)} ..."), console=self.console, transient=True) as live:
+                live.refresh()  # not when its thread comes to it, which what is imported may keep from running
+                yield
+            return
+        if self.verbose:
+            self.line(f"{label} ...")
+        yield
+
+    @contextlib.contextmanager
+    def __call__(self, label: str, total: int, expected: float = 0.0, after: float = 0.0) -> Iterator[Advance]:
+        """Shows work of `total` steps; yields the function that says how many steps are done.
+
+        expected: seconds that it may take, where that is known. after: seconds that what comes afterwards may take,
+        which are part of the time left.
+        """
+        started = time.monotonic()
+        done = 0
+
+        def left() -> str:
+            own = (time.monotonic() - started) / done * (total - done) if done else expected
+            return f"{_duration(own + after)} left"
+
         if self.quiet:
             yield lambda steps: None
         elif self.live:
@@ -82,40 +113,61 @@ class Screen:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 TextColumn("{task.completed} of {task.total}"),
-                TimeRemainingColumn(),
+                TextColumn("{task.fields[rest]}"),
                 console=self.console,
                 transient=True,
             ) as bar:
-                task = bar.add_task(escape(label), total=total)
-                yield lambda steps: bar.advance(task, steps)
+                task = bar.add_task(escape(label), total=total, rest=left() if expected else "")
+
+                def show(steps: int) -> None:
+                    nonlocal done
+                    done += steps
+                    bar.update(task, completed=done, rest=left())
+
+                yield show
         else:
-            started = time.monotonic()
-            said = threading.Event()
+            said = started
+            lock = threading.Lock()
 
-            def say() -> None:
-                said.set()
-                self.line(f"{label} ...")
+            def say(text: str) -> None:
+                nonlocal said
+                said = time.monotonic()
+                self.line(f"{label}{text}")
 
-            timer = threading.Timer(PATIENCE, say)
+            def begin() -> None:
+                with lock:
+                    say(f": {done} of {total}, {left()}" if expected else " ...")
+
+            def tell(steps: int) -> None:
+                nonlocal done
+                with lock:
+                    done += steps
+                    if started < said <= time.monotonic() - AGAIN and done < total:
+                        say(f": {done} of {total}, {left()}")
+
+            timer = threading.Timer(PATIENCE, begin)
             timer.daemon = True
             timer.start()
             try:
-                yield lambda steps: None
+                yield tell
             finally:
                 timer.cancel()
-            if said.is_set():
+            if said > started:
                 self.line(f"{label}: done in {time.monotonic() - started:.0f} s")
 
     @contextlib.contextmanager
     def search(self, standing: Standing) -> Iterator[Callable[[Standing, str], None]]:
         """Shows a search; yields the function that takes the new standing and a line about the last trial."""
         started, before = time.monotonic(), standing.done
+
+        def left(now: Standing) -> str:
+            spent = time.monotonic() - started
+            return f"{_duration(spent / max(now.done - before, 1) * (now.total - now.done + now.after))} left"
+
         if not self.live:
 
             def tell(now: Standing, trial: str) -> None:
-                spent = time.monotonic() - started
-                rest = spent / max(now.done - before, 1) * (now.total - now.done)
-                self.line(f"trial {now.done} of {now.total}: {trial}; {now}; {_duration(rest)} left")
+                self.line(f"trial {now.done} of {now.total}: {trial}; {now}; {left(now)}")
 
             yield tell
             return
@@ -134,14 +186,12 @@ class Screen:
             )
 
             def show(now: Standing, trial: str) -> None:
-                spent = time.monotonic() - started
-                rest = spent / max(now.done - before, 1) * (now.total - now.done)
                 bar.update(
                     task,
                     completed=now.done,
                     description=escape(str(now)),
                     trial=min(now.done + 1, now.total),
-                    rest=f"{_duration(rest)} left",
+                    rest=left(now),
                 )
 
             yield show

@@ -26,8 +26,9 @@ from ..pruning import (
     network_bytes,
     without_constants,
 )
+from .phases import phase
 from .pruners import Stop
-from .task import Curve, Samples, Task
+from .task import Curve, Samples, Task, Unseen
 
 MOST_CHUNKS = 20
 LEAST_SAMPLES = 10
@@ -48,18 +49,38 @@ def chunks(targets: Tensor) -> list[Tensor]:
     return [by_class[start::count].sort().values for start in range(count)]
 
 
-def measure(task: Task, plan: Plan, samples: Samples, stop: Stop | None = None) -> Curve:
-    """The curve of a plan on these samples; with `stop` up to the chunk after which it says so."""
+def measure(
+    task: Task, plan: Plan, samples: Samples, stop: Stop | None = None, unseen: Sequence[Unseen] = ()
+) -> tuple[Curve, dict[str, Curve]]:
+    """The curve of a plan on these samples; with `stop` up to the chunk after which it says so. And the curves on the
+    unseen ones that this one's AUC is high enough for, by name, from the same networks: none is built for them.
+
+    Of networks that are too many to wait in memory for the AUC, some may be left out whose AUC turns out high enough.
+    """
     rows = chunks(samples.targets)
     costs: list[float] = []
     networks = networks_of(task, plan)
     if task.cost is not None and samples is task.search:  # what is measured on others is compared by its AUC
         networks = _weighed(task, COSTS[task.cost], networks, costs)
     if stop is None or len(rows) < 2:
-        flags = right_predictions(task, networks, samples)
-        counts = torch.stack([flags[:, of_chunk].sum(1) for of_chunk in rows]).tolist()
+        flags, others = _together(task, networks, samples, unseen)
+        counts = _counts(flags, rows)
     else:
-        counts = _race(task, networks, samples, rows, stop)
+        counts, others = _race(task, networks, samples, rows, stop, unseen)
+    curves = {}
+    for of in unseen:
+        if of.name in others:
+            of_unseen = chunks(of.samples.targets)
+            curves[of.name] = _curve(task, _counts(others[of.name], of_unseen), of_unseen)
+    return _curve(task, counts, rows, costs), curves
+
+
+def _counts(flags: Tensor, rows: Sequence[Tensor]) -> list[list[int]]:
+    """Right predictions at each rate, for each chunk. flags: bool, shape (networks, samples)."""
+    return torch.stack([flags[:, of_chunk].sum(1) for of_chunk in rows]).tolist()
+
+
+def _curve(task: Task, counts: Sequence[list[int]], rows: Sequence[Tensor], costs: Sequence[float] = ()) -> Curve:
     sizes = [len(of_chunk) for of_chunk in rows[: len(counts)]]
     total = sum(sizes)
     return Curve(
@@ -90,26 +111,64 @@ def _weighed(task: Task, cost: Cost, networks: Iterable[Network], costs: list[fl
 
 def right_predictions(task: Task, networks: Iterable[Network], samples: Samples) -> Tensor:
     """Whether each network is right on each sample: bool, shape (networks, samples)."""
-    return torch.cat([_right(task, group, samples) for group in groups(networks)])
+    return _together(task, networks, samples, ())[0]
+
+
+def _together(
+    task: Task, networks: Iterable[Network], samples: Samples, unseen: Sequence[Unseen]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Whether each network is right on each sample: bool, shape (networks, samples); and on the unseen samples whose
+    `above` the AUC is likely to reach, by name. Memory holds one group of networks at a time."""
+    right: list[Tensor] = []
+    others: dict[str, list[Tensor]] = {of.name: [] for of in unseen}
+    for group in groups(networks):
+        right.append(_right(task, group, samples))
+        if not others:
+            continue
+        likely = _likely_auc(task, torch.cat(right))
+        for of in unseen:
+            if of.name in others and likely > of.above:
+                with phase(of.phase):
+                    others[of.name].append(_right(task, group, of.samples))
+            else:
+                others.pop(of.name, None)
+    return torch.cat(right), {name: torch.cat(found) for name, found in others.items()}
+
+
+def _likely_auc(task: Task, flags: Tensor) -> float:
+    """The AUC of which the first rates are measured, if accuracy stays as it is at the last one of them: mostly more
+    than it turns out to be. Once all are measured, the AUC."""
+    right = flags.sum(1).tolist()
+    return _auc(task, right + right[-1:] * (len(task.rates) - len(right)), flags.shape[1])
 
 
 def _race(
-    task: Task, networks: Iterable[Network], samples: Samples, rows: Sequence[Tensor], stop: Stop
-) -> list[list[int]]:
-    """Right predictions at each rate, for each chunk up to the last one seen.
+    task: Task,
+    networks: Iterable[Network],
+    samples: Samples,
+    rows: Sequence[Tensor],
+    stop: Stop,
+    unseen: Sequence[Unseen],
+) -> tuple[list[list[int]], dict[str, Tensor]]:
+    """Right predictions at each rate, for each chunk up to the last one seen; and, of a trial that has seen all, which
+    predictions for the unseen samples are right, unless there was no room for its networks.
 
     No network is built twice: one for which there is no room is measured on all samples while it is there.
     """
     room = KEPT_BYTES
     measured: dict[int, Tensor] = {}
+    kept: dict[int, Network] = {}
     waiting: dict[int, Network] = {}
     for index, network in enumerate(networks):
         size = network_bytes(network)
-        if network is task.graph.network or size > room:
+        if network is task.graph.network:
+            kept[index] = network
+            (measured[index],) = _right(task, [network], samples)
+        elif size > room:
             (measured[index],) = _right(task, [network], samples)
         else:
             room -= size
-            waiting[index] = network
+            kept[index] = waiting[index] = network
     family = Family(waiting.values()) if waiting else None
     counts: list[list[int]] = []
     for of_chunk in rows:
@@ -120,7 +179,14 @@ def _race(
         counts.append(torch.stack([flags[index].sum() for index in sorted(flags)]).tolist())
         if stop(len(counts), _auc(task, counts[-1], len(of_chunk))):
             break
-    return counts
+    others = {}
+    if len(counts) == len(rows) and len(kept) == len(task.rates):
+        found = _auc(task, [sum(at_rate) for at_rate in zip(*counts, strict=True)], len(samples))
+        for of in unseen:
+            if found > of.above:
+                with phase(of.phase):
+                    others[of.name] = right_predictions(task, kept.values(), of.samples)
+    return counts, others
 
 
 def _auc(task: Task, right: Sequence[int], size: int) -> float:

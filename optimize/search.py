@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import os
 import platform
+import statistics
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -25,16 +26,17 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ..attribution import Composite, CompositeError
 from ..pruning import NotFinite, area_over
-from ..studies.best import auc_of, best_trial, check_trials, search_best
+from ..studies.best import UNSEEN, auc_of, best_trial, check_trials, kept_score, search_best
 from ..studies.fingerprint import Fingerprint, difference
 from ..studies.report import fixed_trials, name_of
 from .candidate import Pruning, candidate, candidate_of, keep_candidate, pruning_of
 from .errors import UserError
 from .likeness import nearest
+from .phases import HOLDOUT, Phases
 from .progress import Standing
 from .pruners import Race, Stopper
 from .space import Space
-from .task import Curve
+from .task import Curve, Unseen
 
 MAX_INTERRUPTIONS = 3
 """How often a trial may take its process down before it is taken for the cause, and failed."""
@@ -71,7 +73,8 @@ class Raced(Result, Protocol):
 
 
 Evaluate = Callable[..., Result]
-"""Called with a composite or a `Candidate`; in a race also with what says when to stop (`pruners.Stop`)."""
+"""Called with a composite or a `Candidate`; in a race also with what says when to stop (`pruners.Stop`); by the keyword
+`unseen` with other samples to measure it on, where there are any."""
 Watch = Callable[[Standing, str], None]
 
 
@@ -175,6 +178,7 @@ def run_search(
     race: Race | None = None,
     queue_only: bool = False,
     alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+    unseen: Callable[[Study, Trial], Sequence[Unseen]] | None = None,
 ) -> None:
     """Run trials, the fixed composites first, until the study has `trials` finished ones.
 
@@ -192,6 +196,8 @@ def run_search(
         race: whether trials are stopped, by the study's pruner; None for never.
         queue_only: end when nothing is left in the queue, whatever the number of trials.
         alone: keeps other processes from the queue while this one adds to it (`storage.alone`).
+        unseen: which samples a trial is measured on besides, since it may be one that is reported. What comes of it
+            is kept apart (`best.UNSEEN`), for `score_holdout` and `rescore`: the search goes on as without.
 
     Raises:
         UserError: too many trials failed one after another.
@@ -215,7 +221,7 @@ def run_search(
                 if queue_only and not _is_waiting(study):
                     break
                 trial = _next_trial(study)
-            outcome = _run_trial(study, trial, space, evaluate, race)
+            outcome = _run_trial(study, trial, space, evaluate, race, unseen)
         except BaseException as error:
             # Ctrl-C is no sign that the trial is at fault; anything else may be.
             _requeue_own(study, blame=not isinstance(error, KeyboardInterrupt))
@@ -262,14 +268,22 @@ def _next_trial(study: Study) -> Trial:
     return trial
 
 
-def _run_trial(study: Study, trial: Trial, space: Space, evaluate: Evaluate, race: Race | None) -> Result | NotFinite:
+def _run_trial(
+    study: Study,
+    trial: Trial,
+    space: Space,
+    evaluate: Evaluate,
+    race: Race | None,
+    unseen: Callable[[Study, Trial], Sequence[Unseen]] | None,
+) -> Result | NotFinite:
     """What a trial gave, which the study now has; of a failed one the error that failed it."""
     composite, pruning = _proposed(trial, space)
     keep_candidate(trial, composite, pruning)
     method = candidate(composite, pruning)
     stop = None if race is None else race.stopper(study, trial)
+    others = {} if unseen is None else {"unseen": unseen(study, trial)}
     try:
-        result = evaluate(method) if stop is None else evaluate(method, stop)
+        result = evaluate(method, *([] if stop is None else [stop]), **others)
     except NotFinite as error:
         trial.set_user_attr("error", str(error))
         study.tell(trial, state=TrialState.FAIL)
@@ -282,6 +296,10 @@ def _run_trial(study: Study, trial: Trial, space: Space, evaluate: Evaluate, rac
         if result.stopped:
             study.tell(trial, state=TrialState.PRUNED)
             return result
+    scores: Mapping[str, Any] = getattr(result, "unseen", {})
+    if scores:
+        kept = {name: {"auc": score.auc, "accuracy": list(score.accuracy)} for name, score in scores.items()}
+        study._storage.set_trial_system_attr(trial._trial_id, UNSEEN, kept)
     costs = list(getattr(result, "costs", ()))
     if costs:
         trial.set_user_attr("costs", costs)
@@ -361,6 +379,11 @@ def known_curves(study: Study) -> dict[str, Curve]:
     }
 
 
+def keep_phases(study: Study, phases: Phases) -> None:
+    """Adds what a run took to the study's attribute `phases`: "seconds" and "processor" of each phase of all runs."""
+    study.set_user_attr("phases", phases.added_to(study.user_attrs.get("phases", {})))
+
+
 def standing(study: Study, trials: int) -> Standing:
     """Where a study stands on its way to this many finished trials."""
     done, complete = count_finished(study), count_complete(study)
@@ -376,7 +399,8 @@ def standing(study: Study, trials: int) -> Standing:
 def score_holdout(study: Study, evaluate: Evaluate, advance: Callable[[int], None]) -> None:
     """Score the fixed composites and the best one (and the search's own best) on samples that nothing has seen.
 
-    The scores become the study's attribute `holdout`, by trial number; what is there is not computed again.
+    The scores become the study's attribute `holdout`, by trial number. What is there, or was measured on the trial's
+    own networks, is not computed again.
 
     Args:
         evaluate: what a composite is worth on the holdout samples.
@@ -385,10 +409,34 @@ def score_holdout(study: Study, evaluate: Evaluate, advance: Callable[[int], Non
     scores: dict[str, Any] = dict(study.user_attrs.get("holdout", {}))
     for trial in [*fixed_trials(study).values(), *best_trials(study)]:
         if trial.state == TrialState.COMPLETE and str(trial.number) not in scores:
-            result = evaluate(candidate_of(trial))
-            scores[str(trial.number)] = {"auc": result.auc, "accuracy": list(result.accuracy)}
+            kept = kept_score(trial, HOLDOUT)
+            if kept is None:
+                result = evaluate(candidate_of(trial))
+                kept = {"auc": result.auc, "accuracy": list(result.accuracy)}
+            scores[str(trial.number)] = kept
             study.set_user_attr("holdout", scores)
         advance(1)
+
+
+def without_holdout(study: Study) -> list[FrozenTrial]:
+    """The fixed composites' trials whose scores on the holdout samples a study has nowhere."""
+    scores = study.user_attrs.get("holdout", {})
+    complete = [trial for trial in fixed_trials(study).values() if trial.state == TrialState.COMPLETE]
+    return [trial for trial in complete if str(trial.number) not in scores and kept_score(trial, HOLDOUT) is None]
+
+
+def seconds_a_trial(study: Study) -> float:
+    """The seconds that a complete trial took: the median of all; 0 where none is complete."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return (
+        statistics.median(sum(trial.user_attrs.get("seconds", {}).values()) for trial in complete) if complete else 0.0
+    )
+
+
+def unpruned_accuracy(study: Study) -> float | None:
+    """The accuracy of the unpruned network on the search samples, as the study's first complete trial has it."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return complete[0].user_attrs["accuracy"][0] if complete else None
 
 
 def best_trials(study: Study) -> list[FrozenTrial]:

@@ -59,6 +59,19 @@ class Samples:
         return len(self.targets)
 
 
+class Unseen(NamedTuple):
+    """Samples that no search sees, to be measured on a trial's networks while these exist.
+
+    name: which ones, in words. above: only if the trial's AUC on the search samples is above this. phase: of the run
+    that the time counts as.
+    """
+
+    name: str
+    samples: Samples
+    above: float
+    phase: str
+
+
 class Curve(NamedTuple):
     """What was measured of one ranking on some samples.
 

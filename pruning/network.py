@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -73,10 +73,18 @@ class Visit:
     name: str
     module: nn.Module
     arguments: list[tuple[Any, ...]]
+    _next: Callable[[], tuple[Any, ...]]
 
     @cached_property
     def outputs(self) -> list[Any]:
         return [self.module(*arguments) for arguments in self.arguments]
+
+    def join(self, count: int) -> None:
+        """Lets further chunks come here, until there are so many."""
+        while len(self.arguments) < count:
+            self.arguments.append(self._next())
+            if "outputs" in self.__dict__:
+                self.outputs.append(self.module(*self.arguments[-1]))
 
 
 class Network(nn.Module):
@@ -134,15 +142,34 @@ class Network(nn.Module):
                 values.pop(slot, None)
         return values[self.result]
 
-    def walk(self, chunks: Sequence[Tensor]) -> Iterator[Visit]:
-        """Runs chunks of a batch abreast, stopping at each step: what a later step reads is what the visit to
-        an earlier one left as its outputs."""
-        values: dict[int, Sequence[Any]] = {0: [self.ordered(chunk) for chunk in chunks]}
+    def walk(self, chunks: Sequence[Tensor], start: int | None = None) -> Iterator[Visit]:
+        """Runs chunks of a batch abreast, stopping at each step: what a later step reads is what the visit to an
+        earlier one left as its outputs.
+
+        start: with how many chunks (None: all of them). The others come up, through the modules that visitors left,
+        where a visitor lets them join: so memory holds few of them where values are large.
+        """
         modules = self.modules_by_step()
-        for step, expired in zip(self.steps, self._expired, strict=True):
-            arguments = [tuple(values[slot][index] for slot in step.inputs) for index in range(len(chunks))]
-            visit = Visit(step.name, modules[step.name], arguments)
+        count = len(chunks) if start is None else start
+        values: dict[int, list[Any]] = {0: [self.ordered(chunks[index]) for index in range(count)]}
+
+        def come_up(step: Step, index: int) -> tuple[Any, ...]:
+            """Bring the next chunk to a step: what is still read of its values joins the others'."""
+            chunk: dict[int, Any] = {0: self.ordered(chunks[len(next(iter(values.values())))])}
+            for earlier, expired in zip(self.steps[:index], self._expired, strict=False):
+                chunk[earlier.output] = modules[earlier.name](*[chunk[slot] for slot in earlier.inputs])
+                for slot in expired:
+                    chunk.pop(slot, None)
+            for slot, of_all in values.items():
+                of_all.append(chunk[slot])
+            return tuple(chunk[slot] for slot in step.inputs)
+
+        for index, (step, expired) in enumerate(zip(self.steps, self._expired, strict=True)):
+            present = len(next(iter(values.values())))
+            arguments = [tuple(values[slot][index] for slot in step.inputs) for index in range(present)]
+            visit = Visit(step.name, modules[step.name], arguments, partial(come_up, step, index))
             yield visit
+            modules[step.name] = visit.module
             values[step.output] = visit.outputs
             for slot in expired:
                 values.pop(slot, None)

@@ -8,7 +8,7 @@ what a trial is expected to be worth rises with their mean.)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..optimize.errors import UserError
 
@@ -21,6 +21,10 @@ PRUNING = "pruning"
 RESCORED = "rescored"
 """The study attribute that holds the new scores: by trial number, `{"auc": ..., "on": which samples}`. The AUC is None
 where the relevance is not finite with these samples."""
+
+UNSEEN = "pxp:unseen"
+"""The trial attribute, one that samplers and pruners do not read (a system attribute), that holds its scores on samples
+that no search sees, as they were measured on its networks: by the samples' name, `{"auc": ..., "accuracy": [...]}`."""
 
 
 def check_trials(study: Study) -> None:
@@ -45,6 +49,12 @@ def check_trials(study: Study) -> None:
 def auc_of(trial: FrozenTrial) -> float:
     """The AUC of a complete trial, also where it has a second objective; 0 of any other."""
     return trial.values[0] if trial.values else 0.0
+
+
+def kept_score(trial: FrozenTrial, name: str) -> dict[str, Any] | None:
+    """A trial's score on unseen samples of this name, if it was measured while its networks existed (`UNSEEN`)."""
+    found: dict[str, Any] | None = trial.system_attrs.get(UNSEEN, {}).get(name)
+    return found
 
 
 def search_best(study: Study) -> FrozenTrial:

@@ -156,10 +156,11 @@ def test_rectified_gamma_leaves_negative_outputs_out() -> None:
 
 @pytest.mark.parametrize("rule", ["zplus", "alpha 1.3", "alpha 2.0"])
 @pytest.mark.parametrize("layer", ["conv", "grouped", "linear", "linear on tokens", "linear, no bias"])
-def test_whole_bias_in_both_denominators(rule: str, layer: str) -> None:
-    module, x, relevance = make_layer(layer)
+@pytest.mark.parametrize("signed", [True, False], ids=["signed", "non-negative"])
+def test_whole_bias_in_both_denominators(rule: str, layer: str, signed: bool) -> None:
+    module, x, relevance = make_layer(layer, signed=signed)
     expected = by_definition(rule, module, x, relevance, whole_bias=True)
-    assert error(through(MAKE[rule](whole_bias=True), module, x, relevance), expected) < 1e-9
+    assert error(through(MAKE[rule](whole_bias=True, nonnegative=not signed), module, x, relevance), expected) < 1e-9
     assert error(through(MAKE[rule](whole_bias=True).reference(), module, x, relevance), expected) < 1e-9
     if module.bias is not None:
         assert error(expected, by_definition(rule, module, x, relevance)) > 1e-2
@@ -176,6 +177,30 @@ def test_whole_bias_is_nothing_to_rules_with_one_denominator(rule: str) -> None:
 def test_relevance_is_conserved_without_bias(rule: str) -> None:
     module, x, relevance = make_layer("no bias")
     torch.testing.assert_close(through(MAKE[rule](), module, x, relevance).sum(), relevance.sum(), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_denominators_move_away_from_zero(dtype: torch.dtype) -> None:
+    z = torch.tensor([-3.0, -1e-7, 0.0, 1e-7, 3.0], dtype=dtype)
+    each = torch.tensor([1.0, 1e-3, 1e-3, 1e-6, 1e-3], dtype=dtype)
+    for epsilon in (1e-6, 0.5, each):
+        got = rules.stabilize(z, epsilon)
+        assert torch.equal(got, zennit.rules.Stabilizer(epsilon)(z))
+        assert got.dtype == dtype
+
+
+@pytest.mark.parametrize("rule", MAKE)
+def test_a_sum_of_zeros_has_no_relevance_to_give_whatever_its_sign(rule: str) -> None:
+    """A denominator of -0 is moved downwards, where zennit moves it upwards."""
+    module, x = nn.Linear(3, 2, bias=False), torch.tensor([[1.0, 0.0, 2.0]])
+    module.weight.data = torch.tensor([[0.0, -1.0, 0.0], [1.0, 1.0, -0.5]])
+    for known in ({}, {"nonnegative": True}):
+        above, below = (
+            MAKE[rule](**known).propagate(module, (x,), torch.tensor([[zero, 2e-3]]), torch.ones(1, 2))[0]
+            for zero in (0.0, -0.0)
+        )
+        assert torch.equal(above, below)
+        assert above.any()
 
 
 def test_silent_outputs_have_no_relevance_to_give() -> None:

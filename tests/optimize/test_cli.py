@@ -147,10 +147,14 @@ def test_a_run_that_was_stopped_goes_on(project, uninterrupted, how):
         assert process.returncode == 130
         assert f"Stopped after {len(stopped)} of {REACH} trials." in err
         assert "Traceback" not in err
+        assert load(project, database).user_attrs["phases"]["trials"]["processor"] > 0
     resumed = project.run(*command)
     assert resumed.returncode == 0, resumed.stderr
     assert values(load(project, database)) == values(load(project, uninterrupted))
     assert values(load(project, database))[: len(stopped)] == stopped
+    ended, whole = (load(project, name).user_attrs for name in (database, uninterrupted))
+    for key in ("holdout", "rescored", "plain"):
+        assert ended[key] == whole[key]
 
 
 def values_of_complete(study: optuna.Study) -> list[tuple]:
@@ -409,6 +413,59 @@ def test_help_is_complete_and_immediate(project):
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "set()"
     assert spent < 5  # a second on an idle machine; what it must not import is checked above
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a terminal of its own for the command")
+@pytest.mark.parametrize("arguments", [[], ["compare"], ["prune"]])
+def test_a_terminal_shows_a_sign_of_life_before_torch_is_there(project, first_run, arguments):
+    """With a torch that never comes: what is shown is shown before it is imported."""
+    (project.folder / "slow").mkdir(exist_ok=True)
+    (project.folder / "slow" / "torch.py").write_text("import time\ntime.sleep(600)\n")
+    seen = on_terminal(project, [*arguments], until="loading PyTorch ...", path="slow")
+    assert "loading PyTorch ..." in seen
+    assert "Traceback" not in seen
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a terminal of its own for the command")
+def test_on_a_terminal_too_an_error_is_what_is_left(project, first_run):
+    seen = on_terminal(project, [*project.options, "--data", "none"])
+    said, _, rest = seen.rpartition("loading PyTorch ...")
+    assert said
+    erased, _, error = rest.partition("Error: ")
+    assert "\x1b[2K" in erased
+    assert error.startswith("--data none: no such folder")
+    assert len(error.splitlines()) == 1
+
+
+def on_terminal(project, arguments: list[str], until: str | None = None, path: str = ".") -> str:
+    """What the command shows on a terminal, to its end or until this is seen."""
+    import pty
+
+    ours, its = pty.openpty()
+    environment = {"TERM": "xterm", "COLUMNS": "160", "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": "cache"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pxp_optimize.optimize.cli", *arguments],
+        cwd=project.folder,
+        env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join([path, os.environ.get("PYTHONPATH", "")])},
+        stdin=its,
+        stdout=its,
+        stderr=its,
+    )
+    os.close(its)
+    seen = b""
+    try:
+        while until is None or until.encode() not in seen:
+            part = os.read(ours, 1024)
+            seen += part
+            if not part:
+                break
+    except OSError:  # Linux's way to say that it has ended
+        pass
+    finally:
+        process.kill() if until is not None else process.wait(timeout=60)
+        process.wait()
+        os.close(ours)
+    return seen.decode()
 
 
 @pytest.mark.parametrize("units", ["heads", "neurons", "heads+neurons"])

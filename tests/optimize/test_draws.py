@@ -26,7 +26,7 @@ def test_a_trial_is_the_mean_over_its_draws(prepared):
     assert tasks[0] is prepared.task
     parts = [evaluate(task, GAMMA, task.holdout) for task in tasks]
     assert len({part.ranking_hash for part in parts}) > 1, "draws that agree could hide anything"
-    found = mean_evaluation(tasks, GAMMA, "holdout")
+    found = mean_evaluation(tasks, GAMMA, prepared.task.holdout)
     assert found.auc == pytest.approx(sum(part.auc for part in parts) / 3)
     for at_rate, *of_parts in zip(found.accuracy, *(part.accuracy for part in parts), strict=True):
         assert at_rate == pytest.approx(sum(of_parts) / 3)
@@ -34,7 +34,7 @@ def test_a_trial_is_the_mean_over_its_draws(prepared):
     assert found.ranking_hash not in {part.ranking_hash for part in parts}
     assert found.ranking_hash != mean_evaluation(tasks[:2], GAMMA).ranking_hash
     assert not found.stopped
-    assert mean_evaluation(tasks[:1], GAMMA, "holdout").accuracy == parts[0].accuracy
+    assert mean_evaluation(tasks[:1], GAMMA, prepared.task.holdout).accuracy == parts[0].accuracy
 
 
 def test_the_draws_are_those_of_their_numbers(prepared):

@@ -61,6 +61,51 @@ def test_a_search_is_a_line_per_trial_in_a_file():
     assert second == "trial 5 of 5: no. 4, AUC 0.7500; best AUC 0.7500 (no. 4), best fixed 0.5000 (zplus); 0 s left"
 
 
+def test_the_time_left_counts_what_comes_after_the_trials(monkeypatch):
+    clock = iter((0.0, 10.0, 20.0))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    file = io.StringIO()
+    with Screen(file=file).search(Standing(0, 2)) as watch:
+        watch(Standing(1, 2, 0.5, "zplus", after=2.5), "zplus, AUC 0.5000")
+        watch(Standing(2, 2, 0.5, "zplus", after=2.5), "gamma, AUC 0.4000")
+    assert [line.rpartition("; ")[2] for line in file.getvalue().splitlines()] == ["35 s left", "25 s left"]
+
+
+def test_work_that_is_expected_to_take_long_says_how_long(monkeypatch):
+    monkeypatch.setattr(progress, "PATIENCE", 0.05)
+    monkeypatch.setattr(progress, "AGAIN", 0.1)
+    file = io.StringIO()
+    with Screen(file=file)("scoring again", 3, expected=90, after=20) as advance:
+        time.sleep(0.3)
+        advance(1)  # a step in 0.3 s or more: two more, and what comes after
+        advance(1)
+        advance(1)
+    first, second, last = file.getvalue().splitlines()
+    assert first == "scoring again: 0 of 3, 1 min 50 s left"
+    assert second.startswith("scoring again: 1 of 3, 2")
+    assert last == "scoring again: done in 0 s"
+
+
+def test_a_terminal_shows_how_long_it_is_expected_to_take(terminal):
+    with Screen(file=terminal)("scoring again", 3, expected=90, after=20):
+        time.sleep(0.3)
+    assert "1 min 50 s left" in terminal.getvalue()
+
+
+def test_what_is_waited_for_is_said_at_once_and_taken_back(terminal):
+    with pytest.raises(OSError), Screen(file=terminal).waiting("loading [it]"):
+        said = terminal.getvalue()
+        raise OSError
+    assert "loading [it] ..." in said
+    taken_back = terminal.getvalue().rpartition("loading [it]")[2]
+    assert "\x1b[2K" in taken_back  # erases the line
+    file = io.StringIO()
+    with Screen(file=file).waiting("loading"):
+        assert file.getvalue() == ""  # nothing could be taken back
+    with Screen(file=file, verbose=True).waiting("loading"):
+        assert file.getvalue() == "loading ...\n"
+
+
 def test_a_terminal_shows_trial_best_and_time_left(terminal):
     with Screen(file=terminal).search(Standing(3, 5, 0.5, "zplus", 0.5, "zplus")) as watch:
         watch(Standing(4, 5, 0.75, "no. 3", 0.5, "zplus"), "no. 3, AUC 0.7500")
@@ -82,6 +127,8 @@ def test_quiet_shows_nothing(terminal, monkeypatch):
     monkeypatch.setattr(progress, "PATIENCE", 0.01)
     screen = Screen(quiet=True, file=terminal)
     screen.line("hello")
+    with screen.waiting("loading"):
+        pass
     with screen("train", 10) as advance:
         advance(1)
         time.sleep(0.05)

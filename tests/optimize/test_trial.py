@@ -130,7 +130,7 @@ def test_masked_classes_do_not_compete(make_task):
     ("schedule", "repair"), [("oneshot", "none"), ("every:0.2", "batchnorm"), ("every:0.2", "least-squares")]
 )
 def test_the_smaller_network_is_the_one_that_was_measured(make_task, schedule, repair, project, monkeypatch):
-    monkeypatch.setattr("pxp_optimize.pruning.repair.MOST_IMAGES", 5)  # repairs read every second or third image
+    monkeypatch.setattr("pxp_optimize.pruning.repair.images.MOST_IMAGES", 5)  # repairs read every second or third image
     task: Task = make_task(schedule=schedule, repair=repair)
     module = project.network()
     module.load_state_dict(torch.load(project.folder / "weights.pt", weights_only=True))

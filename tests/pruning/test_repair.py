@@ -10,16 +10,11 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from pxp_optimize.pruning import Graph, Masks, compact, make_repair, prune_masks, pruned, trace
-from pxp_optimize.pruning.repair import (
-    MOST_IMAGES,
-    BatchNormRepair,
-    LeastSquaresRepair,
-    Mixed,
-    Repair,
-    _rows,
-    token_weights,
-)
-from pxp_optimize.pruning.ridge import ridge
+from pxp_optimize.pruning.repair import BatchNormRepair, LeastSquaresRepair, Repair
+from pxp_optimize.pruning.repair.images import MOST_IMAGES, Mixed
+from pxp_optimize.pruning.repair.least_squares import _rows, _seen_taps
+from pxp_optimize.pruning.repair.ridge import fit
+from pxp_optimize.pruning.repair.tokens import token_weights
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
@@ -214,15 +209,11 @@ def in_groups() -> Graph:
     return trace(nn.Sequential(*layers, nn.Linear(16 * 36, 5)).eval())
 
 
-@pytest.mark.parametrize("room", [None, 2**14])
-def test_groups_that_are_filled_up_are_refitted(room: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Groups that lost different numbers of channels have rows of zeros, which stay zeros; in small parts alike."""
+def test_groups_that_are_filled_up_are_refitted() -> None:
+    """Groups that lost different numbers of channels have rows of zeros, which stay zeros."""
     graph = in_groups()
     images, fresh = torch.randn(2, 200, 3, 8, 8)
     masks = {"0": torch.arange(16) != 5, "2": torch.arange(16) % 7 != 0}
-    expected = pruned(graph, masks, LeastSquaresRepair(images)).network(fresh)
-    if room is not None:
-        monkeypatch.setattr("pxp_optimize.pruning.repair.ROOM", room)
     repaired, changed = refitted(graph, masks, images)
     layer = repaired.network.get_submodule("2")
     assert changed == ["2", "5"]
@@ -230,7 +221,27 @@ def test_groups_that_are_filled_up_are_refitted(room: int | None, monkeypatch: p
     padding = layer.weight.flatten(1).count_nonzero(1) == 0
     assert padding.sum() == len(layer.weight) - 13
     assert not layer.bias[padding].any()
-    assert torch.allclose(repaired.network(fresh), expected, atol=1e-4 * float(expected.abs().max()))
+    assert logit_error(graph, masks, fresh, LeastSquaresRepair(images)) < logit_error(graph, masks, fresh, None)
+
+
+def test_large_layers_are_fitted_to_fewer_images(
+    resnet: nn.Module, photos: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as there is room for; the others join above, and all that is known of a layer fits into memory."""
+    monkeypatch.setattr("pxp_optimize.pruning.repair.least_squares.ROOM", 2**18)
+    monkeypatch.setattr("pxp_optimize.pruning.repair.least_squares.PIXELS", 2**12)
+    monkeypatch.setattr("pxp_optimize.pruning.repair.least_squares.FEW", 1)
+    graph, repair = trace(resnet), LeastSquaresRepair(photos, enough=1)
+    masks = random_masks(graph, 0.5)
+    errors = [logit_error(graph, masks, photos, each) for each in (None, repair)]
+    assert errors[1] < errors[0] / 2
+    assert repair._unpruned is not None
+    chunks = {name: len(goals.rows) for name, goals in repair._unpruned.goals.items()}
+    assert chunks["conv1"] == 1  # of four images, with 64 KiB each
+    assert chunks["conv1"] < chunks["layer2.0.conv1"] < chunks["layer4.1.conv2"] == 12  # of 24 images and averages
+    for name, goals in repair._unpruned.goals.items():
+        layer = graph.network.get_submodule(name)
+        assert len(goals.values) * layer.weight[0].numel() * 4 <= max(2**18, 4 * layer.weight[0].numel() ** 2)  # type: ignore[union-attr, operator]
 
 
 def test_a_compact_network_is_repaired_by_its_own_units() -> None:
@@ -290,12 +301,12 @@ def test_least_squares_refits_grouped_convolutions(groups: int) -> None:
 
 
 def test_features_that_are_mostly_zero() -> None:
-    """A kernel of nine taps on maps of one pixel reads padding with eight: LAPACK fails on such in float32."""
+    """A kernel of nine taps on maps of one pixel reads padding with eight: their products are zero."""
     torch.manual_seed(0)
     images = torch.relu(torch.randn(100, 8, 1, 1)) * 30
     layer = nn.Conv2d(8, 7, 3, padding=1)
     goal = layer(images) + torch.randn(100, 7, 1, 1)
-    weight, bias = ridge(lambda: iter([(_rows(layer, images), goal.flatten(1).detach())]), layer.weight.flatten(1))
+    weight, bias = fit(_rows(layer, images), goal.flatten(1).detach(), layer.weight.flatten(1))
     assert torch.isfinite(weight).all()
     assert torch.isfinite(bias).all()
 
@@ -317,8 +328,39 @@ def test_rows_are_what_a_convolution_reads(options: dict[str, Any], last: bool) 
         images = images.contiguous(memory_format=torch.channels_last)
     goal = layer(images).permute(0, 2, 3, 1).flatten(0, 2)
     assert torch.allclose(_rows(layer, images) @ layer.weight.flatten(1).T + layer.bias, goal, atol=1e-5)
+    by_pixel = layer.weight.permute(0, 2, 3, 1).flatten(1)
+    assert torch.allclose(_rows(layer, images, last=True) @ by_pixel.T + layer.bias, goal, atol=1e-5)
     for rows in (torch.tensor([2, 5, 11]), torch.tensor([], dtype=torch.long)):
         assert torch.equal(_rows(layer, images, rows), _rows(layer, images)[rows])
+        assert torch.equal(_rows(layer, images, rows, last=True), _rows(layer, images, last=True)[rows])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (2, 2), (3, 5)])
+@pytest.mark.parametrize(
+    "options", [{"padding": 1}, {"padding": 2, "dilation": 2}, {"padding": 1, "stride": 2}, {"padding": "same"}]
+)
+def test_only_taps_that_meet_pixels_are_fitted(options: dict[str, Any], size: tuple[int, int]) -> None:
+    """The others have features that are always zero, and keep their weights."""
+    torch.manual_seed(0)
+    layer, images = nn.Conv2d(4, 5, 3, **options), torch.rand(6, 4, *size) + 1
+    taps = _seen_taps(layer, size)
+    features = _rows(layer, images).view(-1, 4, 3, 3)
+    seen = torch.zeros(3, 3, dtype=torch.bool)
+    seen[taps] = True
+    assert torch.equal((features != 0).any(0).any(0), seen)
+    assert torch.equal(_rows(layer, images, taps=taps), features[(..., *taps)].flatten(1))
+
+
+def test_a_convolution_whose_padding_was_changed() -> None:
+    """As in networks that were dilated or converted: what torch remembers of the padding is the old one's."""
+    torch.manual_seed(0)
+    depthwise, images = nn.Conv2d(16, 16, 3, groups=16), torch.randn(40, 3, 8, 8)
+    depthwise.padding = (1, 1)
+    layers = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU6(), depthwise, nn.ReLU6(), nn.Conv2d(16, 24, 1), nn.ReLU6()]
+    graph = trace(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10)).eval())
+    masks = random_masks(graph, 0.3)
+    repair = LeastSquaresRepair(images)
+    assert logit_error(graph, masks, images, repair) < logit_error(graph, masks, images, None)
 
 
 def logit_error(graph: Graph, masks: Masks, images: Tensor, repair: Repair | None) -> float:
@@ -426,7 +468,7 @@ def test_least_squares_reads_averages_as_it_reads_images(
     small = compact(graph, masks)
     got = LeastSquaresRepair(photos)(graph, small, masks).network(photos)
     seen = Mixed(photos)[:]
-    monkeypatch.setattr("pxp_optimize.pruning.repair.MOST_IMAGES", 0)
+    monkeypatch.setattr("pxp_optimize.pruning.repair.images.MOST_IMAGES", 0)
     assert torch.equal(got, LeastSquaresRepair(seen)(graph, small, masks).network(photos))
     assert not torch.equal(got, LeastSquaresRepair(photos)(graph, small, masks).network(photos))
 
