@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 LARGEST = {"cpu": 64, "mps": 32, "cuda": 256}
 """Images per batch at most, by type of device: more are not faster."""
+MOST_BYTES = {"cpu": 2**31}
+"""Of the free memory no more is counted, by type of device: a CPU is not faster with more than half of that for a batch
+(a few images of 224 x 224), and other processes want some too."""
 SHARE = 0.5
 """The part of the free memory that a batch may take: compact networks and a repair need some as well."""
 WORKING_COPIES = 6
@@ -95,7 +98,8 @@ def choose_batch_size(graph: Graph, units: str, inputs: Batches, targets: Tensor
     kind = graph.device.type
     if kind == "mps":  # does not tell how much is free
         return LARGEST[kind]
-    return fitting_batch_size(sample_bytes(graph, units, inputs, targets), free_memory(graph.device), kind)
+    free = free_memory(graph.device)
+    return fitting_batch_size(sample_bytes(graph, units, inputs, targets), min(free, MOST_BYTES.get(kind, free)), kind)
 
 
 @dataclass

@@ -25,7 +25,7 @@ ENOUGH = 8
 """Rows for each feature of a layer: more make it hardly better (benchmarks/README.md)."""
 FEW = 256
 """Features of which a layer has at least so many when rows are drawn: more rows cost nothing there."""
-ROOM = 2**28
+ROOM = 2**27
 """Bytes that the images may take which walk through a network abreast, of what one layer reads or gives."""
 PIXELS = 2**18
 """Pixels in a chunk of images, about: enough for a layer to be fast, few enough to come up to the others later."""

@@ -17,6 +17,7 @@ from pxp_optimize.optimize.errors import UserError
 from pxp_optimize.optimize.memory import (
     LARGEST,
     Batching,
+    choose_batch_size,
     fitting_batch_size,
     free_memory,
     is_out_of_memory,
@@ -213,3 +214,13 @@ def test_the_command_says_that_batches_became_smaller(options, monkeypatch, caps
     study = optuna.load_study(study_name="network:small-images-filters", storage="sqlite:///short.db")
     assert study.user_attrs["batch_size"] == {"cpu": 64}
     assert len(study.trials) == 4
+
+
+def test_a_batch_on_the_cpu_takes_no_more_than_is_useful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much is free: a batch of large images would take all of it, and be no faster."""
+    monkeypatch.setattr("pxp_optimize.optimize.memory.free_memory", lambda device: 1 << 40)
+    monkeypatch.setattr("pxp_optimize.optimize.memory.sample_bytes", lambda *arguments: 1 << 26)
+    graph = trace(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3)), torch.zeros(2, 3, 8, 8)
+    )
+    assert choose_batch_size(graph, "filters", torch.zeros(2, 3, 8, 8), torch.zeros(2).long()) == 16

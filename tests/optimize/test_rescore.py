@@ -113,7 +113,7 @@ def test_the_searchs_own_best_is_scored_on_holdout_samples_too(study):
     assert scored == [3, 1]
 
 
-@pytest.mark.parametrize(("holdout", "on"), [("15", "15 other validation images"), ("45", "2 other draws")])
+@pytest.mark.parametrize(("holdout", "on"), [("15", "15 other validation images"), ("45", "1 other draw")])
 def test_a_run_scores_its_best_again_and_exports_that(project, monkeypatch, holdout, on):
     database, file = f"{holdout}.db", f"{holdout}.json"
     command = [*project.options, *SIZES, "--search-samples", "15", "--holdout-samples", holdout, "--trials", "7"]

@@ -1,0 +1,119 @@
+"""What a default trial costs, by phase, and what it finds: run by hand, prints processor seconds on one thread.
+
+    python benchmarks/cost.py --model resnet18
+    python benchmarks/cost.py --model vit_tiny --units heads --methods epsilon,zplus --seeds 3
+    python benchmarks/cost.py --model resnet18 --other /path/to/another/environment/bin/python
+
+A trial is made as a study makes it, with the holdout images measured apart. `--other` names the interpreter of an
+environment that another version is installed in: both take turns, each in a process of its own, and the last line
+compares them. Phases: relevance (with the networks of the steps and their repairs), repairs of the rates in between,
+evaluation on the search images. Memory is what the process holds at most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+PHASES = ("relevance", "repairs", "evaluation")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--units", default="auto")
+    parser.add_argument("--weights", default="default")
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--image-size", type=int, default=None)
+    parser.add_argument("--mean", default=None, help="of images, as 0.5,0.5,0.5")
+    parser.add_argument("--std", default=None)
+    parser.add_argument("--reference-samples", type=int, default=10)
+    parser.add_argument("--search-samples", type=int, default=None)
+    parser.add_argument("--holdout-samples", type=int, default=None)
+    parser.add_argument("--methods", default="epsilon", help="names of fixed composites")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--other", help="interpreter with the version to compare with")
+    parser.add_argument("--rows", action="store_true", help="print a line of JSON for each trial, nothing else")
+    args = parser.parse_args()
+    if args.rows:
+        for row in trials(args):
+            print(json.dumps(row), flush=True)
+        return
+    sides = {"this": sys.executable, **({"other": args.other} if args.other else {})}
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    given = [each for each in sys.argv[1:] if not each.startswith("--other=")]
+    if "--other" in given:
+        place = given.index("--other")
+        del given[place : place + 2]
+    for side, python in sides.items():
+        command = [python, __file__, *given, "--rows"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                row = json.loads(line)
+                found[side].append(row)
+                phases = "  ".join(f"{phase} {row[phase]:6.1f}" for phase in PHASES)
+                areas = f"AUC {row['auc']:.4f}  holdout {row['holdout']:.4f}"
+                print(
+                    f"{side:6} seed {row['seed']} {row['method']:16} {phases}  {areas}  {row['memory']} MiB", flush=True
+                )
+        if process.returncode:
+            sys.exit(f"{python} ended with {process.returncode}")
+    for side, rows in found.items():
+        seconds = statistics.mean(sum(row[phase] for phase in PHASES) for row in rows)
+        areas = statistics.mean(row["holdout"] for row in rows)
+        print(f"{side:6} {args.model}: {seconds:.1f} s a trial, holdout AUC {areas:.4f} in the mean")
+
+
+def trials(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for each method and seed, measured by the version that this interpreter has."""
+    import torch
+    from pxp_optimize.optimize.config import Options
+    from pxp_optimize.optimize.prepare import prepare
+    from pxp_optimize.optimize.racing import networks_of, right_predictions
+    from pxp_optimize.optimize.space import Space
+    from pxp_optimize.optimize.trial import make_plan
+    from pxp_optimize.pruning import auc
+
+    torch.set_num_threads(1)
+    keys = ("model", "units", "weights", "data", "image_size", "reference_samples", "search_samples", "holdout_samples")
+    options = {key: getattr(args, key) for key in keys}
+    for key in ("mean", "std"):
+        if (text := getattr(args, key)) is not None:
+            options[key] = tuple(float(part) for part in text.split(","))
+    for seed in range(args.seeds):
+        prepared = prepare(Options(**options, seed=seed, device="cpu"))
+        space = Space.named("auto", prepared.layers, True, mixed="+" in prepared.task.units)
+        for name in args.methods.split(","):
+            task = replace(prepared.task, curves={}, plans={}, unpruned={})
+            times = [time.process_time()]
+            plan = make_plan(task, space.fixed_composites()[name], task.rates[-1])
+            times.append(time.process_time())
+            networks = list(networks_of(task, plan))
+            times.append(time.process_time())
+            areas = [auc(task.rates, right_predictions(task, networks, task.search).float().mean(1).tolist())]
+            times.append(time.process_time())
+            areas.append(auc(task.rates, right_predictions(task, networks, task.holdout).float().mean(1).tolist()))
+            spent = [after - before for before, after in pairwise(times)]
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+            yield {
+                "seed": seed,
+                "method": name,
+                **dict(zip(PHASES, spent, strict=True)),
+                "auc": areas[0],
+                "holdout": areas[1],
+                "memory": memory,
+            }
+
+
+if __name__ == "__main__":
+    main()
