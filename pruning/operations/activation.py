@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from ..compact import Compactor
     from ..graph.build import Builder
 
-_OVERLOADS = {"clamp": ("default", "Tensor")}
-
 
 @operation(*(f"aten.{name}.default" for name in ELEMENTWISE), modules=(Activation,))
 class Elementwise(Operation):

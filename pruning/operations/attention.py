@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..channels import Channels, State, channels
-from ..network import AttentionValue, HeadSoftmax, NoFeatures, Permute, QueryKey, Realign, clone
+from ..channels import State, channels
+from ..network import AttentionValue, HeadSoftmax, NoFeatures, Permute, QueryKey, clone
 from .base import Operation, Relevance, operation
 from .layers import LinearMap, parameters, product_before
-from .routing import Reshape, grouped
 
 if TYPE_CHECKING:
     from ..compact import Compactor
@@ -41,8 +40,8 @@ class Softmax(nn.Module):
         return x.softmax(self.dim)
 
 
-def _product(c: Compactor, module: Any, inputs: tuple[int, ...], *, transposed: bool) -> tuple[int, State]:
-    """A product of matrices, of which one dimension may have lost channels. transposed: the second one's matrix is."""
+def _product(c: Compactor, module: Any, inputs: tuple[int, ...]) -> tuple[int, State]:
+    """A product of matrices, of which one dimension may have lost channels."""
     parts = [c.input(slot) for slot in inputs]
     shapes = [c.shape(slot) for slot in inputs]
     rank = len(c.shape(c.output))
@@ -91,7 +90,7 @@ class Product(Operation):
         return b.product(node, b.slot(first), b.slot(second))
 
     def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
-        return _product(c, module, inputs, transposed=False)
+        return _product(c, module, inputs)
 
 
 def _einsum(b: Builder, node: Any) -> int:
@@ -124,7 +123,7 @@ class QueryTimesKey(Operation):
     relevance = Relevance.MATRIX_PRODUCT
 
     def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
-        return _product(c, module, inputs, transposed=True)
+        return _product(c, module, inputs)
 
 
 @operation(modules=(AttentionValue,))
@@ -132,7 +131,7 @@ class AttentionTimesValue(Operation):
     relevance = Relevance.ATTENDED
 
     def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
-        return _product(c, module, inputs, transposed=False)
+        return _product(c, module, inputs)
 
 
 @operation("aten.softmax.int", "aten._softmax.default", modules=(Softmax,))
@@ -220,6 +219,3 @@ class ScaledDotProduct(Operation):
 
     def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         raise AssertionError("makes no step of its own kind")
-
-
-__all__ = ["AttentionSoftmax", "Channels", "MatrixProduct", "Realign", "Reshape", "Softmax", "grouped"]

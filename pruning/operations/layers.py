@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..channels import Channels, State, channels, select
+from ..channels import State, select
 from ..convolution import Convolution
 from ..network import NoFeatures, Norm, Realign, clone
 from .base import Operation, Relevance, operation
@@ -251,6 +251,3 @@ class OtherLinear(Operation):
 
     def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         return c.emit(module, (c.expand(*c.input(inputs[0])),)), None
-
-
-__all__ = ["Channels", "Conv2d", "Linear", "LinearMap", "OtherLinear", "channels", "parameters", "real_rows"]
