@@ -70,11 +70,12 @@ class LeastSquaresRepair(Repair):
                 modules[visit.name] = visit.module = self._unpruned.goals[visit.name].fitted(visit, live, self.most)
         return replace(small, network=small.network.replaced(modules))
 
-    def wanted(self, layer: nn.Conv2d | nn.Linear, weights: Tensor | None) -> int:
+    def wanted(self, layer: nn.Module, weights: Tensor | None) -> int:
         """How many rows a layer is fitted to, where there are so many: no more than fit into `ROOM`, or are needed."""
-        features, groups = layer.weight[0].numel(), getattr(layer, "groups", 1)
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        features, groups = weight[0].numel(), getattr(layer, "groups", 1)
         wanted = max(self.enough * max(features, FEW), 0 if weights is None else self.least)
-        return min(wanted, max(features, ROOM // max(1, features * groups * layer.weight.element_size())))
+        return min(wanted, max(features, ROOM // max(1, features * groups * weight.element_size())))
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class _Goals:
         visit.join(len(self.rows))
         given = visit.arguments[0][0]
         taps = _seen_taps(layer, given.shape[2:])
-        prior = weight[(..., *taps)]
+        prior = _of_taps(weight, taps)
         groups = getattr(layer, "groups", 1)
         last = groups == 1 and given.dim() == 4 and given.stride(1) == 1 < given.shape[1]  # channels lie side by side
         x = torch.cat(
@@ -127,7 +128,7 @@ class _Goals:
         before = bias.new_zeros(len(bias)) if layer.bias is None else layer.bias
         finite = new.isfinite().all() & bias.isfinite().all()  # not read here: it may lie on a GPU
         whole = weight.clone()
-        whole[(..., *taps)] = torch.where(finite, new, prior)
+        _of_taps(whole, taps).copy_(torch.where(finite, new, prior))
         return clone(layer, weight=whole, bias=torch.where(finite, bias, before))  # type: ignore[arg-type]
 
 
@@ -194,6 +195,11 @@ def _seen_taps(module: nn.Module, size: Sequence[int]) -> tuple[slice, ...]:
     return tuple(found)
 
 
+def _of_taps(value: Tensor, taps: Sequence[slice]) -> Tensor:
+    """The part of a kernel, or of patches, that belongs to these taps; all of it without any."""
+    return value[..., taps[0], taps[1]] if taps else value
+
+
 def _pads(module: nn.Conv2d) -> list[tuple[int, int]]:
     """Pixels of padding before and after, along each axis: as the convolution's own padding says now."""
     if module.padding == "valid":
@@ -215,7 +221,7 @@ def _rows(
     if not isinstance(module, nn.Conv2d):
         flat = value.flatten(0, -2)
         return flat if rows is None else flat[rows]
-    windows = _windows(module, value)[(..., *taps)]
+    windows = _of_taps(_windows(module, value), taps)
     if last:
         windows = windows.permute(0, 1, 2, 4, 5, 3)
     if rows is None:
