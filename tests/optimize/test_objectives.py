@@ -138,7 +138,7 @@ def test_how_gates_are_passed_is_searched_where_cost_counts(project):
     model = ["--model", "gated:Gated", "--weights", "gated.pt"]
     found = {}
     for objective in ("auc", "auc,macs"):
-        names = ["--storage", f"{objective}.db", "--export", "gated.json", "--objective", objective, "--trials", "16"]
+        names = ["--storage", f"{objective}.db", "--export", "gated.json", "--objective", objective, "--trials", "24"]
         result = project.run(*project.options, *model, *names)
         assert result.returncode == 0, result.stderr
         study = optuna.load_study(
@@ -151,6 +151,6 @@ def test_how_gates_are_passed_is_searched_where_cost_counts(project):
     pruned = project.run("prune", "--storage", "auc.db", "--rate", "0.6", "-o", "gated.safetensors", "-q")
     assert pruned.returncode == 0, pruned.stderr
     assert "gates: 1 of 1 are constant now and left out" in pruned.stdout.splitlines()
-    assert found["auc"] == [None] * 16
+    assert found["auc"] == [None] * 24
     assert set(found["auc,macs"][:10]) == {"signal"}
     assert set(found["auc,macs"][10:]) == {"signal", "half"}
