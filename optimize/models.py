@@ -1,11 +1,12 @@
 """Which networks: torchvision's classifiers, our own, or the user's `package.module:function`, with weights.
 
-Every source of weights (torchvision's hub, a file, the digits' cache) comes down to one state dict, and one
-function fits it to the network, so that all of them get the same checks and the same messages.
+Every source of weights (torchvision's hub, a file, the digits' cache) comes down to tensors by dotted names, and one
+function fits them to the network, so that all of them get the same checks and the same messages.
 """
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import hashlib
 import importlib
@@ -28,9 +29,15 @@ from torchvision.models import GoogLeNet, Inception3, VisionTransformer
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from ..pruning.graph import logits_of
+from ..pruning.graph.export import unwrapped
 from .data import Dataset, Progress, Transform, class_logits, no_progress, reason, some
 from .digits import DIGITS_TRANSFORM, load_or_train, seeded
 from .errors import UserError
+
+AVERAGED = {"averaged", "average", "avg", "ema", "shadow", "swa"}
+"""Words by which trainers name averaged weights."""
+WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What torch itself puts into the names of wrapped layers, at any depth."""
 
 # For a network that says nothing of its input: what most classifiers trained on ImageNet expect.
 IMAGENET_TRANSFORM = Transform(size=224, resize=256)
@@ -108,11 +115,10 @@ def load_model(
             _count_logits(spec, module, transform.size)  # before the training, not after
             description = load_or_train(spec, module, dataset, transform, cache, device=device, progress=progress)
         else:
-            module, size = _fit(spec, source, image_size)
+            module, size, description = _fit(spec, source, image_size)
             if source.transform is None:  # nobody said that its training cut off a margin
                 resize = resize or image_size
             transform = _override(transform, size, resize, mean, std)
-            description = source.description
 
     if any(is_lazy(value) for value in (*module.parameters(), *module.buffers())):
         raise UserError(f"{spec} has layers whose size is not known yet: let it return them after a first batch")
@@ -224,7 +230,7 @@ def _call(spec: str) -> nn.Module:
         ) from error
     if not isinstance(module, nn.Module):
         raise UserError(f"--model {spec}: the function returned {type(module).__name__}; return an nn.Module")
-    return module
+    return unwrapped(module)
 
 
 def _own_transform(spec: str) -> Transform:
@@ -299,7 +305,7 @@ def _count_logits(spec: str, module: nn.Module, size: int) -> int:
 
 @dataclass(frozen=True)
 class _Source:
-    """A state dict, what to call it, and its transform if it is known to be torchvision's."""
+    """Tensors by dotted names, what to call them, and their transform if it is known to be torchvision's."""
 
     state: Mapping[str, Tensor]
     description: str
@@ -337,25 +343,44 @@ def _hub(spec: str, name: str) -> _Source:
     return _Source(state, f"{weights} of torchvision", _transform_of(weights))
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, by name; nothing in the file is executed."""
+def _read_file(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a checkpoint, by dotted names; nothing in the file is executed."""
     try:
         if path.suffix == ".safetensors" or _is_safetensors(path):
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # Many training scripts keep their options beside the weights; a Namespace only holds attributes.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            tensors = _flattened(torch.load(path, map_location="cpu", weights_only=True))
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} holds more than tensors, or is no checkpoint; save model.state_dict() instead"
         ) from error
     except Exception as error:  # torch's unpickler raises anything on what is no checkpoint
         raise UserError(f"can not read the weights {path} ({reason(error)}); save model.state_dict() again") from error
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    named = isinstance(content, dict) and all(isinstance(key, str) for key in content)
-    if not named or not any(isinstance(value, Tensor) for value in content.values()):
+    if not tensors:
         raise UserError(f"{path} holds no state dict; save model.state_dict()")
-    return content
+    return tensors
+
+
+def _flattened(content: object) -> OrderedDict[str, Tensor]:
+    """The tensors in nested dicts, by dotted names: what a trainer nests a state dict in is then, as the names of
+    wrappers are, a prefix of its names."""
+    tensors: OrderedDict[str, Tensor] = OrderedDict()
+    versions: dict[str, Any] = {}
+
+    def add(value: object, path: tuple[str, ...]) -> None:
+        if isinstance(value, Tensor):
+            tensors[".".join(path)] = value
+        elif isinstance(value, Mapping) and all(isinstance(key, str) for key in value) and len(path) < 8:
+            for name, version in getattr(value, "_metadata", {}).items():
+                versions[".".join((*path, name)).strip(".")] = version
+            for key, inner in value.items():
+                add(inner, (*path, key))
+
+    if isinstance(content, Mapping):
+        add(content, ())
+    tensors._metadata = versions  # type: ignore[attr-defined]
+    return tensors
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -364,16 +389,18 @@ def _is_safetensors(path: Path) -> bool:
         return file.read(10)[8:] == b'{"'
 
 
-def _fit(spec: str, source: _Source, image_size: int | None) -> tuple[nn.Module, int | None]:
+def _fit(spec: str, source: _Source, image_size: int | None) -> tuple[nn.Module, int | None, str]:
     """Build the network with as many classes as the checkpoint's last layer has, and load the checkpoint.
 
     Returns also the image size in pixels: `image_size`, or else what a position embedding in the checkpoint
-    is made for, or None. An embedding for another size than the one asked for is interpolated.
+    is made for, or None. An embedding for another size than the one asked for is interpolated. And a description
+    of the weights, which says what was chosen where the checkpoint holds more than these.
     """
     module = build_model(spec)
     if not source.state:
-        return module, image_size
-    state = _plain(source.state, module)
+        return module, image_size, source.description
+    state, choice = _plain(source.state, module)
+    description = source.description + choice
     size = image_size
     if ":" not in spec:
         last = _last_layer(module)
@@ -387,43 +414,80 @@ def _fit(spec: str, source: _Source, image_size: int | None) -> tuple[nn.Module,
             state = interpolate_embeddings(size, module.patch_size, state)
         if isinstance(module, (GoogLeNet, Inception3)):
             module.transform_input = True  # as in torchvision's pretrained ones and those tuned from them
-    _load(module, state, source.description)
-    return module, size
+    _load(module, state, description)
+    return module, size, description
 
 
-def _plain(state: Mapping[str, Tensor], module: nn.Module) -> OrderedDict[str, Tensor]:
-    """The state dict under the names that `module` uses, in float32."""
-    prefix = _prefix([name for name, tensor in state.items() if isinstance(tensor, Tensor)], module)
+def _plain(tensors: Mapping[str, Tensor], module: nn.Module) -> tuple[OrderedDict[str, Tensor], str]:
+    """The weights for `module`, under its names and in float32; and, where there are others, which these are."""
+    named = {_modern(name): tensor for name, tensor in tensors.items()}
+    prefix, others = _prefixes(named, module)
     plain: OrderedDict[str, Tensor] = OrderedDict()
-    for name, tensor in state.items():
-        if not isinstance(tensor, Tensor):
+    left = []
+    for name, tensor in named.items():
+        if not name.startswith(prefix):
+            left += [name] if tensor.dim() else []  # a single number is a count or a figure
             continue
         name = name.removeprefix(prefix)
-        # DenseNet's published files still have the names of torchvision 0.1.
-        name = re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", name)
         if getattr(module, "aux_logits", None) is False and name.startswith(("aux1.", "aux2.", "AuxLogits.")):
             continue  # heads that only their training uses
         plain[name] = tensor.float() if tensor.is_floating_point() else tensor
     # The layers' versions, by which torch and torchvision mend the names of old files; formats other than
     # torch's own do not keep them.
-    versions = getattr(state, "_metadata", None) or module.state_dict()._metadata  # type: ignore[attr-defined]
-    if prefix:
-        versions = {name.removeprefix(prefix[:-1]).removeprefix("."): value for name, value in versions.items()}
-    plain._metadata = versions  # type: ignore[attr-defined]
-    return plain
+    versions = {_modern(f"{name}."): value for name, value in getattr(tensors, "_metadata", {}).items()}
+    versions = {
+        name.removeprefix(prefix).strip("."): value
+        for name, value in versions.items()
+        if name.startswith(prefix) or not prefix
+    }
+    plain._metadata = versions or module.state_dict()._metadata  # type: ignore[attr-defined]
+    choice = ""
+    if others:
+        choice = f", {_called(prefix)}; not {' or '.join(map(_called, others))}"
+    if left := [name for name in left if not name.startswith(tuple(others))]:
+        choice += f"; without {some(left, 3)}"
+    return plain, choice
 
 
-def _prefix(names: Sequence[str], module: nn.Module) -> str:
-    """What the names of a wrapped model's tensors begin with: "module." (DataParallel), "_orig_mod." (torch.compile),
-    "model." (Lightning), or several such. Nothing where without it they would not be those of `module` either."""
-    own, found = module.state_dict().keys(), ""
-    while names:
-        first = names[0].removeprefix(found).partition(".")[0]
-        longer = f"{found}{first}."
-        if hasattr(module, first) or not all(name.startswith(longer) for name in names):
-            break
-        found = longer
-    return found if any(name.removeprefix(found) in own for name in names) else ""
+def _modern(name: str) -> str:
+    """A tensor's name without torch's wrappers, and for DenseNet's published files, which still have the names of
+    torchvision 0.1, the present one."""
+    return re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", WRAPPERS.sub("", name))
+
+
+def _prefixes(tensors: Mapping[str, Tensor], module: nn.Module) -> tuple[str, list[str]]:
+    """What the names of the weights for `module` begin with, and what those of others begin with that fit as well.
+
+    That is the prefix under which most of the module's names are found, and with its shapes: a trainer's or a
+    wrapper's ("state_dict.", "module.", "model.net."), or "" where under none even half of them are. Of weights that
+    fit equally well the averaged ones win, then the first.
+    """
+    own = {name: value.shape for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    own = {name: shape for name, shape in own.items() if not name.endswith("num_batches_tracked")}
+    fits: dict[str, tuple[int, int]] = {}
+    for name, tensor in tensors.items():
+        parts = name.split(".")
+        for i in range(len(parts)):
+            shape = own.get(".".join(parts[i:]))
+            if shape is not None:
+                prefix = "".join(f"{part}." for part in parts[:i])
+                found, shaped = fits.get(prefix, (0, 0))
+                fits[prefix] = found + 1, shaped + (shape == tensor.shape)
+    best = max(fits.values(), default=(0, 0))
+    if 2 * best[0] < len(own) or not own:
+        return "", []
+    equal = [prefix for prefix, fit in fits.items() if fit == best]
+    chosen = next(filter(_is_averaged, equal), equal[0])
+    return chosen, [prefix for prefix in equal if prefix != chosen]
+
+
+def _is_averaged(prefix: str) -> bool:
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", prefix)
+    return not AVERAGED.isdisjoint(word.lower() for word in words)
+
+
+def _called(prefix: str) -> str:
+    return f"{prefix.rstrip('.') or 'those outside'}{' (averaged)' if _is_averaged(prefix) else ''}"
 
 
 def _last_layer(module: nn.Module) -> str:

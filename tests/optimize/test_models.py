@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import urllib.error
 from collections import OrderedDict
@@ -41,6 +42,13 @@ class Packed(nn.Sequential):
 
 def packed():
     return Packed(*build())
+
+def compiled():
+    import torch
+    return torch.compile(build())
+
+def parallel():
+    return nn.DataParallel(build())
 
 def features():
     return nn.Conv2d(3, 4, 3)
@@ -212,6 +220,72 @@ def test_checkpoints_as_trainers_save_them(tmp_path: Path) -> None:
     save_file(state, tmp_path / "w.safetensors")
     for file in tmp_path.iterdir():
         assert same(loaded("squeezenet1_1", file, image_size=64).module, network), file.name
+
+
+LAYERS = {"0.weight": (4, 3, 3, 3), "0.bias": (4,), "3.weight": (5, 4), "3.bias": (5,)}
+"""What `build` of OWN_NETWORK holds."""
+
+
+def drawn(seed: int, prefix: str = "", layers: dict[str, tuple[int, ...]] = LAYERS) -> dict[str, torch.Tensor]:
+    made = torch.Generator().manual_seed(seed)
+    return {prefix + name: torch.randn(shape, generator=made) for name, shape in layers.items()}
+
+
+COUNT = {"n_averaged": torch.tensor(3)}
+OTHER = {name: (*shape[:-1], 7) for name, shape in LAYERS.items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"net": drawn(0), "acc": 91.0, "epoch": 3}, ""),
+        ({"params": drawn(0)}, ""),
+        ({"network": drawn(0), "mean": torch.tensor(0.5)}, ""),
+        ({"any name at all": {"deeper": {"model": drawn(0, "module.")}}}, ""),
+        (
+            {"state_dict": drawn(0, "net.") | {"criterion.weight": torch.ones(4)}},
+            "; without state_dict.criterion.weight",
+        ),
+        ({"model": drawn(0), "args": argparse.Namespace(lr=0.1), "best": [torch.ones(2)]}, ""),
+        ({"model": drawn(0), "optimizer": {"state": {0: drawn(1)}, "param_groups": []}}, ""),
+        ({name.replace("0.", "0._orig_mod."): value for name, value in drawn(0).items()}, ""),
+        ({"feature": drawn(3, layers=OTHER), "model": drawn(0)}, "; without feature.0.weight, feature.0.bias"),
+        ({"teacher": drawn(3, layers=OTHER), "student": drawn(0)}, "; without teacher.0.weight"),
+        ({"model": drawn(0), "generator": drawn(1)}, ", model; not generator"),
+        ({"state_dict": drawn(1), "state_dict_ema": drawn(0)}, ", state_dict_ema (averaged); not state_dict"),
+        ({"ema": drawn(0), "net": drawn(1)}, ", ema (averaged); not net"),
+        ({"model": drawn(1), "modelEMA": drawn(0, "module.") | COUNT}, ", modelEMA.module (averaged); not model"),
+        (drawn(1, "model.") | drawn(0, "model_swa.module."), ", model_swa.module (averaged); not model"),
+        (drawn(1) | {"averaged": drawn(0)}, ", averaged (averaged); not those outside"),
+        (drawn(0, "module.") | COUNT, ""),
+        ({"model": drawn(0), "model_ema": {}}, ""),
+        ({"model": drawn(0), "ema": {"0.weight": torch.zeros(4, 3, 3, 3)}}, "; without ema.0.weight"),
+    ],
+)
+def test_weights_wherever_a_trainer_put_them(own: str, content: dict, says: str) -> None:
+    torch.save(content, "w.ckpt")
+    model = loaded(f"{own}:build", "w.ckpt", image_size=16)
+    state = model.module.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in drawn(0).items())
+    assert f"{model.description} ".startswith(f"weights of w.ckpt{says}"), model.description
+    assert says or model.description == "weights of w.ckpt"
+
+
+def test_nested_safetensors_and_versioned_layers(tmp_path: Path) -> None:
+    """The versions of the layers, by which torchvision mends old files, are found at any depth."""
+    network = build_model("mnasnet0_5", 2)
+    state = network.state_dict()
+    save_file({f"ema.module.{name}": value for name, value in state.items()}, tmp_path / "w.safetensors")
+    torch.save({"trainer": {"net": state}}, tmp_path / "w.pt")
+    for file in tmp_path.iterdir():
+        assert same(loaded("mnasnet0_5", file, image_size=64).module, network)
+
+
+def test_a_network_that_comes_compiled_takes_plain_weights(own: str) -> None:
+    torch.save(drawn(0), "w.pt")
+    for wrapper in ("compiled", "parallel"):
+        state = loaded(f"{own}:{wrapper}", "w.pt", image_size=16).module.state_dict()
+        assert all(torch.equal(state[name], value) for name, value in drawn(0).items())
 
 
 def test_safetensors_of_a_network_with_versioned_layers(tmp_path: Path) -> None:
