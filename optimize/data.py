@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache as once
 from importlib.resources import files
@@ -21,7 +21,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tvf
@@ -414,7 +414,7 @@ def decode(
     progress: Progress = no_progress,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Indices]:
-    """Decode these images of `split`, in parallel, as torchvision's own transform would, not normalised.
+    """Decode these images of `split`, in parallel, upright, as torchvision's own transform would, not normalised.
 
     Returns uint8 pixels of shape (n, 3, transform.size, transform.size) and the indices they belong to: all
     of `indices`, in order, less the broken ones with `skip_broken`. out: a tensor for them, if not a new one.
@@ -457,6 +457,8 @@ def _open_rgb(image: Path | NDArray[np.uint8]) -> Image.Image:
     if isinstance(image, np.ndarray):
         return Image.fromarray(image)
     with Image.open(image) as opened:
+        with suppress(Exception):  # metadata that cannot be read; a broken image shows below
+            ImageOps.exif_transpose(opened, in_place=True)  # as the camera was held
         if opened.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8 instead of scaling them
             grey = np.asarray(opened).astype(np.uint16) >> 8
             return Image.fromarray(grey.astype(np.uint8)).convert("RGB")

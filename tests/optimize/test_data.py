@@ -345,6 +345,50 @@ def broken_files(tmp_path: Path) -> tuple[Split, list[Path]]:
     return of_files(text, good, short, empty, good), [text, short, empty]
 
 
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tiff"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_stand_upright(tmp_path: Path, kind: str, orientation: int) -> None:
+    """A camera stores what its sensor saw, and how it was held: for each way the picture is the same again."""
+    upright = Image.new("RGB", (64, 64), "black")
+    upright.paste("red", (0, 0, 32, 32))
+    upright.paste("blue", (32, 32, 64, 64))
+    upright.paste("lime", (32, 0, 64, 32))
+    way = Image.Transpose
+    stored = {
+        2: way.FLIP_LEFT_RIGHT,
+        3: way.ROTATE_180,
+        4: way.FLIP_TOP_BOTTOM,
+        5: way.TRANSPOSE,
+        6: way.ROTATE_90,  # shown turned by a quarter clockwise
+        7: way.TRANSVERSE,
+        8: way.ROTATE_270,
+    }.get(orientation)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"photo.{kind}"
+    (upright if stored is None else upright.transpose(stored)).save(path, exif=exif)
+    pixels, _ = decode(Split(np.array([0]), [path]), np.array([0]), Transform(size=64, resize=64))
+    expected = torch.from_numpy(np.array(upright)).permute(2, 0, 1)
+    inner = torch.tensor([16, 48])
+    corners, wanted = (image[:, inner][:, :, inner].int() for image in (pixels[0], expected))
+    assert (corners - wanted).abs().max() < 30  # what JPEG and WebP lose
+
+
+def test_sixteen_bits_stand_upright_and_broken_metadata_costs_nothing(tmp_path: Path) -> None:
+    rows = np.repeat(np.arange(4, dtype=np.uint16)[:, None] << 12, 4, axis=1)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(rows).save(tmp_path / "deep.png", exif=exif)
+    picture(1, (32, 32)).save(tmp_path / "odd.png", exif=b"Exif\x00\x00no metadata at all")
+    picture(1, (32, 32)).save(tmp_path / "none.png")
+
+    def read(name: str, size: int) -> torch.Tensor:
+        return decode(Split(np.array([0]), [tmp_path / name]), np.array([0]), Transform(size, size))[0][0]
+
+    assert read("deep.png", 4)[0, 0].tolist() == [48, 32, 16, 0]
+    assert torch.equal(read("odd.png", 32), read("none.png", 32))
+
+
 def test_broken_images_are_named(tmp_path: Path) -> None:
     split, broken = broken_files(tmp_path)
     for row, file in zip((0, 2, 3), broken, strict=True):
