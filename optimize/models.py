@@ -1,4 +1,4 @@
-"""Which networks: torchvision's classifiers, our own, or the user's `package.module:function`, with weights.
+"""Which networks: torchvision's classifiers, our own, or one from a function of the user's, with weights.
 
 Every source of weights (torchvision's hub, a file, the digits' cache) comes down to tensors by dotted names, and one
 function fits them to the network, so that all of them get the same checks and the same messages.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import hashlib
-import importlib
+import importlib.util
 import math
 import pickle
 import re
@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -74,7 +75,7 @@ def load_model(
     """Load the network `spec` with `weights`, and the transform that its input needs.
 
     weights: `default`, the name of torchvision weights (`IMAGENET1K_V2`), or a state dict's file. `default`
-    means, for a `package.module:function`, the network as the function returns it; with the embedded digits,
+    means, for a function of the user's, the network as it returns it; with the embedded digits,
     weights trained on them (on `device`, by default the CPU) and kept in `cache`; otherwise torchvision's
     default weights.
 
@@ -175,9 +176,9 @@ def supported_models() -> list[str]:
 def build_model(spec: str, num_classes: int | None = None, image_size: int | None = None) -> nn.Module:
     """Build a network with random weights, in which only the classification logits are computed.
 
-    spec: a name of `supported_models`, or `package.module:function`, where the current folder counts too;
-    the function is called without arguments, and its network is what it is. None: the architecture's own
-    number of classes and image size.
+    spec: a name of `supported_models`, or `package.module:function`, where the current folder counts too, or
+    `path/file.py:function`; the function is called without arguments, and its network is what it is. None: the
+    architecture's own number of classes and image size.
 
     Raises:
         UserError: no such model (with the nearest names), or it can not be built.
@@ -213,24 +214,41 @@ def _check_name(spec: str) -> None:
         hint = f"nearest: {', '.join(near)}; " if near else ""
         raise UserError(
             f"unknown model {spec!r}; {hint}'pxp-optimize models' lists all, "
-            "and a network of your own is package.module:function"
+            "and a network of your own is package.module:function or file.py:function"
         )
 
 
 def _call(spec: str) -> nn.Module:
-    where, _, name = spec.partition(":")
+    where, _, name = spec.rpartition(":")
     if (here := str(Path.cwd())) not in sys.path:  # a console script's path lacks it
         sys.path.insert(0, here)
     try:
-        module = getattr(importlib.import_module(where), name)()
+        source = _import_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+        module = getattr(source, name)()
     except (Exception, SystemExit) as error:  # it is the user's code that runs here, a script's maybe
         raise UserError(
             f"--model {spec}: {type(error).__name__}: {reason(error)}; "
-            "it must name an importable function that returns an nn.Module when called without arguments"
+            "it must name an importable function (package.module:function or path/file.py:function) that returns an "
+            "nn.Module when called without arguments"
         ) from error
     if not isinstance(module, nn.Module):
         raise UserError(f"--model {spec}: the function returned {type(module).__name__}; return an nn.Module")
     return unwrapped(module)
+
+
+def _import_file(path: Path) -> ModuleType:
+    """The module in a file, which may import what lies beside it. Its name is its path, so that it hides no other."""
+    path = path.expanduser().resolve()
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    if (beside := str(path.parent)) not in sys.path:
+        sys.path.append(beside)
+    spec = importlib.util.spec_from_file_location(str(path.with_suffix("")).replace(".", "_"), path)
+    assert spec is not None and spec.loader is not None  # of a name that ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses, for one, look their module up there
+    spec.loader.exec_module(module)
+    return module
 
 
 def _own_transform(spec: str) -> Transform:

@@ -17,6 +17,7 @@ from pxp_optimize.optimize.data import IMAGENET_MEAN, Dataset, Split
 from pxp_optimize.optimize.digits import DIGITS_TRANSFORM
 from pxp_optimize.optimize.errors import UserError
 from pxp_optimize.optimize.models import LoadedModel, build_model, load_model, state_hash, supported_models
+from pxp_optimize.pruning import trace
 from safetensors.torch import save_file
 from torch import nn
 
@@ -162,6 +163,52 @@ def test_own_network_that_is_none(own: str, name: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         loaded(f"{own}:{name}", "default")
     assert "\n" not in str(caught.value)
+
+
+BESIDE = """
+from __future__ import annotations
+from dataclasses import dataclass
+from widths import WIDTH
+from torch import nn
+
+@dataclass
+class Settings:
+    classes: int = 5
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, WIDTH, 3)
+        self.head = nn.Linear(WIDTH, Settings().classes)
+
+    def forward(self, x):
+        return self.head(self.stem(x).relu().mean((2, 3)))
+
+build = Net
+"""
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_own_network_in_a_file(own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: bool) -> None:
+    """Wherever it lies, with what lies beside it, under a name that a module of Python's own has."""
+    folder = tmp_path / "my nets: 1.0"
+    folder.mkdir()
+    (folder / "widths.py").write_text("WIDTH = 6")
+    (folder / "types.py").write_text(BESIDE)
+    (folder / "code.py").write_text(OWN_NETWORK)
+    monkeypatch.delitem(sys.modules, "widths", raising=False)
+    where = Path(folder.name) if relative else folder
+    model = loaded(f"{where / 'types.py'}:build", "default", image_size=16)
+    assert (model.num_classes, model.module.stem.out_channels) == (5, 6)
+    assert trace(model.module).units("filters") == {"stem": 6}
+    import types
+
+    assert not hasattr(types, "build")
+    assert loaded(f"{where / 'code.py'}:double", "default", image_size=16).num_classes == 5
+    for spec, message in (("none.py:build", "no file"), ("code.py:none", "AttributeError"), ("code.py:", "'")):
+        with pytest.raises(UserError, match=message) as caught:
+            loaded(str(where / spec), "default")
+        assert "\n" not in str(caught.value)
 
 
 def test_own_module_that_is_missing() -> None:
