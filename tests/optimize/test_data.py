@@ -141,8 +141,68 @@ def test_links_give_no_image_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("train", "val", "others"),
+    [
+        ("Training", "Testing", ()),
+        ("Train", "Val", ()),
+        ("train", "valid", ()),
+        ("train", "validation", ()),
+        ("train", "test", ()),
+        ("train", "val", ("test",)),
+        ("TRAIN", "VALID", ("TEST",)),
+        ("training_set", "test_set", ()),
+        ("seg_train", "seg_test", ("seg_pred",)),
+        ("TrainImages", "ValImages", ("TestImages",)),
+        ("train", "images-dev", ()),
+        ("train", "val", ("masks", "train_extra")),
+    ],
+)
+def test_splits_by_the_names_that_people_give_them(
+    tmp_path: Path, train: str, val: str, others: tuple[str, ...]
+) -> None:
+    for each, name in enumerate((train, val, *others), 3):
+        image_folder(tmp_path / "data" / name, ("ant", "bee"), each)
+    data = opened(tmp_path / "data", tmp_path)
+    assert data.classes == ("ant", "bee")
+    for split, name, each in ((data.train, train, 3), (data.val, val, 4)):
+        assert np.bincount(split.labels).tolist() == [each, each]
+        assert {path.parent.parent.name for path in split.images} == {name}
+
+
+@pytest.mark.parametrize(
+    "classes", [("bus", "car", "train"), ("bullet_train", "test_tube"), ("control", "test"), ("Train", "Val_d_Isere")]
+)
+def test_classes_that_are_called_like_splits(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    root = image_folder(tmp_path / "data", classes)
+    assert opened(root, tmp_path).classes == classes
+
+
+@pytest.mark.parametrize("names", [("bullet_train", "test_tube"), ("cat", "dog")])
+@pytest.mark.parametrize("inner", [("2024",), ("2024", "2025")])
+def test_folders_in_classes_are_no_classes(tmp_path: Path, names: tuple[str, ...], inner: tuple[str, ...]) -> None:
+    root = image_folder(tmp_path / "data", names)
+    for name in names:
+        image_folder(root / name, inner, each=2)
+    data = opened(root, tmp_path)
+    assert data.classes == names
+    assert len(data.train) + len(data.val) == 2 * (4 + 2 * len(inner))
+
+
+@pytest.mark.parametrize(
+    "names", [("tr", "te"), ("fold1", "fold2", "fold3"), ("trainval", "held_out"), ("train_val", "check")]
+)
+def test_splits_under_other_names_are_not_read_as_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        image_folder(tmp_path / "data" / name)
+    with pytest.raises(UserError, match=r"hold the same folders.*train/ \(train, training\) and val/ \(val, valid"):
+        opened(tmp_path / "data", tmp_path)
+
+
+@pytest.mark.parametrize(
     ("prepare", "message"),
     [
+        (lambda root: image_folder(root / "Testing"), "no train/ folder beside Testing/"),
+        (lambda root: (image_folder(root / "Train"), image_folder(root / "x", ("a", "b"))), "no val/ folder"),
         (lambda root: None, "no class folders"),
         (lambda root: root.rmdir(), "no such folder"),
         (lambda root: (root / "cat").mkdir(), "no images"),
