@@ -71,6 +71,7 @@ def load_model(
     std: Sequence[float] | None = None,
     device: torch.device | None = None,
     progress: Progress = no_progress,
+    check: Callable[[nn.Module, int], object] = lambda module, size: None,
 ) -> LoadedModel:
     """Load the network `spec` with `weights`, and the transform that its input needs.
 
@@ -84,6 +85,8 @@ def load_model(
     (in pixels), mean and std (one value or three, for images in [0, 1]) override it. With image_size alone
     torchvision's weights get images resized in proportion, weights of others the whole of the smaller edge. The
     global random state is left as it was.
+
+    check: called with the network and its image size in pixels before it is trained here, to refuse it in time.
 
     Raises:
         UserError: an unknown model or weights, no network connection, weights that do not fit, a network that
@@ -113,8 +116,18 @@ def load_model(
         if source is None:
             transform = _override(transform, image_size, resize, mean, std)
             module = build_model(spec, len(dataset.classes), transform.size)
-            _count_logits(spec, module, transform.size)  # before the training, not after
-            description = load_or_train(spec, module, dataset, transform, cache, device=device, progress=progress)
+            side = transform.size
+            _count_logits(spec, module, side)  # before the training, not after
+            description = load_or_train(
+                spec,
+                module,
+                dataset,
+                transform,
+                cache,
+                device=device,
+                progress=progress,
+                check=lambda: check(module, side),
+            )
         else:
             module, size, description = _fit(spec, source, image_size)
             if source.transform is None:  # nobody said that its training cut off a margin
@@ -308,6 +321,13 @@ def _count_logits(spec: str, module: nn.Module, size: int) -> int:
         with torch.no_grad():
             logits = logits_of(module(image))
     except Exception as error:  # whatever the user's network raises
+        channels = _channels(module)
+        if channels != 3 and _takes(module, image[:, :1].expand(-1, channels, -1, -1)):
+            raise UserError(
+                f"{spec} takes images of {channels} channel{'s' * (channels > 1)}, and is given RGB images, of 3: "
+                f"let a function (file.py:function) return it behind a layer that makes {channels} of 3, as "
+                f"nn.Conv2d(3, {channels}, 1) does"
+            ) from error
         raise UserError(
             f"{spec} does not take images of {size} x {size} pixels ({reason(error)}); "
             "give another --image-size or --model"
@@ -316,6 +336,20 @@ def _count_logits(spec: str, module: nn.Module, size: int) -> int:
         what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(f"{spec} returned {what} for one image; a classifier returns logits of shape (1, classes)")
     return logits.shape[1]
+
+
+def _channels(module: nn.Module) -> int:
+    """How many channels the first convolution reads: in most networks those of the images."""
+    return next((layer.in_channels for layer in module.modules() if isinstance(layer, nn.Conv2d)), 3)
+
+
+@torch.no_grad()
+def _takes(module: nn.Module, images: Tensor) -> bool:
+    try:
+        module(images)
+    except Exception:  # whatever the user's network raises
+        return False
+    return True
 
 
 # ---------------------------------------------------------------------------------------------- weights

@@ -211,6 +211,20 @@ def test_own_network_in_a_file(own: str, tmp_path: Path, monkeypatch: pytest.Mon
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("channels", "named"), [(1, "1 channel,"), (4, "4 channels,")])
+def test_a_network_for_other_channels_than_rgb_says_so(own: str, tmp_path: Path, channels: int, named: str) -> None:
+    """The size of its images is not at fault, and another one would not help."""
+    (tmp_path / "grey.py").write_text(
+        f"{OWN_NETWORK}\ndef grey():\n    return nn.Sequential("
+        f"nn.Conv2d({channels}, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))\n"
+        f"\ndef behind():\n    return nn.Sequential(nn.Conv2d(3, {channels}, 1), *grey())\n"
+    )
+    with pytest.raises(UserError, match=named) as caught:
+        loaded("grey.py:grey", "default")
+    assert "--image-size" not in str(caught.value) and f"nn.Conv2d(3, {channels}, 1)" in str(caught.value)
+    assert loaded("grey.py:behind", "default").num_classes == 5
+
+
 def test_own_module_that_is_missing() -> None:
     with pytest.raises(UserError, match="ModuleNotFoundError"):
         build_model("no_such_module_anywhere:build")
