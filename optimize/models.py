@@ -6,7 +6,6 @@ function fits them to the network, so that all of them get the same checks and t
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import hashlib
 import importlib.util
@@ -400,8 +399,7 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
     try:
         if path.suffix == ".safetensors" or _is_safetensors(path):
             return load_file(path)
-        # Many training scripts keep their options beside the weights; a Namespace only holds attributes.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_stand_ins(path)):
             tensors = _flattened(torch.load(path, map_location="cpu", weights_only=True))
     except pickle.UnpicklingError as error:
         raise UserError(
@@ -412,6 +410,24 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
     if not tensors:
         raise UserError(f"{path} holds no state dict; save model.state_dict()")
     return tensors
+
+
+class _Inert:
+    """Stands for what a checkpoint holds besides tensors: takes anything, and does nothing."""
+
+    def __new__(cls, *_: object) -> _Inert:
+        return super().__new__(cls)
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+def _stand_ins(path: Path) -> list[Any]:
+    """For each class or function that a checkpoint names and torch does not read (options, figures of NumPy, paths), as
+    `safe_globals` takes them, one that does nothing: such files are read without theirs being imported or called."""
+    try:
+        return [(_Inert, name) for name in torch.serialization.get_unsafe_globals_in_checkpoint(path)]
+    except Exception:  # of another format, or none: whatever reads it says so
+        return []
 
 
 def _flattened(content: object) -> OrderedDict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import sys
 import urllib.error
 from collections import OrderedDict
@@ -332,6 +333,32 @@ def test_weights_wherever_a_trainer_put_them(own: str, content: dict, says: str)
     assert says or model.description == "weights of w.ckpt"
 
 
+def test_what_lies_beside_the_weights_is_neither_read_nor_executed(own: str, tmp_path: Path) -> None:
+    beside = {
+        "best": np.float64(0.91),
+        "curve": np.arange(3.0),
+        "when": datetime.date(2026, 1, 2),
+        "out": Path("runs/1"),
+        "args": argparse.Namespace(lr=0.1, data=Path("x")),
+        "options": Dataset("own class", (), None, NOTHING, NOTHING),
+        "loss": nn.CrossEntropyLoss(),
+        "logger": Command(),
+    }
+    before = torch.serialization.get_safe_globals()
+    for content in (beside | {"model": drawn(0)}, {"model": drawn(0)} | beside):
+        torch.save(content, "w.pt")
+        state = loaded(f"{own}:build", "w.pt", image_size=16).module.state_dict()
+        assert all(torch.equal(state[name], value) for name, value in drawn(0).items())
+    torch.save({"model": drawn(0), "logger": Payload(tmp_path / "executed")}, "w.pt")
+    with pytest.raises(UserError, match="holds more than tensors"):
+        loaded(f"{own}:build", "w.pt")
+    assert not (tmp_path / "executed").exists()
+    assert torch.serialization.get_safe_globals() == before
+    torch.save(beside, "w.pt")
+    with pytest.raises(UserError, match="holds no state dict"):
+        loaded(f"{own}:build", "w.pt")
+
+
 def test_nested_safetensors_and_versioned_layers(tmp_path: Path) -> None:
     """The versions of the layers, by which torchvision mends old files, are found at any depth."""
     network = build_model("mnasnet0_5", 2)
@@ -408,6 +435,13 @@ class Payload:
 
     def __reduce__(self):
         return (Path.touch, (self.target,))
+
+
+class Command:
+    """A pickle that would run Python's code if it were loaded."""
+
+    def __reduce__(self):
+        return (exec, ("open('executed', 'w')",))
 
 
 def test_unreadable_weights_are_refused_and_nothing_is_unpickled(tmp_path: Path) -> None:
