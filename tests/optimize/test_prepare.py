@@ -55,6 +55,15 @@ def test_fewer_classes_mask_the_other_outputs(options):
     assert "1 of 3 outputs ignored, used are 0, 2" in " ".join(prepared.description)
 
 
+def test_the_description_says_which_of_a_checkpoints_weights_were_taken(options, tmp_path):
+    state = torch.load(options.weights, weights_only=True)
+    zeros = {name: torch.zeros_like(value) for name, value in state.items()}
+    torch.save({"state_dict": zeros, "state_dict_ema": state}, tmp_path / "both.pt")
+    prepared = prepare(replace(options, weights=str(tmp_path / "both.pt")))
+    assert "both.pt, state_dict_ema (averaged); not state_dict;" in prepared.description[0]
+    assert prepared.fingerprint["weights"] == prepare(options).fingerprint["weights"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
