@@ -5,6 +5,9 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
+import os
+import shlex
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -316,9 +319,10 @@ def prune(
     with screen.waiting(LOADING):
         from . import compare as comparing
         from .prepare import prepare
-        from .pruned import is_pruned, write_pruned
+        from .pruned import check_name, is_pruned, write_pruned
 
     check_target(output, storage, is_pruned, "pruned network")
+    check_name(output)
     _quiet_optuna(verbose=False)
     with storage_errors(storage), _memory_errors():
         found = _find_study(open_storage(storage, must_exist=True), study)
@@ -698,7 +702,12 @@ def _report(study: Study, options: Options) -> None:
             click.echo(text)
     click.echo(f"database:  {database_file(options.storage) or shown(options.storage)}, study {study.study_name}")
     click.echo(f"best JSON: {options.export}")
-    click.echo(f"dashboard: optuna-dashboard {shown(storage_url(options.storage))}")
+    click.echo(f"dashboard: {_command('optuna-dashboard', shown(storage_url(options.storage)))}")
+
+
+def _command(*words: str) -> str:
+    """The words as the user's shell takes them."""
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def _print_table(table: Any) -> None:

@@ -289,7 +289,7 @@ class Options:
     model: str = _option(
         "resnet18",
         "Network to explain and prune: a torchvision classifier's name (`pxp-optimize models` lists them), "
-        "or package.module:function that returns a torch.nn.Module.",
+        "or package.module:function or path/file.py:function that returns a torch.nn.Module.",
         metavar="NAME",
     )
     weights: str = _option(

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache as once
 from importlib.resources import files
@@ -21,7 +22,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tvf
@@ -110,12 +111,12 @@ class Transform:
 def open_dataset(spec: str, *, seed: int, cache: Path, progress: Progress = no_progress) -> Dataset:
     """Open `digits`, `imagenette` or the image folder at the path `spec`, without decoding anything.
 
-    An image folder holds `train/` and `val/`, each with one folder of images a class; or the class folders
-    themselves, and then half of each class, drawn by `seed`, is the validation split.
+    An image folder holds `train/` and `val/` (or other names of `SPLIT_NAMES`), each with one folder of images a
+    class; or the class folders themselves, and then half of each class, drawn by `seed`, is the validation split.
 
     Raises:
-        UserError: no such folder, no images, fewer than two classes, splits whose classes differ, or
-            Imagenette can not be downloaded to `cache`.
+        UserError: no such folder, no images, fewer than two classes, splits whose classes differ or whose names are
+            not understood, or Imagenette can not be downloaded to `cache`.
     """
     if spec == "digits":
         return _digits()
@@ -222,17 +223,20 @@ def _imagenette(cache: Path, progress: Progress) -> Dataset:
     return Dataset("imagenette", tuple(names[i] for i in dataset.logits), dataset.logits, dataset.train, dataset.val)
 
 
+SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev", "test", "testing", "eval")}
+"""What the splits of an image folder are called, in capitals or not, alone or as one word of a name (`training_set`);
+of several that there are the first counts."""
+
+
 def _image_folder(root: Path, seed: int) -> Dataset:
     try:
-        if (root / "train").is_dir() or (root / "val").is_dir():
-            for part in ("train", "val"):
-                if not (root / part).is_dir():
-                    raise UserError(f"{root} has no {part}/ folder; give it train/ and val/, or one level of classes")
-            classes, train = _scan(root / "train")
-            val_classes, val = _scan(root / "val")
+        splits = _splits(root)
+        if splits is not None:
+            (classes, train), (val_classes, val) = map(_scan, splits)
             if classes != val_classes:
                 odd = sorted(set(classes) ^ set(val_classes))
-                raise UserError(f"{root}: train/ and val/ differ in their classes: {some(odd)}; make them the same")
+                names = " and ".join(f"{split.name}/" for split in splits)
+                raise UserError(f"{root}: {names} differ in their classes: {some(odd)}; make them the same")
         else:
             classes, whole = _scan(root)
             train, val = _halve(whole, seed)
@@ -245,9 +249,51 @@ def _image_folder(root: Path, seed: int) -> Dataset:
     return Dataset(str(root.resolve()), classes, logits, train, val)
 
 
+def _splits(root: Path) -> tuple[Path, Path] | None:
+    """The folders of the training and of the validation split, or None if those below `root` are classes.
+
+    Raises:
+        UserError: one of the two only, or folders that look like splits under names that are not understood.
+    """
+    inner = {entry: [folder.name for folder in _folders(entry)] for entry in _folders(root)}
+    whole = {entry: [entry.name.lower()] for entry in inner}
+    # A class may be called bullet_train, but it holds images and no classes.
+    bare = {entry: names for entry, names in inner.items() if len(names) > 1 and not _holds_images(entry)}
+    parts = {entry: re.findall("[a-z]+", re.sub("(?=[A-Z][a-z])", " ", entry.name).lower()) for entry in bare}
+    for words in (whole, parts):
+        train, val = (_first(names, words) for names in SPLIT_NAMES.values())
+        if train is not None and val is not None and train != val:
+            return train, val
+    known = " and ".join(f"{split}/ ({', '.join(names)})" for split, names in SPLIT_NAMES.items())
+    for split, other in (("train", "val"), ("val", "train")):
+        alone = _first(SPLIT_NAMES[split], whole)
+        if alone is not None and inner[alone] and not _holds_images(alone):
+            raise UserError(f"{root} has no {other}/ folder beside {alone.name}/; give it {known}, or classes alone")
+    if len(bare) > 1 and bare.keys() == inner.keys() and len(set(map(tuple, bare.values()))) == 1:
+        raise UserError(
+            f"{root}: {some([entry.name for entry in inner])} hold the same folders, as splits do and classes do not; "
+            f"name splits {known}, or put all images of a class into one folder"
+        )
+    return None
+
+
+def _first(names: Sequence[str], words: Mapping[Path, Sequence[str]]) -> Path | None:
+    """The folder with the first of these names among its words, if there is one."""
+    return next((entry for name in names for entry, has in words.items() if name in has), None)
+
+
+def _holds_images(root: Path) -> bool:
+    return any(path.suffix.lower() in _readable_suffixes() and path.name[0] != "." for path in root.iterdir())
+
+
+def _folders(root: Path) -> list[Path]:
+    with os.scandir(root) as entries:
+        return sorted(Path(entry) for entry in entries if entry.is_dir() and entry.name[0] != ".")
+
+
 def _scan(root: Path) -> tuple[tuple[str, ...], Split]:
     """The class folders below `root`, by name, and their images, by path."""
-    classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name[0] != ".")
+    classes = [entry.name for entry in _folders(root)]
     if not classes:
         raise UserError(f"{root} has no class folders; put the images of each class into a folder of its own")
     labels: list[int] = []
@@ -414,7 +460,7 @@ def decode(
     progress: Progress = no_progress,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Indices]:
-    """Decode these images of `split`, in parallel, as torchvision's own transform would, not normalised.
+    """Decode these images of `split`, in parallel, upright, as torchvision's own transform would, not normalised.
 
     Returns uint8 pixels of shape (n, 3, transform.size, transform.size) and the indices they belong to: all
     of `indices`, in order, less the broken ones with `skip_broken`. out: a tensor for them, if not a new one.
@@ -457,6 +503,8 @@ def _open_rgb(image: Path | NDArray[np.uint8]) -> Image.Image:
     if isinstance(image, np.ndarray):
         return Image.fromarray(image)
     with Image.open(image) as opened:
+        with suppress(Exception):  # metadata that cannot be read; a broken image shows below
+            ImageOps.exif_transpose(opened, in_place=True)  # as the camera was held
         if opened.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8 instead of scaling them
             grey = np.asarray(opened).astype(np.uint16) >> 8
             return Image.fromarray(grey.astype(np.uint8)).convert("RGB")

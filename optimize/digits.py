@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -50,11 +50,12 @@ def load_or_train(
     *,
     device: torch.device | None = None,
     progress: Progress = no_progress,
+    check: Callable[[], object] = lambda: None,
 ) -> str:
     """Give `module` its weights for the digits: from `cache`, or else by training it and caching the result.
 
     Returns a description of the weights, with their accuracy on the validation split. Warns if that is below
-    95 %. A cached file that can not be read or does not fit is replaced.
+    95 %. A cached file that can not be read or does not fit is replaced. check: called before a training.
 
     Raises:
         UserError: the cache folder can not be written.
@@ -63,6 +64,7 @@ def load_or_train(
     path = cache / "digits" / f"{name}{variant}-{RECIPE}.safetensors"
     accuracy = _load(path, module)
     if accuracy is None:
+        check()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Beside the final place, so that the replacement is atomic; made first, so that an unwritable

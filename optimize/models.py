@@ -1,14 +1,14 @@
-"""Which networks: torchvision's classifiers, our own, or the user's `package.module:function`, with weights.
+"""Which networks: torchvision's classifiers, our own, or one from a function of the user's, with weights.
 
-Every source of weights (torchvision's hub, a file, the digits' cache) comes down to one state dict, and one
-function fits it to the network, so that all of them get the same checks and the same messages.
+Every source of weights (torchvision's hub, a file, the digits' cache) comes down to tensors by dotted names, and one
+function fits them to the network, so that all of them get the same checks and the same messages.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-import importlib
+import importlib.util
 import math
 import pickle
 import re
@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -28,9 +29,15 @@ from torchvision.models import GoogLeNet, Inception3, VisionTransformer
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from ..pruning.graph import logits_of
+from ..pruning.graph.export import unwrapped
 from .data import Dataset, Progress, Transform, class_logits, no_progress, reason, some
 from .digits import DIGITS_TRANSFORM, load_or_train, seeded
 from .errors import UserError
+
+AVERAGED = {"averaged", "average", "avg", "ema", "shadow", "swa"}
+"""Words by which trainers name averaged weights."""
+WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What torch itself puts into the names of wrapped layers, at any depth."""
 
 # For a network that says nothing of its input: what most classifiers trained on ImageNet expect.
 IMAGENET_TRANSFORM = Transform(size=224, resize=256)
@@ -63,11 +70,12 @@ def load_model(
     std: Sequence[float] | None = None,
     device: torch.device | None = None,
     progress: Progress = no_progress,
+    check: Callable[[nn.Module, int], object] = lambda module, size: None,
 ) -> LoadedModel:
     """Load the network `spec` with `weights`, and the transform that its input needs.
 
     weights: `default`, the name of torchvision weights (`IMAGENET1K_V2`), or a state dict's file. `default`
-    means, for a `package.module:function`, the network as the function returns it; with the embedded digits,
+    means, for a function of the user's, the network as it returns it; with the embedded digits,
     weights trained on them (on `device`, by default the CPU) and kept in `cache`; otherwise torchvision's
     default weights.
 
@@ -76,6 +84,8 @@ def load_model(
     (in pixels), mean and std (one value or three, for images in [0, 1]) override it. With image_size alone
     torchvision's weights get images resized in proportion, weights of others the whole of the smaller edge. The
     global random state is left as it was.
+
+    check: called with the network and its image size in pixels before it is trained here, to refuse it in time.
 
     Raises:
         UserError: an unknown model or weights, no network connection, weights that do not fit, a network that
@@ -105,14 +115,23 @@ def load_model(
         if source is None:
             transform = _override(transform, image_size, resize, mean, std)
             module = build_model(spec, len(dataset.classes), transform.size)
-            _count_logits(spec, module, transform.size)  # before the training, not after
-            description = load_or_train(spec, module, dataset, transform, cache, device=device, progress=progress)
+            side = transform.size
+            _count_logits(spec, module, side)  # before the training, not after
+            description = load_or_train(
+                spec,
+                module,
+                dataset,
+                transform,
+                cache,
+                device=device,
+                progress=progress,
+                check=lambda: check(module, side),
+            )
         else:
-            module, size = _fit(spec, source, image_size)
+            module, size, description = _fit(spec, source, image_size)
             if source.transform is None:  # nobody said that its training cut off a margin
                 resize = resize or image_size
             transform = _override(transform, size, resize, mean, std)
-            description = source.description
 
     if any(is_lazy(value) for value in (*module.parameters(), *module.buffers())):
         raise UserError(f"{spec} has layers whose size is not known yet: let it return them after a first batch")
@@ -169,9 +188,9 @@ def supported_models() -> list[str]:
 def build_model(spec: str, num_classes: int | None = None, image_size: int | None = None) -> nn.Module:
     """Build a network with random weights, in which only the classification logits are computed.
 
-    spec: a name of `supported_models`, or `package.module:function`, where the current folder counts too;
-    the function is called without arguments, and its network is what it is. None: the architecture's own
-    number of classes and image size.
+    spec: a name of `supported_models`, or `package.module:function`, where the current folder counts too, or
+    `path/file.py:function`; the function is called without arguments, and its network is what it is. None: the
+    architecture's own number of classes and image size.
 
     Raises:
         UserError: no such model (with the nearest names), or it can not be built.
@@ -207,23 +226,40 @@ def _check_name(spec: str) -> None:
         hint = f"nearest: {', '.join(near)}; " if near else ""
         raise UserError(
             f"unknown model {spec!r}; {hint}'pxp-optimize models' lists all, "
-            "and a network of your own is package.module:function"
+            "and a network of your own is package.module:function or file.py:function"
         )
 
 
 def _call(spec: str) -> nn.Module:
-    where, _, name = spec.partition(":")
+    where, _, name = spec.rpartition(":")
     if (here := str(Path.cwd())) not in sys.path:  # a console script's path lacks it
         sys.path.insert(0, here)
     try:
-        module = getattr(importlib.import_module(where), name)()
+        source = _import_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+        module = getattr(source, name)()
     except (Exception, SystemExit) as error:  # it is the user's code that runs here, a script's maybe
         raise UserError(
             f"--model {spec}: {type(error).__name__}: {reason(error)}; "
-            "it must name an importable function that returns an nn.Module when called without arguments"
+            "it must name an importable function (package.module:function or path/file.py:function) that returns an "
+            "nn.Module when called without arguments"
         ) from error
     if not isinstance(module, nn.Module):
         raise UserError(f"--model {spec}: the function returned {type(module).__name__}; return an nn.Module")
+    return unwrapped(module)
+
+
+def _import_file(path: Path) -> ModuleType:
+    """The module in a file, which may import what lies beside it. Its name is its path, so that it hides no other."""
+    path = path.expanduser().resolve()
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    if (beside := str(path.parent)) not in sys.path:
+        sys.path.append(beside)
+    spec = importlib.util.spec_from_file_location(str(path.with_suffix("")).replace(".", "_"), path)
+    assert spec is not None and spec.loader is not None  # of a name that ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses, for one, look their module up there
+    spec.loader.exec_module(module)
     return module
 
 
@@ -284,6 +320,13 @@ def _count_logits(spec: str, module: nn.Module, size: int) -> int:
         with torch.no_grad():
             logits = logits_of(module(image))
     except Exception as error:  # whatever the user's network raises
+        channels = _channels(module)
+        if channels != 3 and _takes(module, image[:, :1].expand(-1, channels, -1, -1)):
+            raise UserError(
+                f"{spec} takes images of {channels} channel{'s' * (channels > 1)}, and is given RGB images, of 3: "
+                f"let a function (file.py:function) return it behind a layer that makes {channels} of 3, as "
+                f"nn.Conv2d(3, {channels}, 1) does"
+            ) from error
         raise UserError(
             f"{spec} does not take images of {size} x {size} pixels ({reason(error)}); "
             "give another --image-size or --model"
@@ -294,12 +337,26 @@ def _count_logits(spec: str, module: nn.Module, size: int) -> int:
     return logits.shape[1]
 
 
+def _channels(module: nn.Module) -> int:
+    """How many channels the first convolution reads: in most networks those of the images."""
+    return next((layer.in_channels for layer in module.modules() if isinstance(layer, nn.Conv2d)), 3)
+
+
+@torch.no_grad()
+def _takes(module: nn.Module, images: Tensor) -> bool:
+    try:
+        module(images)
+    except Exception:  # whatever the user's network raises
+        return False
+    return True
+
+
 # ---------------------------------------------------------------------------------------------- weights
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A state dict, what to call it, and its transform if it is known to be torchvision's."""
+    """Tensors by dotted names, what to call them, and their transform if it is known to be torchvision's."""
 
     state: Mapping[str, Tensor]
     description: str
@@ -337,25 +394,61 @@ def _hub(spec: str, name: str) -> _Source:
     return _Source(state, f"{weights} of torchvision", _transform_of(weights))
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, by name; nothing in the file is executed."""
+def _read_file(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a checkpoint, by dotted names; nothing in the file is executed."""
     try:
         if path.suffix == ".safetensors" or _is_safetensors(path):
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_stand_ins(path)):
+            tensors = _flattened(torch.load(path, map_location="cpu", weights_only=True))
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} holds more than tensors, or is no checkpoint; save model.state_dict() instead"
         ) from error
     except Exception as error:  # torch's unpickler raises anything on what is no checkpoint
         raise UserError(f"can not read the weights {path} ({reason(error)}); save model.state_dict() again") from error
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    named = isinstance(content, dict) and all(isinstance(key, str) for key in content)
-    if not named or not any(isinstance(value, Tensor) for value in content.values()):
+    if not tensors:
         raise UserError(f"{path} holds no state dict; save model.state_dict()")
-    return content
+    return tensors
+
+
+class _Inert:
+    """Stands for what a checkpoint holds besides tensors: takes anything, and does nothing."""
+
+    def __new__(cls, *_: object) -> _Inert:
+        return super().__new__(cls)
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+def _stand_ins(path: Path) -> list[Any]:
+    """For each class or function that a checkpoint names and torch does not read (options, figures of NumPy, paths), as
+    `safe_globals` takes them, one that does nothing: such files are read without theirs being imported or called."""
+    try:
+        return [(_Inert, name) for name in torch.serialization.get_unsafe_globals_in_checkpoint(path)]
+    except Exception:  # of another format, or none: whatever reads it says so
+        return []
+
+
+def _flattened(content: object) -> OrderedDict[str, Tensor]:
+    """The tensors in nested dicts, by dotted names: what a trainer nests a state dict in is then, as the names of
+    wrappers are, a prefix of its names."""
+    tensors: OrderedDict[str, Tensor] = OrderedDict()
+    versions: dict[str, Any] = {}
+
+    def add(value: object, path: tuple[str, ...]) -> None:
+        if isinstance(value, Tensor):
+            tensors[".".join(path)] = value
+        elif isinstance(value, Mapping) and all(isinstance(key, str) for key in value) and len(path) < 8:
+            for name, version in getattr(value, "_metadata", {}).items():
+                versions[".".join((*path, name)).strip(".")] = version
+            for key, inner in value.items():
+                add(inner, (*path, key))
+
+    if isinstance(content, Mapping):
+        add(content, ())
+    tensors._metadata = versions  # type: ignore[attr-defined]
+    return tensors
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -364,16 +457,18 @@ def _is_safetensors(path: Path) -> bool:
         return file.read(10)[8:] == b'{"'
 
 
-def _fit(spec: str, source: _Source, image_size: int | None) -> tuple[nn.Module, int | None]:
+def _fit(spec: str, source: _Source, image_size: int | None) -> tuple[nn.Module, int | None, str]:
     """Build the network with as many classes as the checkpoint's last layer has, and load the checkpoint.
 
     Returns also the image size in pixels: `image_size`, or else what a position embedding in the checkpoint
-    is made for, or None. An embedding for another size than the one asked for is interpolated.
+    is made for, or None. An embedding for another size than the one asked for is interpolated. And a description
+    of the weights, which says what was chosen where the checkpoint holds more than these.
     """
     module = build_model(spec)
     if not source.state:
-        return module, image_size
-    state = _plain(source.state, module)
+        return module, image_size, source.description
+    state, choice = _plain(source.state, module)
+    description = source.description + choice
     size = image_size
     if ":" not in spec:
         last = _last_layer(module)
@@ -387,43 +482,80 @@ def _fit(spec: str, source: _Source, image_size: int | None) -> tuple[nn.Module,
             state = interpolate_embeddings(size, module.patch_size, state)
         if isinstance(module, (GoogLeNet, Inception3)):
             module.transform_input = True  # as in torchvision's pretrained ones and those tuned from them
-    _load(module, state, source.description)
-    return module, size
+    _load(module, state, description)
+    return module, size, description
 
 
-def _plain(state: Mapping[str, Tensor], module: nn.Module) -> OrderedDict[str, Tensor]:
-    """The state dict under the names that `module` uses, in float32."""
-    prefix = _prefix([name for name, tensor in state.items() if isinstance(tensor, Tensor)], module)
+def _plain(tensors: Mapping[str, Tensor], module: nn.Module) -> tuple[OrderedDict[str, Tensor], str]:
+    """The weights for `module`, under its names and in float32; and, where there are others, which these are."""
+    named = {_modern(name): tensor for name, tensor in tensors.items()}
+    prefix, others = _prefixes(named, module)
     plain: OrderedDict[str, Tensor] = OrderedDict()
-    for name, tensor in state.items():
-        if not isinstance(tensor, Tensor):
+    left = []
+    for name, tensor in named.items():
+        if not name.startswith(prefix):
+            left += [name] if tensor.dim() else []  # a single number is a count or a figure
             continue
         name = name.removeprefix(prefix)
-        # DenseNet's published files still have the names of torchvision 0.1.
-        name = re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", name)
         if getattr(module, "aux_logits", None) is False and name.startswith(("aux1.", "aux2.", "AuxLogits.")):
             continue  # heads that only their training uses
         plain[name] = tensor.float() if tensor.is_floating_point() else tensor
     # The layers' versions, by which torch and torchvision mend the names of old files; formats other than
     # torch's own do not keep them.
-    versions = getattr(state, "_metadata", None) or module.state_dict()._metadata  # type: ignore[attr-defined]
-    if prefix:
-        versions = {name.removeprefix(prefix[:-1]).removeprefix("."): value for name, value in versions.items()}
-    plain._metadata = versions  # type: ignore[attr-defined]
-    return plain
+    versions = {_modern(f"{name}."): value for name, value in getattr(tensors, "_metadata", {}).items()}
+    versions = {
+        name.removeprefix(prefix).strip("."): value
+        for name, value in versions.items()
+        if name.startswith(prefix) or not prefix
+    }
+    plain._metadata = versions or module.state_dict()._metadata  # type: ignore[attr-defined]
+    choice = ""
+    if others:
+        choice = f", {_called(prefix)}; not {' or '.join(map(_called, others))}"
+    if left := [name for name in left if not name.startswith(tuple(others))]:
+        choice += f"; without {some(left, 3)}"
+    return plain, choice
 
 
-def _prefix(names: Sequence[str], module: nn.Module) -> str:
-    """What the names of a wrapped model's tensors begin with: "module." (DataParallel), "_orig_mod." (torch.compile),
-    "model." (Lightning), or several such. Nothing where without it they would not be those of `module` either."""
-    own, found = module.state_dict().keys(), ""
-    while names:
-        first = names[0].removeprefix(found).partition(".")[0]
-        longer = f"{found}{first}."
-        if hasattr(module, first) or not all(name.startswith(longer) for name in names):
-            break
-        found = longer
-    return found if any(name.removeprefix(found) in own for name in names) else ""
+def _modern(name: str) -> str:
+    """A tensor's name without torch's wrappers, and for DenseNet's published files, which still have the names of
+    torchvision 0.1, the present one."""
+    return re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", WRAPPERS.sub("", name))
+
+
+def _prefixes(tensors: Mapping[str, Tensor], module: nn.Module) -> tuple[str, list[str]]:
+    """What the names of the weights for `module` begin with, and what those of others begin with that fit as well.
+
+    That is the prefix under which most of the module's names are found, and with its shapes: a trainer's or a
+    wrapper's ("state_dict.", "module.", "model.net."), or "" where under none even half of them are. Of weights that
+    fit equally well the averaged ones win, then the first.
+    """
+    own = {name: value.shape for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    own = {name: shape for name, shape in own.items() if not name.endswith("num_batches_tracked")}
+    fits: dict[str, tuple[int, int]] = {}
+    for name, tensor in tensors.items():
+        parts = name.split(".")
+        for i in range(len(parts)):
+            shape = own.get(".".join(parts[i:]))
+            if shape is not None:
+                prefix = "".join(f"{part}." for part in parts[:i])
+                found, shaped = fits.get(prefix, (0, 0))
+                fits[prefix] = found + 1, shaped + (shape == tensor.shape)
+    best = max(fits.values(), default=(0, 0))
+    if 2 * best[0] < len(own) or not own:
+        return "", []
+    equal = [prefix for prefix, fit in fits.items() if fit == best]
+    chosen = next(filter(_is_averaged, equal), equal[0])
+    return chosen, [prefix for prefix in equal if prefix != chosen]
+
+
+def _is_averaged(prefix: str) -> bool:
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", prefix)
+    return not AVERAGED.isdisjoint(word.lower() for word in words)
+
+
+def _called(prefix: str) -> str:
+    return f"{prefix.rstrip('.') or 'those outside'}{' (averaged)' if _is_averaged(prefix) else ''}"
 
 
 def _last_layer(module: nn.Module) -> str:

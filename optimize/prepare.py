@@ -35,7 +35,7 @@ from .data import (
 )
 from .errors import UserError
 from .memory import Batching, choose_batch_size, sample_budget
-from .models import LoadedModel, load_model
+from .models import load_model
 from .pixels import Store
 from .sanity import scaled_up
 from .task import Images, Samples, Task
@@ -106,6 +106,12 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
         options.holdout_samples,
         options.seed,
     )
+
+    def check(module: torch.nn.Module, size: int) -> None:
+        with progress("trace the network", 1):
+            graph, _ = _traced(module, size, options.units, options.model)
+        how_pruned(graph, options.schedule, options.repair)
+
     model = load_model(
         options.model,
         options.weights,
@@ -117,10 +123,11 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
         std=options.std,
         device=device,
         progress=progress,
+        check=check,
     )
     of_class = class_logits(dataset, model.num_classes)
     with progress("trace the network", 1):
-        graph, units = _traced(model, options.units, options.model)
+        graph, units = _traced(model.module, model.transform.size, options.units, options.model)
         graph.to(device)
     transform = model.transform
     budget = sample_budget(device) if options.sample_memory is None else options.sample_memory << 20
@@ -264,11 +271,10 @@ def check_precision(precision: str, device: torch.device) -> None:
                 raise UserError(f"--precision bf16: {device} has no bfloat16; give fp32")
 
 
-def _traced(model: LoadedModel, units: str, name: str) -> tuple[Graph, str]:
+def _traced(module: torch.nn.Module, side: int, units: str, name: str) -> tuple[Graph, str]:
     """The network's graph, and the kind of units that is meant."""
     try:
-        side = model.transform.size
-        graph = trace(model.module, torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0)))
+        graph = trace(module, torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0)))
     except TraceError as error:
         raise UserError(f"model {name} is not supported: {error}") from error
     units = graph.default_units if units == "auto" else units

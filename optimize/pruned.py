@@ -94,6 +94,23 @@ def about_pruned(path: str | Path) -> dict[str, Any]:
     return about
 
 
+OTHER_FORMATS = {".bin", ".ckpt", ".h5", ".json", ".npz", ".onnx", ".pickle", ".pkl", ".pt", ".pt2", ".pth", ".tar"}
+
+
+def check_name(path: str | Path) -> None:
+    """Refuse a name by which a reader would take a pruned network's file for something else.
+
+    Raises:
+        UserError: such a name.
+    """
+    path = Path(path)
+    if path.suffix.lower() in OTHER_FORMATS:
+        raise UserError(
+            f"{path}: a pruned network is written as safetensors, which is not what {path.suffix} says; "
+            f"give {path.with_suffix('.safetensors')}"
+        )
+
+
 def write_pruned(
     path: str | Path, prepared: Prepared, study: Study, trial: FrozenTrial, rate: float | None
 ) -> list[str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .compact import compact
@@ -25,13 +27,20 @@ class Batches(Protocol):
     def __getitem__(self, item: slice, /) -> Tensor: ...
 
 
-def checked_samples(inputs: Batches, targets: Tensor, batch_size: int) -> tuple[Batches, Tensor]:
+Targets: TypeAlias = Tensor | Sequence[int] | NDArray[Any]
+"""An index of a logit for each sample: as an int64 tensor, or any integers in a sequence or an array."""
+
+
+def checked_samples(inputs: Batches, targets: Targets, batch_size: int) -> tuple[Batches, Tensor]:
     """The samples, in float32 where they were in half precision, and with gradients allowed if they were made in
-    inference mode.
+    inference mode; targets that are no tensor become one, on the inputs' device.
 
     Raises:
         ValueError: no samples, or not float images with an index of a logit for each.
     """
+    targets = _as_tensor(targets, inputs)
+    if targets.dim() == 0:
+        raise ValueError("targets are one number: need int64 indices of logits, (n,)")
     if len(inputs) == 0 or len(inputs) != len(targets):
         raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets: need the same number, at least one")
     if isinstance(inputs, Tensor) and not inputs.is_floating_point():
@@ -47,6 +56,19 @@ def checked_samples(inputs: Batches, targets: Tensor, batch_size: int) -> tuple[
             inputs = inputs.float()  # as `trace` makes the model's weights
         inputs = inputs.clone() if inputs.is_inference() else inputs
     return inputs, targets.clone() if targets.is_inference() else targets
+
+
+def _as_tensor(targets: Targets, inputs: Batches) -> Tensor:
+    """Targets that are no tensor as one, on the inputs' device."""
+    if isinstance(targets, Tensor):
+        return targets
+    try:
+        values = np.asarray(targets)
+    except (TypeError, ValueError) as error:  # rows of several lengths, say
+        raise ValueError(f"targets make no array ({error}): need int64 indices of logits, (n,)") from error
+    if values.size and values.dtype.kind not in "iu":
+        raise ValueError(f"targets are {values.dtype} of shape {values.shape}: need int64 indices of logits, (n,)")
+    return torch.from_numpy(values.astype(np.int64)).to(inputs.device if isinstance(inputs, Tensor) else "cpu")
 
 
 def check_targets(targets: Tensor, n_logits: int) -> None:
@@ -66,7 +88,7 @@ def accuracy_curve(
     model: nn.Module | Graph,
     relevance: Mapping[str, Tensor],
     inputs: Batches,
-    targets: Tensor,
+    targets: Targets,
     rates: Sequence[float] = DEFAULT_RATES,
     *,
     logits: Tensor | None = None,
@@ -75,7 +97,7 @@ def accuracy_curve(
     """Top-1 accuracy at each pruning rate, units removed least relevant first.
 
     relevance: per layer a float tensor, shape (units,). inputs: float images, shape (n, channels, height,
-    width). targets: logit indices, int64, shape (n,). logits: indices of the logits that compete (domain
+    width). targets: logit indices, shape (n,), see `Targets`. logits: indices of the logits that compete (domain
     restriction); None for all.
 
     Raises:
@@ -99,7 +121,7 @@ def accuracy_curve(
 def accuracy(
     network: nn.Module,
     inputs: Batches,
-    targets: Tensor,
+    targets: Targets,
     *,
     logits: Tensor | None = None,
     batch_size: int = 128,
@@ -113,7 +135,7 @@ def accuracy(
 def correct(
     network: nn.Module,
     inputs: Batches,
-    targets: Tensor,
+    targets: Targets,
     *,
     logits: Tensor | None = None,
     batch_size: int = 128,
@@ -128,7 +150,7 @@ def correct(
 def correct_each(
     family: Family,
     inputs: Batches,
-    targets: Tensor,
+    targets: Targets,
     *,
     logits: Tensor | None = None,
     batch_size: int = 128,
@@ -138,6 +160,7 @@ def correct_each(
 
     Arguments as in `accuracy`.
     """
+    targets = _as_tensor(targets, inputs)
     right = []
     for start in range(0, len(targets), batch_size):
         with computed_in(precision, targets.device):

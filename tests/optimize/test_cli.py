@@ -344,6 +344,20 @@ def test_names_are_shown_as_they_are(project):
     assert "my [i]study[/i]" in listed.stdout
 
 
+def test_the_printed_command_opens_the_database_from_a_shell(project, first_run):
+    """A space ends a word there, and a # begins a comment."""
+    database = project.folder / "my studies" / "#1 'best'.db"
+    database.parent.mkdir()
+    shutil.copy(project.folder / "pxp.db", database)
+    path = "my studies/#1 'best'.db"
+    result = project.run(*project.options, "--trials", "6", "--storage", path, "--export", "quoted.json")
+    assert result.returncode == 0, result.stderr
+    line = next(line for line in result.stdout.splitlines() if line.startswith("dashboard:"))
+    command = line.partition(":")[2].replace("optuna-dashboard", "printf '%s\\n'")
+    words = subprocess.run(command, shell=True, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert words == [f"sqlite:///{path}"]
+
+
 def test_trials_of_other_programs_are_named_not_stumbled_over(project, first_run):
     copy = project.folder / "foreign.db"
     shutil.copy(project.folder / "pxp.db", copy)

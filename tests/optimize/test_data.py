@@ -141,8 +141,68 @@ def test_links_give_no_image_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("train", "val", "others"),
+    [
+        ("Training", "Testing", ()),
+        ("Train", "Val", ()),
+        ("train", "valid", ()),
+        ("train", "validation", ()),
+        ("train", "test", ()),
+        ("train", "val", ("test",)),
+        ("TRAIN", "VALID", ("TEST",)),
+        ("training_set", "test_set", ()),
+        ("seg_train", "seg_test", ("seg_pred",)),
+        ("TrainImages", "ValImages", ("TestImages",)),
+        ("train", "images-dev", ()),
+        ("train", "val", ("masks", "train_extra")),
+    ],
+)
+def test_splits_by_the_names_that_people_give_them(
+    tmp_path: Path, train: str, val: str, others: tuple[str, ...]
+) -> None:
+    for each, name in enumerate((train, val, *others), 3):
+        image_folder(tmp_path / "data" / name, ("ant", "bee"), each)
+    data = opened(tmp_path / "data", tmp_path)
+    assert data.classes == ("ant", "bee")
+    for split, name, each in ((data.train, train, 3), (data.val, val, 4)):
+        assert np.bincount(split.labels).tolist() == [each, each]
+        assert {path.parent.parent.name for path in split.images} == {name}
+
+
+@pytest.mark.parametrize(
+    "classes", [("bus", "car", "train"), ("bullet_train", "test_tube"), ("control", "test"), ("Train", "Val_d_Isere")]
+)
+def test_classes_that_are_called_like_splits(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    root = image_folder(tmp_path / "data", classes)
+    assert opened(root, tmp_path).classes == classes
+
+
+@pytest.mark.parametrize("names", [("bullet_train", "test_tube"), ("cat", "dog")])
+@pytest.mark.parametrize("inner", [("2024",), ("2024", "2025")])
+def test_folders_in_classes_are_no_classes(tmp_path: Path, names: tuple[str, ...], inner: tuple[str, ...]) -> None:
+    root = image_folder(tmp_path / "data", names)
+    for name in names:
+        image_folder(root / name, inner, each=2)
+    data = opened(root, tmp_path)
+    assert data.classes == names
+    assert len(data.train) + len(data.val) == 2 * (4 + 2 * len(inner))
+
+
+@pytest.mark.parametrize(
+    "names", [("tr", "te"), ("fold1", "fold2", "fold3"), ("trainval", "held_out"), ("train_val", "check")]
+)
+def test_splits_under_other_names_are_not_read_as_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        image_folder(tmp_path / "data" / name)
+    with pytest.raises(UserError, match=r"hold the same folders.*train/ \(train, training\) and val/ \(val, valid"):
+        opened(tmp_path / "data", tmp_path)
+
+
+@pytest.mark.parametrize(
     ("prepare", "message"),
     [
+        (lambda root: image_folder(root / "Testing"), "no train/ folder beside Testing/"),
+        (lambda root: (image_folder(root / "Train"), image_folder(root / "x", ("a", "b"))), "no val/ folder"),
         (lambda root: None, "no class folders"),
         (lambda root: root.rmdir(), "no such folder"),
         (lambda root: (root / "cat").mkdir(), "no images"),
@@ -343,6 +403,50 @@ def broken_files(tmp_path: Path) -> tuple[Split, list[Path]]:
     short.write_bytes(good.read_bytes()[:200])
     empty.write_bytes(b"")
     return of_files(text, good, short, empty, good), [text, short, empty]
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tiff"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_stand_upright(tmp_path: Path, kind: str, orientation: int) -> None:
+    """A camera stores what its sensor saw, and how it was held: for each way the picture is the same again."""
+    upright = Image.new("RGB", (64, 64), "black")
+    upright.paste("red", (0, 0, 32, 32))
+    upright.paste("blue", (32, 32, 64, 64))
+    upright.paste("lime", (32, 0, 64, 32))
+    way = Image.Transpose
+    stored = {
+        2: way.FLIP_LEFT_RIGHT,
+        3: way.ROTATE_180,
+        4: way.FLIP_TOP_BOTTOM,
+        5: way.TRANSPOSE,
+        6: way.ROTATE_90,  # shown turned by a quarter clockwise
+        7: way.TRANSVERSE,
+        8: way.ROTATE_270,
+    }.get(orientation)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"photo.{kind}"
+    (upright if stored is None else upright.transpose(stored)).save(path, exif=exif)
+    pixels, _ = decode(Split(np.array([0]), [path]), np.array([0]), Transform(size=64, resize=64))
+    expected = torch.from_numpy(np.array(upright)).permute(2, 0, 1)
+    inner = torch.tensor([16, 48])
+    corners, wanted = (image[:, inner][:, :, inner].int() for image in (pixels[0], expected))
+    assert (corners - wanted).abs().max() < 30  # what JPEG and WebP lose
+
+
+def test_sixteen_bits_stand_upright_and_broken_metadata_costs_nothing(tmp_path: Path) -> None:
+    rows = np.repeat(np.arange(4, dtype=np.uint16)[:, None] << 12, 4, axis=1)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(rows).save(tmp_path / "deep.png", exif=exif)
+    picture(1, (32, 32)).save(tmp_path / "odd.png", exif=b"Exif\x00\x00no metadata at all")
+    picture(1, (32, 32)).save(tmp_path / "none.png")
+
+    def read(name: str, size: int) -> torch.Tensor:
+        return decode(Split(np.array([0]), [tmp_path / name]), np.array([0]), Transform(size, size))[0][0]
+
+    assert read("deep.png", 4)[0, 0].tolist() == [48, 32, 16, 0]
+    assert torch.equal(read("odd.png", 32), read("none.png", 32))
 
 
 def test_broken_images_are_named(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import datetime
 import sys
 import urllib.error
 from collections import OrderedDict
@@ -16,6 +18,7 @@ from pxp_optimize.optimize.data import IMAGENET_MEAN, Dataset, Split
 from pxp_optimize.optimize.digits import DIGITS_TRANSFORM
 from pxp_optimize.optimize.errors import UserError
 from pxp_optimize.optimize.models import LoadedModel, build_model, load_model, state_hash, supported_models
+from pxp_optimize.pruning import trace
 from safetensors.torch import save_file
 from torch import nn
 
@@ -41,6 +44,13 @@ class Packed(nn.Sequential):
 
 def packed():
     return Packed(*build())
+
+def compiled():
+    import torch
+    return torch.compile(build())
+
+def parallel():
+    return nn.DataParallel(build())
 
 def features():
     return nn.Conv2d(3, 4, 3)
@@ -156,6 +166,66 @@ def test_own_network_that_is_none(own: str, name: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+BESIDE = """
+from __future__ import annotations
+from dataclasses import dataclass
+from widths import WIDTH
+from torch import nn
+
+@dataclass
+class Settings:
+    classes: int = 5
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, WIDTH, 3)
+        self.head = nn.Linear(WIDTH, Settings().classes)
+
+    def forward(self, x):
+        return self.head(self.stem(x).relu().mean((2, 3)))
+
+build = Net
+"""
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_own_network_in_a_file(own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: bool) -> None:
+    """Wherever it lies, with what lies beside it, under a name that a module of Python's own has."""
+    folder = tmp_path / "my nets: 1.0"
+    folder.mkdir()
+    (folder / "widths.py").write_text("WIDTH = 6")
+    (folder / "types.py").write_text(BESIDE)
+    (folder / "code.py").write_text(OWN_NETWORK)
+    monkeypatch.delitem(sys.modules, "widths", raising=False)
+    where = Path(folder.name) if relative else folder
+    model = loaded(f"{where / 'types.py'}:build", "default", image_size=16)
+    assert (model.num_classes, model.module.stem.out_channels) == (5, 6)
+    assert trace(model.module).units("filters") == {"stem": 6}
+    import types
+
+    assert not hasattr(types, "build")
+    assert loaded(f"{where / 'code.py'}:double", "default", image_size=16).num_classes == 5
+    for spec, message in (("none.py:build", "no file"), ("code.py:none", "AttributeError"), ("code.py:", "'")):
+        with pytest.raises(UserError, match=message) as caught:
+            loaded(str(where / spec), "default")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("channels", "named"), [(1, "1 channel,"), (4, "4 channels,")])
+def test_a_network_for_other_channels_than_rgb_says_so(own: str, tmp_path: Path, channels: int, named: str) -> None:
+    """The size of its images is not at fault, and another one would not help."""
+    (tmp_path / "grey.py").write_text(
+        f"{OWN_NETWORK}\ndef grey():\n    return nn.Sequential("
+        f"nn.Conv2d({channels}, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))\n"
+        f"\ndef behind():\n    return nn.Sequential(nn.Conv2d(3, {channels}, 1), *grey())\n"
+    )
+    with pytest.raises(UserError, match=named) as caught:
+        loaded("grey.py:grey", "default")
+    assert "--image-size" not in str(caught.value) and f"nn.Conv2d(3, {channels}, 1)" in str(caught.value)
+    assert loaded("grey.py:behind", "default").num_classes == 5
+
+
 def test_own_module_that_is_missing() -> None:
     with pytest.raises(UserError, match="ModuleNotFoundError"):
         build_model("no_such_module_anywhere:build")
@@ -212,6 +282,98 @@ def test_checkpoints_as_trainers_save_them(tmp_path: Path) -> None:
     save_file(state, tmp_path / "w.safetensors")
     for file in tmp_path.iterdir():
         assert same(loaded("squeezenet1_1", file, image_size=64).module, network), file.name
+
+
+LAYERS = {"0.weight": (4, 3, 3, 3), "0.bias": (4,), "3.weight": (5, 4), "3.bias": (5,)}
+"""What `build` of OWN_NETWORK holds."""
+
+
+def drawn(seed: int, prefix: str = "", layers: dict[str, tuple[int, ...]] = LAYERS) -> dict[str, torch.Tensor]:
+    made = torch.Generator().manual_seed(seed)
+    return {prefix + name: torch.randn(shape, generator=made) for name, shape in layers.items()}
+
+
+COUNT = {"n_averaged": torch.tensor(3)}
+OTHER = {name: (*shape[:-1], 7) for name, shape in LAYERS.items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"net": drawn(0), "acc": 91.0, "epoch": 3}, ""),
+        ({"params": drawn(0)}, ""),
+        ({"network": drawn(0), "mean": torch.tensor(0.5)}, ""),
+        ({"any name at all": {"deeper": {"model": drawn(0, "module.")}}}, ""),
+        (
+            {"state_dict": drawn(0, "net.") | {"criterion.weight": torch.ones(4)}},
+            "; without state_dict.criterion.weight",
+        ),
+        ({"model": drawn(0), "args": argparse.Namespace(lr=0.1), "best": [torch.ones(2)]}, ""),
+        ({"model": drawn(0), "optimizer": {"state": {0: drawn(1)}, "param_groups": []}}, ""),
+        ({name.replace("0.", "0._orig_mod."): value for name, value in drawn(0).items()}, ""),
+        ({"feature": drawn(3, layers=OTHER), "model": drawn(0)}, "; without feature.0.weight, feature.0.bias"),
+        ({"teacher": drawn(3, layers=OTHER), "student": drawn(0)}, "; without teacher.0.weight"),
+        ({"model": drawn(0), "generator": drawn(1)}, ", model; not generator"),
+        ({"state_dict": drawn(1), "state_dict_ema": drawn(0)}, ", state_dict_ema (averaged); not state_dict"),
+        ({"ema": drawn(0), "net": drawn(1)}, ", ema (averaged); not net"),
+        ({"model": drawn(1), "modelEMA": drawn(0, "module.") | COUNT}, ", modelEMA.module (averaged); not model"),
+        (drawn(1, "model.") | drawn(0, "model_swa.module."), ", model_swa.module (averaged); not model"),
+        (drawn(1) | {"averaged": drawn(0)}, ", averaged (averaged); not those outside"),
+        (drawn(0, "module.") | COUNT, ""),
+        ({"model": drawn(0), "model_ema": {}}, ""),
+        ({"model": drawn(0), "ema": {"0.weight": torch.zeros(4, 3, 3, 3)}}, "; without ema.0.weight"),
+    ],
+)
+def test_weights_wherever_a_trainer_put_them(own: str, content: dict, says: str) -> None:
+    torch.save(content, "w.ckpt")
+    model = loaded(f"{own}:build", "w.ckpt", image_size=16)
+    state = model.module.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in drawn(0).items())
+    assert f"{model.description} ".startswith(f"weights of w.ckpt{says}"), model.description
+    assert says or model.description == "weights of w.ckpt"
+
+
+def test_what_lies_beside_the_weights_is_neither_read_nor_executed(own: str, tmp_path: Path) -> None:
+    beside = {
+        "best": np.float64(0.91),
+        "curve": np.arange(3.0),
+        "when": datetime.date(2026, 1, 2),
+        "out": Path("runs/1"),
+        "args": argparse.Namespace(lr=0.1, data=Path("x")),
+        "options": Dataset("own class", (), None, NOTHING, NOTHING),
+        "loss": nn.CrossEntropyLoss(),
+        "logger": Command(),
+    }
+    before = torch.serialization.get_safe_globals()
+    for content in (beside | {"model": drawn(0)}, {"model": drawn(0)} | beside):
+        torch.save(content, "w.pt")
+        state = loaded(f"{own}:build", "w.pt", image_size=16).module.state_dict()
+        assert all(torch.equal(state[name], value) for name, value in drawn(0).items())
+    torch.save({"model": drawn(0), "logger": Payload(tmp_path / "executed")}, "w.pt")
+    with pytest.raises(UserError, match="holds more than tensors"):
+        loaded(f"{own}:build", "w.pt")
+    assert not (tmp_path / "executed").exists()
+    assert torch.serialization.get_safe_globals() == before
+    torch.save(beside, "w.pt")
+    with pytest.raises(UserError, match="holds no state dict"):
+        loaded(f"{own}:build", "w.pt")
+
+
+def test_nested_safetensors_and_versioned_layers(tmp_path: Path) -> None:
+    """The versions of the layers, by which torchvision mends old files, are found at any depth."""
+    network = build_model("mnasnet0_5", 2)
+    state = network.state_dict()
+    save_file({f"ema.module.{name}": value for name, value in state.items()}, tmp_path / "w.safetensors")
+    torch.save({"trainer": {"net": state}}, tmp_path / "w.pt")
+    for file in tmp_path.iterdir():
+        assert same(loaded("mnasnet0_5", file, image_size=64).module, network)
+
+
+def test_a_network_that_comes_compiled_takes_plain_weights(own: str) -> None:
+    torch.save(drawn(0), "w.pt")
+    for wrapper in ("compiled", "parallel"):
+        state = loaded(f"{own}:{wrapper}", "w.pt", image_size=16).module.state_dict()
+        assert all(torch.equal(state[name], value) for name, value in drawn(0).items())
 
 
 def test_safetensors_of_a_network_with_versioned_layers(tmp_path: Path) -> None:
@@ -273,6 +435,13 @@ class Payload:
 
     def __reduce__(self):
         return (Path.touch, (self.target,))
+
+
+class Command:
+    """A pickle that would run Python's code if it were loaded."""
+
+    def __reduce__(self):
+        return (exec, ("open('executed', 'w')",))
 
 
 def test_unreadable_weights_are_refused_and_nothing_is_unpickled(tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from pxp_optimize.optimize import digits, models
 from pxp_optimize.optimize.config import Options
 from pxp_optimize.optimize.errors import UserError
 from pxp_optimize.optimize.prepare import Prepared, check_precision, choose_device, prepare
 from pxp_optimize.studies.fingerprint import difference
+from torch import nn
 
 
 @pytest.fixture
@@ -51,6 +53,49 @@ def test_fewer_classes_mask_the_other_outputs(options):
     assert set(prepared.task.reference.targets.tolist()) == {0, 2}
     assert prepared.fingerprint["classes"] == ["blue", "red"]
     assert "1 of 3 outputs ignored, used are 0, 2" in " ".join(prepared.description)
+
+
+def test_the_description_says_which_of_a_checkpoints_weights_were_taken(options, tmp_path):
+    state = torch.load(options.weights, weights_only=True)
+    zeros = {name: torch.zeros_like(value) for name, value in state.items()}
+    torch.save({"state_dict": zeros, "state_dict_ema": state}, tmp_path / "both.pt")
+    prepared = prepare(replace(options, weights=str(tmp_path / "both.pt")))
+    assert "both.pt, state_dict_ema (averaged); not state_dict;" in prepared.description[0]
+    assert prepared.fingerprint["weights"] == prepare(options).fingerprint["weights"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"units": "heads"}, r"heads.*--units"),
+        ({"model": "squeezenet1_1", "repair": "batchnorm"}, "no BatchNorm to re-estimate"),
+        ({"model": "alexnet"}, "alexnet is not supported: .*fft"),
+    ],
+)
+def test_what_cannot_be_pruned_is_refused_before_it_is_trained(monkeypatch, tmp_path, changes, message):
+    class Spectrum(nn.Module):
+        """What no entry of the table of operations is for."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 10)
+
+        def forward(self, x):
+            return self.head(torch.fft.fft2(self.conv(x)).abs().mean((2, 3)))
+
+    def train(*args, **kwargs):
+        pytest.fail("it was trained")
+
+    def build(spec, *more):
+        return Spectrum() if spec == "alexnet" else build_model(spec, *more)
+
+    build_model = models.build_model
+    monkeypatch.setattr(models, "build_model", build)
+    monkeypatch.setattr(digits, "train", train)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=message) as caught:
+        prepare(Options(**{"data": "digits", "device": "cpu"} | changes))
+    assert "\n" not in str(caught.value)
 
 
 def test_the_description_says_how_to_use_ones_own(options):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -196,6 +198,41 @@ def test_bad_arguments(graph: Graph, samples: Samples, targets: Tensor, relevanc
         accuracy_curve(graph, {"stem": torch.full((8,), float("nan"))}, inputs, targets, [0.5])
     for wrong in (targets - 1, targets + 100):
         with pytest.raises(ValueError, match="need indices of"):
+            accuracy_curve(graph, relevance, inputs, wrong, [0.5])
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        Tensor.tolist,
+        lambda targets: tuple(targets.tolist()),
+        Tensor.numpy,
+        lambda targets: targets.numpy().astype(np.uint8),
+        lambda targets: targets.numpy().astype(np.int32),
+        list,
+    ],
+    ids=["list", "tuple", "int64", "uint8", "int32", "tensors"],
+)
+def test_targets_in_other_forms(
+    form: Callable[[Tensor], Any], graph: Graph, samples: Samples, targets: Tensor, relevance: Relevance
+) -> None:
+    inputs, given = samples[0], form(targets)
+    assert accuracy_curve(graph, relevance, inputs, given, RATES) == accuracy_curve(
+        graph, relevance, inputs, targets, RATES
+    )
+    assert accuracy(graph.network, inputs, given) == accuracy(graph.network, inputs, targets)
+    assert torch.equal(correct(graph.network, inputs, given), correct(graph.network, inputs, targets))
+    composite = Composite.uniform(RuleSpec("epsilon"))
+    expected = collect_relevance(graph, composite, inputs, targets)
+    for name, scores in collect_relevance(graph, composite, inputs, given).items():
+        assert torch.equal(scores, expected[name])
+
+
+def test_targets_that_are_none(graph: Graph, samples: Samples, targets: Tensor, relevance: Relevance) -> None:
+    inputs, n = samples[0], len(targets)
+    wrongs = [targets.double().tolist(), ["cat"] * n, np.zeros((n, 2), int), [[1], [1, 2]], [None] * n, np.zeros(n)]
+    for wrong in (*wrongs, targets.tolist()[1:], [], torch.tensor(1), 1, [True] * n):
+        with pytest.raises(ValueError, match="need"):
             accuracy_curve(graph, relevance, inputs, wrong, [0.5])
 
 
