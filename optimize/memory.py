@@ -62,23 +62,29 @@ def sample_budget(device: torch.device) -> int:
 
 
 def sample_bytes(graph: Graph, units: str, inputs: Batches, targets: Tensor) -> int:
-    """Bytes that a relevance pass needs for each sample, measured on the first one.
+    """Bytes that a relevance pass needs for each sample: what a pass of two samples keeps beyond that of one.
 
-    What autograd keeps for the backward pass, and what a rule works with at the largest layer.
+    What autograd keeps for the backward pass, and what a rule works with at the largest layer. Weights, also those that
+    a rule makes of a layer's, are as large for any number of samples.
     """
-    parameters = {tensor.untyped_storage().data_ptr() for tensor in graph.network.state_dict().values()}
-    kept: dict[int, int] = {}
-
-    def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     composite = Composite.uniform(RuleSpec("alpha_beta"))  # the rule that needs most
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        collect_relevance(graph, composite, inputs[0:1], targets[0:1], units, batch_size=1)
-    return sum(kept.values()) + WORKING_COPIES * max(kept.values(), default=0)
+
+    def kept(count: int) -> list[int]:
+        found: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        rows = torch.zeros(count, dtype=torch.long)  # the first sample, so often: there may be no second one
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            images = inputs[0:1].expand(count, -1, -1, -1)
+            collect_relevance(graph, composite, images, targets[rows.to(targets.device)], units, batch_size=count)
+        return list(found.values())
+
+    sizes = [max(0, two - one) for one, two in zip(kept(1), kept(2), strict=False)]
+    return sum(sizes) + WORKING_COPIES * max(sizes, default=0)
 
 
 def fitting_batch_size(need: int, free: int, kind: str) -> int:
