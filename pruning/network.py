@@ -32,7 +32,7 @@ BATCH = 8191
 
 
 def needed_steps(steps: Sequence[Step], result: int) -> list[Step]:
-    """The steps that a slot's value hangs on, in order."""
+    """The steps that a slot's value depends on, in order."""
     slots, kept = {result}, []
     for step in reversed(steps):
         if step.output in slots:
@@ -186,7 +186,7 @@ class Network(nn.Module):
     @torch.no_grad()
     def shapes(self) -> dict[int, tuple[int, ...]]:
         """The shape of each slot's value, for `BATCH` images of the size that the network was traced with: what is a
-        multiple of that number hangs on how many images there are."""
+        multiple of that number depends on how many images there are."""
         if self._shapes is not None:
             return self._shapes
         found = {0: (BATCH, *self.image)}

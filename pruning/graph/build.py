@@ -85,7 +85,7 @@ class Builder:
         by_name = {node.name: node for node in program.graph.nodes}
         last = self._before_softmax(by_name[self.exported.output])
         if last not in self._slots:
-            raise TraceError("the model's logits do not hang on the image")
+            raise TraceError("the model's logits do not depend on the image")
         shape = self.shape(last)
         if len(shape) != 2 or shape[0] != BATCH:
             sizes = ["images" if size == BATCH else str(size) for size in shape]
@@ -179,7 +179,7 @@ class Builder:
         return all(item in self._constants or not _holds_tensors(item.meta.get("val")) for item in node.all_input_nodes)
 
     def _computed(self, node: fx.Node) -> Any:
-        """The value of a node that no image goes into; where it hangs on their number, of one."""
+        """The value of a node that no image goes into; where it depends on their number, of one."""
         if self.name_of(node) in CREATES:
             value = node.meta["val"]
             shape = [_at(size, 1) for size in value.shape]
@@ -239,7 +239,7 @@ class Builder:
         return self._slots[value]
 
     def whole_slot(self, value: Any) -> int:
-        """As `slot`, repeated for each image where the value hangs on their number."""
+        """As `slot`, repeated for each image where the value depends on their number."""
         slot = self.slot(value)
         if value not in self._constants or not any(size % BATCH == 0 for size in self.shape(value)):
             return slot

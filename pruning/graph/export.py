@@ -148,7 +148,7 @@ def _one_line(error: BaseException) -> str:
     if "data-dependent" in text:
         where = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', text)
         here = [f"{file}:{line}" for file, line, _ in where if "/torch/" not in file][-1:]
-        return "its control flow hangs on what is in the image" + "".join(f" ({place})" for place in here)
+        return "its control flow depends on what is in the image" + "".join(f" ({place})" for place in here)
     return (text.splitlines() or [type(error).__name__])[0]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..channels import Channels, State, channels
 from ..network import Add, Affine, Multiply, ScatterAdd
-from .base import Operation, Relevance, operation
+from .base import KeepsSigns, Operation, Relevance, operation
 
 if TYPE_CHECKING:
     from ..compact import Compactor
@@ -104,7 +104,7 @@ def _loose(
 
 
 @operation("aten.add.Tensor", "aten.add.Scalar", modules=(Add,))
-class Sum(Binary):
+class Sum(KeepsSigns, Binary):
     relevance = Relevance.SHARED
     blind = True
 
@@ -123,12 +123,6 @@ class Sum(Binary):
             return _affine(b, node, value, shift=constant * alpha)
         # a position embedding is a summand of its own, which takes its share of relevance
         return b.emit(node, Add(), (b.slot(value), b.constant_slot(constant * alpha, given)))
-
-    def nonnegative(self, module: Any, inputs: Sequence[bool]) -> bool:
-        return all(inputs)
-
-    def gate(self, module: Any, inputs: Sequence[bool]) -> bool:
-        return all(inputs)
 
     def joined(
         self,
@@ -201,7 +195,7 @@ class Difference(Binary):
 
 
 @operation("aten.mul.Tensor", "aten.mul.Scalar", modules=(Multiply,))
-class Product(Binary):
+class Product(KeepsSigns, Binary):
     relevance = Relevance.PRODUCT
 
     def build(self, b: Builder, node: Any) -> int:
@@ -210,12 +204,6 @@ class Product(Binary):
             value, constant = (second, first) if b.is_constant(first) else (first, second)
             return _affine(b, node, value, scale=b.constant(constant))
         return b.emit(node, Multiply(), (b.slot(first), b.slot(second)))
-
-    def nonnegative(self, module: Any, inputs: Sequence[bool]) -> bool:
-        return all(inputs)
-
-    def gate(self, module: Any, inputs: Sequence[bool]) -> bool:
-        return all(inputs)
 
     def joined(
         self,

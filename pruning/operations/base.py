@@ -69,6 +69,16 @@ class Operation(ABC):
         """The step with live channels only, added to `c`: its slot there, and what is live in its value."""
 
 
+class KeepsSigns(Operation):
+    """Of values that are never negative it makes such, and of gates a gate."""
+
+    def nonnegative(self, module: Any, inputs: Sequence[bool]) -> bool:
+        return all(inputs)
+
+    def gate(self, module: Any, inputs: Sequence[bool]) -> bool:
+        return all(inputs)
+
+
 TARGETS: dict[str, Operation] = {}
 """Entries by the operation of ATen: "aten.conv2d.default"."""
 MODULES: dict[type[nn.Module], Operation] = {}

@@ -29,7 +29,7 @@ class BatchNorm(Operation):
         source, weight, bias, mean, variance, training, _, eps = node.args[:8]
         owner = b.owner_of(weight if weight is not None else mean)
         if training or mean is None or not all(b.is_constant(value) for value in (weight, bias, mean, variance)):
-            raise b.refused(node, "without running statistics: an image's logits would hang on its batch")
+            raise b.refused(node, "without running statistics: an image's logits would depend on its batch")
         rank = len(b.shape(source))
         kind = nn.BatchNorm1d if rank <= 3 else nn.BatchNorm2d if rank == 4 else nn.BatchNorm3d
         norm = kind(b.shape(source)[1], eps=eps)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..channels import State
 from ..network import BATCH, Mean
-from .base import Operation, Relevance, operation
+from .base import KeepsSigns, Relevance, operation
 
 if TYPE_CHECKING:
     from ..compact import Compactor
@@ -58,14 +58,8 @@ class Resize(nn.Module):
         return getattr(self.function, "__name__", str(self.function))
 
 
-class Local(Operation):
+class Local(KeepsSigns):
     """Of neighbours in the last dimensions, channel by channel."""
-
-    def nonnegative(self, module: Any, inputs: Sequence[bool]) -> bool:
-        return inputs[0]
-
-    def gate(self, module: Any, inputs: Sequence[bool]) -> bool:
-        return inputs[0]
 
     def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         slot, state = c.input(inputs[0])
@@ -155,14 +149,8 @@ class Resized(Local):
         return inputs[0] and not (module.args and "bicubic" in module.args)
 
 
-class Reduction(Operation):
+class Reduction(KeepsSigns):
     """Over dimensions."""
-
-    def nonnegative(self, module: Any, inputs: Sequence[bool]) -> bool:
-        return inputs[0]
-
-    def gate(self, module: Any, inputs: Sequence[bool]) -> bool:
-        return inputs[0]
 
     def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         slot, state = c.input(inputs[0])

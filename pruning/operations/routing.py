@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..channels import State, channels
 from ..network import BATCH, Concat, Constant, Permute, Realign
-from .base import Operation, Relevance, operation
+from .base import KeepsSigns, Operation, Relevance, operation
 
 if TYPE_CHECKING:
     from ..compact import Compactor
@@ -23,7 +23,7 @@ Groups = tuple[tuple[int, tuple[int | None, ...]], ...]
 
 
 class Reshape(nn.Module):
-    """A reshaping as groups of dimensions that become other groups, so that it does not hang on sizes that it leaves.
+    """A reshaping as groups of dimensions that become other groups, so that it does not depend on sizes that it leaves.
 
     groups: how many dimensions are read, and the sizes that they become; None for the one that takes the rest. A
     single size is whatever it comes to.
@@ -98,15 +98,9 @@ class Move(nn.Module):
         return getattr(self.function, "__name__", str(self.function))
 
 
-class Routing(Operation):
+class Routing(KeepsSigns):
     relevance = Relevance.ROUTED
     passes_zeros = False
-
-    def nonnegative(self, module: Any, inputs: Sequence[bool]) -> bool:
-        return all(inputs)
-
-    def gate(self, module: Any, inputs: Sequence[bool]) -> bool:
-        return all(inputs)
 
 
 # -- reshaping ----------------------------------------------------------------------------------------
@@ -129,7 +123,7 @@ def grouped(before: Sequence[int], after: Sequence[int]) -> Groups:
             else:
                 product_after, j = product_after * after[j], j + 1
         sizes = list[int | None](after[start:j])
-        if len(sizes) > 1:  # the one that hangs on the number of images takes the rest, else the largest
+        if len(sizes) > 1:  # the one that depends on the number of images takes the rest, else the largest
             rest = max(range(len(sizes)), key=lambda k: (after[start + k] % BATCH == 0, after[start + k]))
             sizes[rest] = None
         groups.append((i - first, tuple(sizes)))
