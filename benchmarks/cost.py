@@ -77,11 +77,11 @@ def main() -> None:
 def trials(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for each method and seed, measured by the version that this interpreter has."""
     import torch
-    from pxp_optimize.optimize.config import Options
-    from pxp_optimize.optimize.prepare import prepare
-    from pxp_optimize.optimize.racing import networks_of, right_predictions
-    from pxp_optimize.optimize.space import Space
-    from pxp_optimize.optimize.trial import make_plan
+    from pxp_optimize.optimize.evaluation.curve import networks_of, right_predictions
+    from pxp_optimize.optimize.evaluation.evaluate import make_plan
+    from pxp_optimize.optimize.options import Options
+    from pxp_optimize.optimize.search.space import Space
+    from pxp_optimize.optimize.study.prepare import prepare
     from pxp_optimize.pruning import auc
 
     torch.set_num_threads(1)

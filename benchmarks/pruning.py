@@ -21,11 +21,11 @@ from typing import Any
 
 from pxp_optimize.attribution import CRITERIA
 from pxp_optimize.attribution.composites import GATES, NORMALIZATIONS
-from pxp_optimize.optimize.config import DEFAULT_RATES, Options, parse_rates
-from pxp_optimize.optimize.prepare import prepare
-from pxp_optimize.optimize.racing import networks_of
-from pxp_optimize.optimize.space import Space
-from pxp_optimize.optimize.trial import Baseline, evaluate, plan_of
+from pxp_optimize.optimize.evaluation.curve import networks_of
+from pxp_optimize.optimize.evaluation.evaluate import Baseline, evaluate, plan_of
+from pxp_optimize.optimize.options import DEFAULT_RATES, Options, parse_rates
+from pxp_optimize.optimize.search.space import Space
+from pxp_optimize.optimize.study.prepare import prepare
 from pxp_optimize.pruning import REPAIRS, Schedule, area_over, macs, make_repair, sparsity_at, without_constants
 from pxp_optimize.pruning.repair import least_squares, tokens
 from pxp_optimize.pruning.repair.tokens import EVEN

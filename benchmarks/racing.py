@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from pxp_optimize.optimize.pruners import PRUNERS, REPORTS, Race, is_given, make_pruner
+from pxp_optimize.optimize.search.pruners import PRUNERS, REPORTS, Race, is_given, make_pruner
 from pxp_optimize.studies.storage import open_storage
 
 

@@ -15,10 +15,10 @@ from dataclasses import replace
 
 from pxp_optimize.attribution import RuleSpec
 from pxp_optimize.attribution.composites import REDUCTIONS, STARTS
-from pxp_optimize.optimize.config import Options, parse_rates
-from pxp_optimize.optimize.prepare import prepare
-from pxp_optimize.optimize.space import Space
-from pxp_optimize.optimize.trial import evaluate
+from pxp_optimize.optimize.evaluation.evaluate import evaluate
+from pxp_optimize.optimize.options import Options, parse_rates
+from pxp_optimize.optimize.search.space import Space
+from pxp_optimize.optimize.study.prepare import prepare
 
 
 def main() -> None:

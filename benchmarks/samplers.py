@@ -18,9 +18,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import optuna
-from pxp_optimize.optimize.known import mixed_composites
-from pxp_optimize.optimize.samplers import make_sampler
-from pxp_optimize.optimize.space import Space
+from pxp_optimize.optimize.search.samplers import make_sampler
+from pxp_optimize.optimize.search.space import Space
+from pxp_optimize.optimize.search.warm_start import mixed_composites
 
 Point = tuple[tuple[str, str], ...]
 

@@ -29,16 +29,16 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 from pxp_optimize.attribution import Composite
-from pxp_optimize.optimize.candidate import pruning_of
-from pxp_optimize.optimize.compare import correctness
-from pxp_optimize.optimize.config import DEFAULT_RATES, Options, parse_rates
-from pxp_optimize.optimize.known import mixed_composites
-from pxp_optimize.optimize.prepare import Prepared, prepare
-from pxp_optimize.optimize.rescore import fresh_measure, rescore
-from pxp_optimize.optimize.samplers import GRID, UNCONDITIONAL, make_sampler
-from pxp_optimize.optimize.search import run_search
-from pxp_optimize.optimize.space import Space
-from pxp_optimize.optimize.trial import Evaluation, Method, evaluate
+from pxp_optimize.optimize.evaluation.candidate import pruning_of
+from pxp_optimize.optimize.evaluation.evaluate import Evaluation, Method, evaluate
+from pxp_optimize.optimize.options import DEFAULT_RATES, Options, parse_rates
+from pxp_optimize.optimize.search.loop import run_search
+from pxp_optimize.optimize.search.samplers import GRID, UNCONDITIONAL, make_sampler
+from pxp_optimize.optimize.search.space import Space
+from pxp_optimize.optimize.search.warm_start import mixed_composites
+from pxp_optimize.optimize.study.compare import correctness
+from pxp_optimize.optimize.study.prepare import Prepared, prepare
+from pxp_optimize.optimize.study.rescore import fresh_measure, rescore
 from pxp_optimize.pruning import auc
 from pxp_optimize.studies.best import PRUNING, RESCORED, best_trial
 from pxp_optimize.studies.bootstrap import estimate

@@ -33,10 +33,10 @@ import torchvision
 import zennit.rules
 import zennit.torchvision
 from pxp_optimize.attribution import Composite, RuleSpec, collect_relevance, collect_scores
-from pxp_optimize.optimize.config import Options
-from pxp_optimize.optimize.data import open_dataset
+from pxp_optimize.optimize.data.datasets import open_dataset
 from pxp_optimize.optimize.models import load_model
-from pxp_optimize.optimize.prepare import cache_folder, prepare
+from pxp_optimize.optimize.options import Options
+from pxp_optimize.optimize.study.prepare import cache_folder, prepare
 from pxp_optimize.pruning import (
     DEFAULT_RATES,
     Graph,

@@ -30,9 +30,9 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 
 from ..pruning.graph import logits_of
 from ..pruning.graph.export import unwrapped
-from .data import Dataset, Progress, Transform, class_logits, no_progress, reason, some
-from .digits import DIGITS_TRANSFORM, load_or_train, seeded
-from .errors import UserError
+from ..studies.errors import UserError
+from .data.datasets import Dataset, Progress, Transform, class_logits, no_progress, reason, some
+from .data.digits import DIGITS_TRANSFORM, load_or_train, seeded
 
 AVERAGED = {"averaged", "average", "avg", "ema", "shadow", "swa"}
 """Words by which trainers name averaged weights."""

@@ -1,16 +1,16 @@
 """The graph of a model, its units, ranking, masks, compact models and accuracy curves."""
 
 from .compact import compact, compact_model, masked_model
-from .constants import without_constants
+from .constant_folding import without_constants
 from .cost import COSTS, Cost, area_over, macs
 from .curve import DEFAULT_RATES, Batches, accuracy, accuracy_curve, auc, correct, correct_each, sparsity_at
-from .family import Family, groups, network_bytes
 from .graph import Graph, TraceError, trace
 from .masks import Masks, NotFinite, Ranking, nested, prune_masks, rank
 from .network import Network
 from .precision import PRECISIONS, computed_in
 from .repair import REPAIRS, Repair, make_repair, repair_rows
 from .schedule import Plan, Schedule, pruned
+from .shared_forward import Family, groups, network_bytes
 
 __all__ = [
     "COSTS",

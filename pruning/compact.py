@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from . import network as ops
 from .channels import Channels, State
-from .constants import without_constants
+from .constant_folding import without_constants
 from .convolution import plain
 from .graph import Graph, trace
 from .network import Network, Norm, Step, clone, needed_steps

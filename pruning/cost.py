@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .convolution import plain
-from .family import Family
 from .network import Network
+from .shared_forward import Family
 
 ROUNDS = 5
 

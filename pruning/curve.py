@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .compact import compact
-from .family import Family, groups
 from .graph import Graph, trace
 from .masks import nested, rank
 from .precision import computed_in
+from .shared_forward import Family, groups
 
 DEFAULT_RATES = tuple(round(0.05 * step, 2) for step in range(20))
 

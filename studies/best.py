@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..optimize.errors import UserError
+from .errors import UserError
 
 if TYPE_CHECKING:
     from optuna.study import Study

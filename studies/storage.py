@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..optimize.errors import UserError
+from .errors import UserError
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from pxp_optimize.optimize.config import Options
-    from pxp_optimize.optimize.prepare import Prepared
+    from pxp_optimize.optimize.options import Options
+    from pxp_optimize.optimize.study.prepare import Prepared
     from torch import nn
 
 settings.register_profile("unhurried", deadline=None)  # tests say nothing of time, on machines as busy as may be
@@ -65,7 +65,7 @@ class Project:
     @property
     def python_options(self) -> Options:
         """The same for tests without the command, but for the rates; they run in the folder (`small_options`)."""
-        from pxp_optimize.optimize.config import Options
+        from pxp_optimize.optimize.options import Options
 
         return Options(
             model="network:small",
@@ -81,7 +81,7 @@ class Project:
         """The task of `python_options` with changes, for a whole test module."""
         from dataclasses import replace
 
-        from pxp_optimize.optimize.prepare import prepare
+        from pxp_optimize.optimize.study.prepare import prepare
 
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.folder)
@@ -99,7 +99,7 @@ class Project:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """The real command, in the project's folder."""
         return subprocess.Popen(
-            [sys.executable, "-m", "pxp_optimize.optimize.cli", *arguments],
+            [sys.executable, "-m", "pxp_optimize.optimize.commands.main", *arguments],
             cwd=self.folder,
             env={
                 **os.environ,

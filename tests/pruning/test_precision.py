@@ -175,7 +175,7 @@ def test_fp32_on_cuda_is_not_tf32() -> None:
 
 
 def test_the_option_offers_them() -> None:
-    from pxp_optimize.optimize import config
+    from pxp_optimize.optimize import options as config
 
     assert config.PRECISIONS == PRECISIONS
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from pxp_optimize.optimize.errors import UserError
+from pxp_optimize.studies.errors import UserError
 from pxp_optimize.studies.storage import (
     BUSY_SECONDS,
     alone,

@@ -1,0 +1,1 @@
+"""The command line: click, printing and progress; nothing else."""

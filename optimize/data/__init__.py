@@ -1,0 +1,1 @@
+"""Where images come from: data sets, the samples drawn from them, decoding, prefetching."""

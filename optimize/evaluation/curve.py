@@ -1,0 +1,217 @@
+"""The accuracy curve chunk by chunk, so that a trial which is surely worse can stop before it has seen all samples.
+
+A chunk has its share of every class and is scored at all rates, which gives it an AUC of its own. A trial that
+sees all chunks has the accuracies that it has without any: right predictions are counted over all of them. (A
+prediction does not hang on the batch that a sample is in, but for rounding.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ...pruning import (
+    COSTS,
+    Cost,
+    Family,
+    Network,
+    Plan,
+    auc,
+    computed_in,
+    correct_each,
+    groups,
+    network_bytes,
+    without_constants,
+)
+from ..search.pruners import Stop
+from .phases import phase
+from .task import Curve, Samples, Task, Unseen
+
+MOST_CHUNKS = 20
+LEAST_SAMPLES = 10
+"""In a chunk: with fewer, batches are too small to be fast."""
+KEPT_BYTES = 2**30
+"""Memory for networks that wait for their next chunk."""
+
+
+def chunks(targets: Tensor) -> list[Tensor]:
+    """The samples of each chunk, as ascending indices. Classes are dealt out in turn, so no chunk has more than
+    one sample more of a class than another, nor more than one sample more in all.
+
+    targets: int64, shape (n,). Samples are in random order by the study's seed (`data.draw_splits`), so that
+    who is in which chunk is random too, and the same in every trial.
+    """
+    count = max(1, min(MOST_CHUNKS, len(targets) // LEAST_SAMPLES))
+    by_class = torch.argsort(targets, stable=True)
+    return [by_class[start::count].sort().values for start in range(count)]
+
+
+def measure(
+    task: Task, plan: Plan, samples: Samples, stop: Stop | None = None, unseen: Sequence[Unseen] = ()
+) -> tuple[Curve, dict[str, Curve]]:
+    """The curve of a plan on these samples; with `stop` up to the chunk after which it says so. And the curves on the
+    unseen ones that this one's AUC is high enough for, by name, from the same networks: none is built for them.
+
+    Of networks that are too many to wait in memory for the AUC, some may be left out whose AUC turns out high enough.
+    """
+    rows = chunks(samples.targets)
+    costs: list[float] = []
+    networks = networks_of(task, plan)
+    if task.cost is not None and samples is task.search:  # what is measured on others is compared by its AUC
+        networks = _weighed(task, COSTS[task.cost], networks, costs)
+    if stop is None or len(rows) < 2:
+        flags, others = _together(task, networks, samples, unseen)
+        counts = _counts(flags, rows)
+    else:
+        counts, others = _race(task, networks, samples, rows, stop, unseen)
+    curves = {}
+    for of in unseen:
+        if of.name in others:
+            of_unseen = chunks(of.samples.targets)
+            curves[of.name] = _curve(task, _counts(others[of.name], of_unseen), of_unseen)
+    return _curve(task, counts, rows, costs), curves
+
+
+def _counts(flags: Tensor, rows: Sequence[Tensor]) -> list[list[int]]:
+    """Right predictions at each rate, for each chunk. flags: bool, shape (networks, samples)."""
+    return torch.stack([flags[:, of_chunk].sum(1) for of_chunk in rows]).tolist()
+
+
+def _curve(task: Task, counts: Sequence[list[int]], rows: Sequence[Tensor], costs: Sequence[float] = ()) -> Curve:
+    sizes = [len(of_chunk) for of_chunk in rows[: len(counts)]]
+    total = sum(sizes)
+    return Curve(
+        accuracy=[sum(at_rate) / total for at_rate in zip(*counts, strict=True)],
+        chunks=[_auc(task, count, size) for count, size in zip(counts, sizes, strict=True)],
+        samples=total,
+        costs=[cost / costs[0] for cost in costs],
+    )
+
+
+def networks_of(task: Task, plan: Plan) -> Iterator[Network]:
+    """The network at each of the task's rates, built when it is asked for."""
+    return (graph.network for graph in plan.networks(task.graph, task.rates, task.repair))
+
+
+def _weighed(task: Task, cost: Cost, networks: Iterable[Network], costs: list[float]) -> Iterator[Network]:
+    """The same networks; what each costs is noted on the way."""
+
+    def measured(network: Network, size: int) -> float:
+        images = task.search.inputs[0:size]
+        with computed_in(task.precision, images.device):
+            return cost(network, images)
+
+    for network in networks:
+        costs.append(task.batching.run(partial(measured, without_constants(network))))
+        yield network
+
+
+def right_predictions(task: Task, networks: Iterable[Network], samples: Samples) -> Tensor:
+    """Whether each network is right on each sample: bool, shape (networks, samples)."""
+    return _together(task, networks, samples, ())[0]
+
+
+def _together(
+    task: Task, networks: Iterable[Network], samples: Samples, unseen: Sequence[Unseen]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Whether each network is right on each sample: bool, shape (networks, samples); and on the unseen samples whose
+    `above` the AUC is likely to reach, by name. Memory holds one group of networks at a time."""
+    right: list[Tensor] = []
+    others: dict[str, list[Tensor]] = {of.name: [] for of in unseen}
+    for group in groups(networks):
+        right.append(_right(task, group, samples))
+        if not others:
+            continue
+        likely = _likely_auc(task, torch.cat(right))
+        for of in unseen:
+            if of.name in others and likely > of.above:
+                with phase(of.phase):
+                    others[of.name].append(_right(task, group, of.samples))
+            else:
+                others.pop(of.name, None)
+    return torch.cat(right), {name: torch.cat(found) for name, found in others.items()}
+
+
+def _likely_auc(task: Task, flags: Tensor) -> float:
+    """The AUC of which the first rates are measured, if accuracy stays as it is at the last one of them: mostly more
+    than it turns out to be. Once all are measured, the AUC."""
+    right = flags.sum(1).tolist()
+    return _auc(task, right + right[-1:] * (len(task.rates) - len(right)), flags.shape[1])
+
+
+def _race(
+    task: Task,
+    networks: Iterable[Network],
+    samples: Samples,
+    rows: Sequence[Tensor],
+    stop: Stop,
+    unseen: Sequence[Unseen],
+) -> tuple[list[list[int]], dict[str, Tensor]]:
+    """Right predictions at each rate, for each chunk up to the last one seen; and, of a trial that has seen all, which
+    predictions for the unseen samples are right, unless there was no room for its networks.
+
+    No network is built twice: one for which there is no room is measured on all samples while it is there.
+    """
+    room = KEPT_BYTES
+    measured: dict[int, Tensor] = {}
+    kept: dict[int, Network] = {}
+    waiting: dict[int, Network] = {}
+    for index, network in enumerate(networks):
+        size = network_bytes(network)
+        if network is task.graph.network:
+            kept[index] = network
+            (measured[index],) = _right(task, [network], samples)
+        elif size > room:
+            (measured[index],) = _right(task, [network], samples)
+        else:
+            room -= size
+            kept[index] = waiting[index] = network
+    family = Family(waiting.values()) if waiting else None
+    counts: list[list[int]] = []
+    for of_chunk in rows:
+        flags = {index: right[of_chunk] for index, right in measured.items()}
+        if family is not None:
+            chunk = Samples(samples.inputs.take(of_chunk), samples.targets[of_chunk])
+            flags |= dict(zip(waiting, _measured(task, family, chunk), strict=True))
+        counts.append(torch.stack([flags[index].sum() for index in sorted(flags)]).tolist())
+        if stop(len(counts), _auc(task, counts[-1], len(of_chunk))):
+            break
+    others = {}
+    if len(counts) == len(rows) and len(kept) == len(task.rates):
+        found = _auc(task, [sum(at_rate) for at_rate in zip(*counts, strict=True)], len(samples))
+        for of in unseen:
+            if found > of.above:
+                with phase(of.phase):
+                    others[of.name] = right_predictions(task, kept.values(), of.samples)
+    return counts, others
+
+
+def _auc(task: Task, right: Sequence[int], size: int) -> float:
+    return auc(task.rates, [count / size for count in right])
+
+
+def _right(task: Task, networks: Sequence[Network], samples: Samples) -> Tensor:
+    """Whether each prediction of each network is right: bool, shape (networks, samples)."""
+    if networks[0] is not task.graph.network:
+        return _measured(task, Family(networks), samples)
+    key = task.measured(samples)
+    if key not in task.unpruned:  # the same in every trial
+        task.unpruned[key] = _measured(task, Family(networks[:1]), samples)
+    pruned = [_measured(task, Family(networks[1:]), samples)] if len(networks) > 1 else []
+    return torch.cat([task.unpruned[key], *pruned])
+
+
+def _measured(task: Task, family: Family, samples: Samples) -> Tensor:
+    return task.batching.run(
+        lambda size: correct_each(
+            family,
+            samples.inputs,
+            samples.targets,
+            logits=task.logits,
+            batch_size=size,
+            precision=task.precision,
+        )
+    )

@@ -1,0 +1,160 @@
+"""What does not change during a study: the network, its samples, its units and rates."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...pruning import Graph, Plan, Repair, Schedule, make_repair
+from ..data.prefetch import Ahead
+from .candidate import Pruning
+from .memory import Batching
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images as bytes, normalised only when a batch of them is asked for.
+
+    pixels: uint8, shape (n, 3, height, width). mean, std: float32, shape (3, 1, 1), in units of [0, 1].
+    in_file: the pixels lie in a file (see `Store`): they stay there, and batches are copied to the device.
+    """
+
+    pixels: Tensor
+    mean: Tensor
+    std: Tensor
+    in_file: bool = False
+    ahead: Ahead | None = field(default=None, compare=False, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, item: slice) -> Tensor:
+        """The float32 batch of these rows, shape (rows, 3, height, width), on the device."""
+        pixels = self.pixels[item].to(self.mean.device) if self.ahead is None else self.ahead[item]
+        return (pixels.to(self.mean.dtype) / 255 - self.mean) / self.std
+
+    def take(self, rows: Tensor) -> Images:
+        """The images of these rows (indices), in their order."""
+        return Images(self.pixels[rows.to(self.pixels.device)], self.mean, self.std)
+
+    def to(self, device: torch.device) -> Images:
+        mean, std = self.mean.to(device), self.std.to(device)
+        if not self.in_file:
+            return Images(self.pixels.to(device), mean, std)
+        return Images(self.pixels, mean, std, True, Ahead(self.pixels, device) if device.type == "cuda" else None)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images with the index of the logit that stands for each one's class (int64, shape (n,))."""
+
+    inputs: Images
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+class Unseen(NamedTuple):
+    """Samples that no search sees, to be measured on a trial's networks while these exist.
+
+    name: which ones, in words. above: only if the trial's AUC on the search samples is above this. phase: of the run
+    that the time counts as.
+    """
+
+    name: str
+    samples: Samples
+    above: float
+    phase: str
+
+
+class Curve(NamedTuple):
+    """What was measured of one ranking on some samples.
+
+    accuracy: at each rate, over the samples that were seen. chunks: AUC of each chunk that was seen
+    (`racing.chunks`); empty where a study kept none. samples: how many were seen. costs: of the network at each
+    rate, as parts of the unpruned one's; empty where the task has no cost.
+    """
+
+    accuracy: list[float]
+    chunks: list[float]
+    samples: int
+    costs: list[float] = []  # noqa: RUF012
+
+
+@dataclass(frozen=True)
+class Task:
+    """Prepared once per study, shared by all its trials.
+
+    units: the kind of units (see `Graph.units`). rates: pruning rates, ascending. batching: samples a pass.
+    schedule: when relevance is recomputed. repair: what is done to a pruned network before it is used.
+    repair_images: what repairs read, if not the reference samples.
+    logits: the logits that compete for the top-1 prediction (domain restriction), or None for all. precision:
+    what accuracies are measured in (see `pruning.computed_in`). cost: what networks cost, by its name in
+    `pruning.COSTS`, where that is an objective. searched: whether the pruning is one of several of a study.
+    """
+
+    graph: Graph
+    units: str
+    reference: Samples
+    search: Samples
+    holdout: Samples
+    rates: tuple[float, ...]
+    logits: Tensor | None
+    batching: Batching
+    schedule: Schedule = field(default_factory=Schedule)
+    repair: Repair | None = None
+    repair_images: Images | None = None
+    precision: str = "fp32"
+    cost: str | None = None
+    searched: bool = False
+    # What trials share, so that nothing is measured twice: orders of units by method, curves by samples (with
+    # the precision, see `measured`) and ranking, which samples the unpruned network gets right, the task in the
+    # prunings that are searched.
+    curves: dict[tuple[int, str], dict[str, Curve]] = field(default_factory=dict, compare=False, repr=False)
+    plans: dict[str, Plan] = field(default_factory=dict, compare=False, repr=False)
+    unpruned: dict[tuple[int, str], Tensor] = field(default_factory=dict, compare=False, repr=False)
+    variants: dict[Pruning, Task] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def batch_size(self) -> int:
+        return self.batching.size
+
+    @property
+    def repair_name(self) -> str:
+        return "none" if self.repair is None else self.repair.name
+
+    def measured(self, samples: Samples) -> tuple[int, str]:
+        """The key of what was measured on these samples, in the task's precision."""
+        return id(samples), self.precision
+
+    def plain(self) -> Task:
+        """The same task, pruned as the paper does: ranked once, nothing repaired."""
+        return replace(self, schedule=Schedule(), repair=None, searched=False, curves={}, plans={}, variants={})
+
+    def pruned_as(self, pruning: Pruning | None) -> Task:
+        """The same task with another schedule and repair, which shares what it can; itself for None.
+
+        Raises:
+            ValueError: as `Schedule.parse` and `make_repair`.
+        """
+        if pruning is None:
+            return self
+        if pruning not in self.variants:
+            schedule = Schedule.parse(pruning.schedule)
+            images = self.reference.inputs if self.repair_images is None else self.repair_images
+            alike = (task.repair for task in self.variants.values() if task.repair_name == pruning.repair)
+            repair = next(alike, None) or make_repair(pruning.repair, self.graph, images)
+            variant = replace(self, schedule=schedule, repair=repair, searched=True, plans={}, variants={})
+            self.variants[pruning] = variant
+        return self.variants[pruning]
+
+    def digest(self, plan: Plan) -> str:
+        """What tells apart networks that are not the same: the plan's units at the rates and, where several are
+        searched, the repair."""
+        found = plan.ranking.digest(self.rates)
+        return hashlib.sha256(f"{found} {self.repair_name}".encode()).hexdigest() if self.searched else found

@@ -1,0 +1,168 @@
+"""Samplers by name, Optuna's and ours, seeded so that a study continues exactly where it was cut off."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # Optuna takes a while to import, and the command line needs only the names
+    from optuna.distributions import BaseDistribution
+    from optuna.samplers import BaseSampler
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
+
+    from .space import Range
+
+Factory = Callable[[int], "BaseSampler"]
+
+
+def _tpe(seed: int) -> BaseSampler:
+    """Tree-structured Parzen estimator over all parameters together, one group per branch of the space."""
+    from optuna.samplers import TPESampler
+
+    return TPESampler(seed=seed, multivariate=True, group=True)
+
+
+def _random(seed: int) -> BaseSampler:
+    """Uniform draws: what the others have to beat."""
+    from optuna.samplers import RandomSampler
+
+    return RandomSampler(seed=seed)
+
+
+def _cmaes(seed: int) -> BaseSampler:
+    """CMA-ES over the numbers; TPE, one parameter at a time, over the rules and other categories.
+
+    CMA-ES knows neither categories nor parameters that only some trials have. So it needs a space whose
+    numbers are there in every trial (`Space(conditional=False)`), and leaves the categories to TPE. A trial
+    that was stopped counts by the AUC over the samples it has seen.
+    """
+    from optuna.samplers import TPESampler
+
+    from .cmaes import CmaEs
+
+    return CmaEs(seed, TPESampler(seed=seed, multivariate=False))
+
+
+def _gp(seed: int) -> BaseSampler:
+    """Gaussian process over the numbers and the categories that every trial has."""
+    from optuna.samplers import GPSampler
+
+    return GPSampler(seed=seed)
+
+
+def _local(seed: int) -> BaseSampler:
+    """The best trials so far with one parameter changed."""
+    from .local_search import LocalSearch
+
+    return LocalSearch(seed)
+
+
+SAMPLERS: dict[str, Factory] = {"tpe": _tpe, "local": _local, "random": _random, "cmaes": _cmaes, "gp": _gp}
+AUTO = "auto"
+"""What measured best (benchmarks/README.md): see `default_sampler`."""
+GRID = "grid"
+"""Every composite of a space without numbers, once, in an order shuffled by the seed (`Space.grid`)."""
+MULTI_OBJECTIVE = ("tpe", "random", GRID)
+"""Those that can search for two objectives at once."""
+UNCONDITIONAL = frozenset({"cmaes", "gp"})
+"""Samplers that model only what every trial has, so that every trial needs all numbers."""
+
+
+def default_sampler(parameters: Mapping[str, tuple[str, ...] | Range], objective: str) -> str:
+    """The sampler that suits a space: `local` for one of choices only, `cmaes` for one of numbers only, else `tpe`.
+
+    parameters: as `Space.parameters` gives them. objective: one of `config.OBJECTIVES`.
+    """
+    choices = {isinstance(of, tuple) for of in parameters.values()}
+    if "," in objective or len(choices) != 1:
+        return "tpe"
+    return "local" if choices == {True} else "cmaes"
+
+
+RELATIVE = "pxp:relative_params"
+
+
+class _Within:
+    """A study without its finished trials that have no parameters: composites from outside of the space.
+
+    CMA-ES and the Gaussian process model the parameters that all trials have, which would be none.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def get_trials(self, *arguments: Any, **options: Any) -> list[FrozenTrial]:
+        return _with_parameters(self._study.get_trials(*arguments, **options))
+
+    def _get_trials(self, *arguments: Any, **options: Any) -> list[FrozenTrial]:  # what Optuna's samplers call
+        return _with_parameters(self._study._get_trials(*arguments, **options))
+
+
+def _with_parameters(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    return [trial for trial in trials if trial.params or not trial.state.is_finished()]
+
+
+def _within(study: Study) -> Study:
+    """The study as samplers may see it."""
+    return _Within(study)  # type: ignore[return-value]
+
+
+def make_sampler(name: str, seed: int) -> BaseSampler:
+    """The sampler of a study. (That of a grid draws nothing: every trial is in the queue from the start.)
+
+    Every draw depends on the seed, the trial's number, the parameter's name and the finished trials, and on
+    nothing that lives in memory only. So a study that was killed and continued has the same trials as one
+    that was not.
+
+    Raises:
+        KeyError: unknown name.
+    """
+    from optuna.exceptions import ExperimentalWarning
+    from optuna.samplers import BaseSampler
+
+    build = SAMPLERS["random" if name == GRID else name]
+
+    def fresh(*parts: object) -> BaseSampler:
+        digest = hashlib.sha256(repr((seed, *parts)).encode()).digest()
+        with warnings.catch_warnings():
+            # TPE's groups, in use for years
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return build(int.from_bytes(digest[:4], "little"))
+
+    class Repeatable(BaseSampler):
+        """A new sampler for each trial and for each parameter that is drawn by itself."""
+
+        def __init__(self) -> None:
+            self._current = fresh()
+
+        def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+            self._current = fresh(trial.number)
+            return self._current.infer_relative_search_space(_within(study), trial)
+
+        def sample_relative(
+            self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+        ) -> dict[str, Any]:
+            # Kept with the trial: on a second try Optuna's GP would take the first one for a trial of its own.
+            # Not if another sampler goes on, which draws others together.
+            drawn = trial.system_attrs.get(RELATIVE)
+            if drawn is None or not drawn.keys() <= search_space.keys():
+                drawn = self._current.sample_relative(_within(study), trial, search_space)
+                study._storage.set_trial_system_attr(trial._trial_id, RELATIVE, drawn)
+            return drawn
+
+        def sample_independent(
+            self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+        ) -> Any:
+            sampler = fresh(trial.number, param_name)
+            return sampler.sample_independent(_within(study), trial, param_name, param_distribution)
+
+        def __str__(self) -> str:
+            return f"{name} (seed {seed})"
+
+    return Repeatable()

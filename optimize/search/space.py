@@ -1,0 +1,371 @@
+"""The search spaces: which composites a study may try, and the fixed ones it is measured against."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ...attribution import GROUPS, Composite, CompositeError, RuleSpec
+from ...attribution.attention import SOFTMAX_RULES
+from ...attribution.composites import AGGREGATIONS, ATTENTION_TYPES, GATES, keys_of, resolve
+from ..evaluation.candidate import Pruning
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+SOFTMAX = tuple(SOFTMAX_RULES)
+
+Network = Mapping[str, Mapping[str, str]]
+"""Group and type of each layer that takes a rule, by name (`export.layers_of`)."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The one number of a rule. log: sampled evenly in its logarithm. Where low is high it is not sampled.
+    label: what its parameter is called, if not by its name."""
+
+    name: str
+    low: float
+    high: float
+    log: bool
+    label: str = ""
+
+    @property
+    def parameter(self) -> str:
+        return self.label or self.name
+
+    @property
+    def fixed(self) -> bool:
+        return self.low == self.high
+
+
+Rules = Mapping[str, Range | None]
+
+RULES: dict[str, Range | None] = {
+    # In units of the layer's mean output, so that one range fits every layer: from 1e-3, where epsilon only guards
+    # against dividing by zero (rankings no longer differ), to 10, where it swallows most contributions.
+    "epsilon_relative": Range("epsilon", 1e-3, 10.0, log=True, label="epsilon_relative"),
+    # Towards 0 gamma is epsilon's rule, far above 1 it is z-plus: the range reaches both ends.
+    "gamma": Range("gamma", 1e-2, 10.0, log=True),
+    # beta is alpha - 1; alpha = 1 is z-plus where inputs are not negative.
+    "alpha_beta": Range("alpha", 1.0, 3.0, log=False),
+    "zplus": None,
+}
+"""The rules that are searched, with the range of their number."""
+
+# Below 1e-6 epsilon only guards; above 1 it swallows most of what activations of order one contribute.
+ALL_RULES: dict[str, Range | None] = {"epsilon": Range("epsilon", 1e-6, 1.0, log=True), **RULES}
+"""With those that only a space of one's own has (`spacefile`)."""
+
+# Without "max": no composite with it came near the best (resnet18: 0.52 against 0.65, 49 random trials).
+SEARCHED = ("none", "l1", "l2")
+"""The normalisations that are searched, where a space of one's own says nothing else."""
+
+# How much more a mean neuron counts, where neurons are ranked together with filters or heads.
+BALANCE = Range("balance", 0.1, 10.0, log=True)
+
+FIXED: dict[str, dict[str, Any]] = {
+    "epsilon": {"rule": "epsilon", "epsilon": 1e-6},
+    "zplus": {"rule": "zplus"},
+    "alpha2-beta1": {"rule": "alpha_beta", "alpha": 2.0, "beta": 1.0},
+    "gamma0.25": {"rule": "gamma", "gamma": 0.25},
+}
+"""Uniform composites from the literature: one rule for the whole network."""
+
+FIXED_RULES: Rules = {
+    name: number and replace(number, low=spec[number.name], high=spec[number.name])
+    for spec in FIXED.values()
+    for name in [spec["rule"]]
+    for number in [ALL_RULES[name]]
+}
+"""The rules with the numbers of the fixed composites."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A part of the network that gets one rule.
+
+    name: what its parameters begin with: a group of the composite, or any name where `layers` are given.
+    rules: those it may get, with their numbers. With one rule only, the rule is no parameter.
+    layers: the layers it stands for, by name; empty for a group.
+    """
+
+    name: str
+    rules: Rules
+    layers: tuple[str, ...] = ()
+
+
+class Space:
+    """One rule with its number for each part of the network, and how relevance becomes a ranking.
+
+    Parameters are named by part: `low.rule`, then `low.epsilon`, `low.gamma` or `low.alpha`; `aggregation`,
+    `normalization`, `softmax` and `balance` are the network's.
+
+    Args:
+        parts: groups that the composites have (depth groups, or types within one: "mid.attention"), which get
+            the rules of `RULES`; or parts with rules of their own.
+        conditional: sample only the number that the chosen rule uses. If false, every trial has the numbers
+            of all rules, and those of rules not chosen have no effect: for samplers that need a fixed set.
+        transformer: search the softmax rule too.
+        mixed: units of several kinds are ranked together: search their balance too.
+        fixed_numbers: rules only, with the numbers of the fixed composites, and the plain ranking: the choice
+            among 256 composites of Hatefi et al.
+        choices: what the network's own categories may be, where that is not all that is known.
+        network: the layers, so that a composite with other groups or with single layers can be found in the space.
+        pruning: "schedule" and "repair" that a study may use, best known first; of several one is searched.
+        gates: how relevance may pass gates, the usual way first; of several one is searched. Empty: there are none.
+    """
+
+    def __init__(
+        self,
+        parts: Iterable[str | Part],
+        conditional: bool = True,
+        *,
+        transformer: bool = False,
+        mixed: bool = False,
+        fixed_numbers: bool = False,
+        choices: Mapping[str, tuple[str, ...]] | None = None,
+        network: Network | None = None,
+        pruning: Mapping[str, tuple[str, ...]] | None = None,
+        gates: tuple[str, ...] = GATES[:1],
+    ) -> None:
+        rules = FIXED_RULES if fixed_numbers else RULES
+        present = [part if isinstance(part, Part) else Part(part, rules) for part in dict.fromkeys(parts)]
+        unknown = {part.name for part in present if not part.layers and _depth(part.name) not in GROUPS}
+        if unknown:
+            raise ValueError(f"unknown depth groups: {', '.join(sorted(unknown))}")
+        groups = sorted((part for part in present if not part.layers), key=lambda part: GROUPS.index(_depth(part.name)))
+        self.parts = (*groups, *(part for part in present if part.layers))
+        self.groups = tuple(part.name for part in groups)
+        self.conditional = conditional
+        self.transformer = transformer
+        self.mixed = mixed and not fixed_numbers
+        self.network = network
+        self.pruning = dict(pruning or {})
+        ranking = {"aggregation": AGGREGATIONS, "normalization": SEARCHED}
+        if fixed_numbers:
+            ranking = {"aggregation": ("abs",), "normalization": ("none",)}
+        plain = {"reduction": ("auto",), "start": ("logit",), "gates": gates or GATES[:1]}
+        self.choices = {**({"softmax": SOFTMAX} if transformer else {}), **ranking, **plain, **(choices or {})}
+
+    @classmethod
+    def named(
+        cls,
+        name: str,
+        layers: Network,
+        conditional: bool,
+        *,
+        mixed: bool,
+        pruning: Mapping[str, tuple[str, ...]] | None = None,
+        gates: tuple[str, ...] = GATES[:1],
+    ) -> Space:
+        """A space of `config.SPACES` for a network's layers.
+
+        `depth`: the depth groups. `type`: the types of layers within them, attention projections as one.
+        `layer`: gamma of each layer and nothing else. Its range reaches from epsilon's rule to z-plus, so no
+        category is needed, and CMA-ES fits it (so Zhang et al. 2025, arXiv 2509.23585, search LRP's numbers).
+        `paper`: depth groups, rules with fixed numbers. `auto`: depth, for transformers type.
+        """
+        transformer = any(layer["type"] in ATTENTION_TYPES for layer in layers.values())
+        if name == "auto":
+            name = "type" if transformer else "depth"
+        parts: list[str | Part] = [layer["group"] for layer in layers.values()]
+        choices = {}
+        if name == "type":
+            parts = [_type_key(layer["group"], layer["type"]) for layer in layers.values()]
+        if name == "layer":
+            parts = [Part(name, {"gamma": RULES["gamma"]}, (name,)) for name in layers]
+            choices = {"softmax": ("attnlrp",)} if transformer else {}
+            choices |= {"aggregation": ("abs",), "normalization": ("none",)}
+        if name in ("layer", "paper"):
+            gates = gates[:1]
+        return cls(
+            parts,
+            conditional,
+            transformer=transformer,
+            mixed=mixed,
+            fixed_numbers=name == "paper",
+            choices=choices,
+            network=layers,
+            pruning=pruning,
+            gates=gates,
+        )
+
+    def parameters(self) -> dict[str, tuple[str, ...] | Range]:
+        """All that a trial may have, by name: the choices, or the range."""
+        found: dict[str, tuple[str, ...] | Range] = {}
+        for part in self.parts:
+            if len(part.rules) > 1:
+                found[f"{part.name}.rule"] = tuple(part.rules)
+            found |= {f"{part.name}.{n.parameter}": n for n in part.rules.values() if n is not None and not n.fixed}
+        found |= {name: choices for name, choices in {**self.choices, **self.pruning}.items() if len(choices) > 1}
+        return {**found, BALANCE.name: BALANCE} if self.mixed else found
+
+    def suggest(self, trial: Trial) -> Composite:
+        """The composite that the trial's sampler proposes."""
+        data: dict[str, Any] = {"groups": {}, "layers": {}}
+        for part in self.parts:
+            spec = self._suggest_rule(trial, part)
+            data["layers" if part.layers else "groups"] |= dict.fromkeys(part.layers or (part.name,), spec)
+        chosen = {
+            name: trial.suggest_categorical(name, choices) if len(choices) > 1 else choices[0]
+            for name, choices in self.choices.items()
+        }
+        data["products"] = {"gates": chosen.pop("gates")}
+        if self.transformer:
+            data["attention"] = {"softmax": chosen.pop("softmax")}
+        data["ranking"] = chosen
+        if self.mixed:
+            data["ranking"]["balance"] = _suggest(trial, BALANCE.name, BALANCE)
+        return Composite.from_dict(data)
+
+    def suggest_pruning(self, trial: Trial) -> Pruning | None:
+        """How the sampler proposes to use the ranking; None where there is nothing to choose."""
+        return self._pruning(lambda name, choices: trial.suggest_categorical(name, choices))
+
+    def known_pruning(self) -> Pruning | None:
+        """How composites are used that the sampler does not propose: the first of each choice."""
+        return self._pruning(lambda name, choices: choices[0])
+
+    def _pruning(self, choose: Callable[[str, tuple[str, ...]], str]) -> Pruning | None:
+        if all(len(choices) == 1 for choices in self.pruning.values()):
+            return None
+        return Pruning(**{n: choose(n, known) if len(known) > 1 else known[0] for n, known in self.pruning.items()})
+
+    def _suggest_rule(self, trial: Trial, part: Part) -> dict[str, Any]:
+        rules = tuple(part.rules)
+        rule = trial.suggest_categorical(f"{part.name}.rule", rules) if len(rules) > 1 else rules[0]
+        spec: dict[str, Any] = {"rule": rule}
+        for name, number in part.rules.items():
+            if number is not None and (name == rule or not self.conditional):
+                value = number.low if number.fixed else _suggest(trial, f"{part.name}.{number.parameter}", number)
+                if name == rule:
+                    spec[number.name] = value
+        return spec
+
+    def fixed_composites(self) -> dict[str, Composite]:
+        """The baselines by name: each rule uniform over the network, absolute relevance, no normalisation."""
+        return {name: self.composite(dict.fromkeys(GROUPS, rule)) for name, rule in FIXED.items()}
+
+    def composite(self, rules: Mapping[str, Mapping[str, Any]]) -> Composite:
+        """The composite with these rules at the depths, ranked plainly, in the groups that the space has."""
+        keys: Iterable[str] = self.groups
+        if self.network is not None and len(self.groups) < len(self.parts):
+            depths = {layer["group"] for layer in self.network.values()}
+            keys = [depth for depth in GROUPS if depth in depths]
+        more: dict[str, Any] = {"attention": {"softmax": "attnlrp"}} if self.transformer else {}
+        return Composite.from_dict({"groups": {key: rules[_depth(key)] for key in keys}, **more})
+
+    def params_of(self, composite: Composite) -> dict[str, Any] | None:
+        """The parameters with which `suggest` gives this composite back, or one as close as the ranges allow; used as
+        `known_pruning` says.
+
+        So a sampler can learn from a trial of a composite that lies outside. A rule that the space lacks is near
+        another one's limit (`LIMITS`), or nowhere: then None.
+
+        Raises:
+            CompositeError: it does not fit the network, or has several rules within a part of the space.
+        """
+        params: dict[str, Any] = {}
+        for part, spec in self._specs(composite):
+            found = _nearest(part.rules, spec)
+            if found is None:
+                return None
+            rule, value = found
+            if len(part.rules) > 1:
+                params[f"{part.name}.rule"] = rule
+            number = part.rules[rule]
+            if number is not None and not number.fixed:
+                params[f"{part.name}.{number.parameter}"] = value
+        own = {
+            "softmax": composite.softmax or "attnlrp",
+            "aggregation": composite.aggregation,
+            "normalization": composite.normalization,
+            "reduction": composite.reduction,
+            "start": composite.start,
+            "gates": composite.gates,
+        }
+        if composite.bias != "whole" or any(own[name] not in choices for name, choices in self.choices.items()):
+            return None
+        params |= {name: own[name] for name, choices in self.choices.items() if len(choices) > 1}
+        params |= {name: choices[0] for name, choices in self.pruning.items() if len(choices) > 1}
+        if self.mixed:
+            params[BALANCE.name] = _clipped(composite.balance, BALANCE)
+        return params
+
+    def _specs(self, composite: Composite) -> Iterable[tuple[Part, RuleSpec]]:
+        """The rule that a composite has for each part."""
+        if self.network is None:
+            for part in self.parts:
+                yield part, composite.groups.get(part.name) or composite.groups[_depth(part.name)]
+            return
+        groups, types = ({name: layer[key] for name, layer in self.network.items()} for key in ("group", "type"))
+        specs = resolve(composite, groups, types)
+        alone = {name for part in self.parts for name in part.layers}
+        members: dict[str, list[str]] = {}
+        for name in groups:
+            if name not in alone:
+                keys = keys_of(groups[name], types[name])
+                members.setdefault(next(key for key in keys if key in self.groups), []).append(name)
+        for part in self.parts:
+            names = part.layers or members[part.name]
+            different = next((name for name in names if specs[name] != specs[names[0]]), None)
+            if different is not None:
+                raise CompositeError(f"layers {names[0]} and {different} have different rules but share {part.name}")
+            yield part, specs[names[0]]
+
+    def grid(self, seed: int) -> list[dict[str, Any]]:
+        """The parameters of every composite of the space, once each, shuffled by the seed.
+
+        Raises:
+            ValueError: the space holds numbers, of which there is no end.
+        """
+        choices = {name: values for name, values in self.parameters().items() if isinstance(values, tuple)}
+        if len(choices) < len(self.parameters()):
+            raise ValueError("a grid needs a space without numbers: give --space paper")
+        points = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+        random.Random(seed).shuffle(points)
+        return points
+
+
+LIMITS = {
+    "epsilon": (("epsilon_relative", 0.0), ("gamma", 0.0)),
+    "zplus": (("gamma", math.inf),),
+    "alpha_beta": (("gamma", math.inf),),
+}
+"""Rules that are the limit of another one's number, or (alpha-beta, which begins as z-plus) nearest to that."""
+
+
+def _nearest(rules: Rules, spec: RuleSpec) -> tuple[str, float] | None:
+    """The rule and the number of a part that come closest to a rule; the number is of no account without one."""
+    rule = spec.rule
+    number = rules.get(rule)
+    value = 0.0 if number is None else spec.parameters[number.name]
+    if rule not in rules:
+        rule, value = next((limit for limit in LIMITS.get(rule, ()) if limit[0] in rules), (rule, value))
+        number = rules.get(rule)
+    if rule not in rules or (number is not None and number.fixed and value != number.low):
+        return None
+    return rule, value if number is None else _clipped(value, number)
+
+
+def _clipped(value: float, number: Range) -> float:
+    return min(max(value, number.low), number.high)
+
+
+def _depth(key: str) -> str:
+    return key.partition(".")[0]
+
+
+def _type_key(group: str, kind: str) -> str:
+    if group == "classifier":
+        return group
+    return f"{group}.attention" if kind in ATTENTION_TYPES else f"{group}.{kind}"
+
+
+def _suggest(trial: Trial, name: str, number: Range) -> float:
+    return trial.suggest_float(name, number.low, number.high, log=number.log)
