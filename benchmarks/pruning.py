@@ -23,7 +23,8 @@ from pxp_optimize.attribution import CRITERIA
 from pxp_optimize.attribution.composites import GATES, NORMALIZATIONS
 from pxp_optimize.optimize.evaluation.curve import networks_of
 from pxp_optimize.optimize.evaluation.evaluate import Baseline, evaluate, plan_of
-from pxp_optimize.optimize.options import DEFAULT_RATES, Options, parse_rates
+from pxp_optimize.optimize.options import Options
+from pxp_optimize.optimize.parsers import DEFAULT_RATES, parse_rates
 from pxp_optimize.optimize.search.space import Space
 from pxp_optimize.optimize.study.prepare import prepare
 from pxp_optimize.pruning import REPAIRS, Schedule, area_over, macs, make_repair, sparsity_at, without_constants

@@ -16,7 +16,8 @@ from dataclasses import replace
 from pxp_optimize.attribution import RuleSpec
 from pxp_optimize.attribution.composites import REDUCTIONS, STARTS
 from pxp_optimize.optimize.evaluation.evaluate import evaluate
-from pxp_optimize.optimize.options import Options, parse_rates
+from pxp_optimize.optimize.options import Options
+from pxp_optimize.optimize.parsers import parse_rates
 from pxp_optimize.optimize.search.space import Space
 from pxp_optimize.optimize.study.prepare import prepare
 

@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 from pxp_optimize.attribution import Composite
 from pxp_optimize.optimize.evaluation.candidate import pruning_of
 from pxp_optimize.optimize.evaluation.evaluate import Evaluation, Method, evaluate
-from pxp_optimize.optimize.options import DEFAULT_RATES, Options, parse_rates
+from pxp_optimize.optimize.options import Options
+from pxp_optimize.optimize.parsers import DEFAULT_RATES, parse_rates
 from pxp_optimize.optimize.search.loop import run_search
 from pxp_optimize.optimize.search.samplers import GRID, UNCONDITIONAL, make_sampler
 from pxp_optimize.optimize.search.space import Space

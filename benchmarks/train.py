@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pxp_optimize.optimize.data.datasets import Transform, decode, open_dataset
+from pxp_optimize.optimize.data.datasets import open_dataset
+from pxp_optimize.optimize.data.images import Transform, decode
 from pxp_optimize.optimize.models import build_model
 from safetensors.torch import save_file
 from torch.nn import functional as F

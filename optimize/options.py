@@ -6,13 +6,9 @@ parser or the choices), so that an option is declared once. Nothing here imports
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import difflib
-import itertools
-import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -25,245 +21,24 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-REPAIRS = ("auto", "none", "batchnorm", "least-squares", "batchnorm+least-squares")
-PRECISIONS = ("fp32", "tf32", "bf16")
-SPACES = ("auto", "depth", "type", "layer", "paper")
-UNITS = ("auto", "filters", "neurons", "heads")
-OBJECTIVES = ("auc", "auc,macs", "auc,latency")
-DEFAULT_RATES = "0:0.95:0.05"
-
-LISTS = ("mean", "std", "classes", "rates")
-"""Options that take a list in a TOML file."""
-
-Parser = Callable[[object], Any]
-
-
-def parse_rates(value: object) -> tuple[float, ...]:
-    """Pruning rates from a list such as "0,0.1,0.5", in which "start:stop:step" stands for evenly spaced ones (stop
-    included where a step lands on it), or from a list of numbers.
-
-    Raises:
-        ValueError: not numbers, not ascending, outside [0, 1), fewer than two, or not starting at 0 (the
-            unpruned network, against which the others are measured).
-    """
-    rates: list[float] = []
-    for part in value.split(",") if isinstance(value, str) else _items(value):
-        rates += _evenly(part, value) if isinstance(part, str) and ":" in part else _numbers([part], value)
-    if len(rates) < 2:
-        raise ValueError(f"{value!r} has fewer than two rates")
-    if any(b <= a for a, b in itertools.pairwise(rates)):
-        raise ValueError(f"{value!r} is not in ascending order")
-    if rates[0] != 0:
-        raise ValueError(f"{value!r} does not start at 0, the unpruned network")
-    if rates[-1] >= 1:
-        raise ValueError(f"{value!r} reaches 1 or more: a rate is the part of the units that is removed")
-    return tuple(rates)
-
-
-def _evenly(text: str, whole: object) -> list[float]:
-    """The rates of "start:stop:step"."""
-    parts = text.split(":")
-    if len(parts) != 3:
-        raise ValueError(f"{text!r} is not start:stop:step, such as {DEFAULT_RATES}")
-    start, stop, step = _numbers(parts, whole)
-    if step <= 0 or stop <= start:
-        raise ValueError(f"{text!r} has no rates: step must be above 0 and stop above start")
-    if step < 1e-4:
-        raise ValueError(f"{text!r} has too small a step: at least 0.0001")
-    if start < 0 or stop >= 1 + step:  # before there are too many of them
-        raise ValueError(f"{text!r} leaves the rates, from 0 up to, but not, 1")
-    count = math.floor((stop - start) / step + 1e-9) + 1
-    # rounded, so that a rate is 0.15 and not 0.15000000000000002
-    return [round(start + index * step, 10) for index in range(count)]
-
-
-def parse_rate(value: object) -> float:
-    """A pruning rate: 0 or more, below 1.
-
-    Raises:
-        ValueError: not a number, or out of range.
-    """
-    (rate,) = _numbers([value], value)
-    if not 0 <= rate < 1:
-        raise ValueError(f"{value!r} is not a rate: from 0 up to, but not, 1")
-    return rate
-
-
-def parse_classes(value: object) -> str:
-    """Which classes, as `data.pick_classes` reads it: names or indices, or a number of them to draw.
-
-    So "3" draws three classes, and "3,5" or "cat,dog" or a list are these two. A name with a comma stands in quotes:
-    '"cat, tabby",dog'.
-
-    Raises:
-        ValueError: fewer than two classes, or one named twice.
-    """
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    parts = split_names(value) if isinstance(value, str) else _items(value)
-    names = [text for part in parts if (text := str(part).strip())]
-    if len(names) == 1 and names[0].isdecimal() and isinstance(value, str):
-        if int(names[0]) < 2:
-            raise ValueError(f"{names[0]} classes cannot be told apart: at least 2")
-    elif len(names) < 2:
-        raise ValueError(f"{value!r} names one class: give a list such as 3,5 or a number to draw")
-    elif len(set(names)) < len(names):
-        raise ValueError(f"{value!r} names a class twice")
-    return ",".join('"' + name.replace('"', '""') + '"' if {",", '"'} & set(name) else name for name in names)
-
-
-def split_names(text: str) -> list[str]:
-    """The parts of a list with commas; within double quotes a comma is part of a name.
-
-    Raises:
-        ValueError: quotes that do not end.
-    """
-    try:
-        parts = next(csv.reader([text], skipinitialspace=True, strict=True), [])
-    except csv.Error as error:
-        raise ValueError(f"{text!r} is no list: {error}") from error
-    return [part.strip() for part in parts]
-
-
-def parse_channels(value: object) -> tuple[float, ...]:
-    """One value for all channels or three for red, green and blue, in units of [0, 1].
-
-    Raises:
-        ValueError: another count, or not numbers.
-    """
-    parts = value.split(",") if isinstance(value, str) else [value] if _is_number(value) else _items(value)
-    numbers = _numbers(parts, value)
-    if len(numbers) not in (1, 3):
-        raise ValueError(f"{value!r} has {len(numbers)} values: give one, or three for red, green and blue")
-    return numbers
-
-
-def parse_deviation(value: object) -> tuple[float, ...]:
-    """As `parse_channels`, for values that divide: above 0."""
-    numbers = parse_channels(value)
-    if min(numbers) <= 0:
-        raise ValueError(f"{value!r} must be above 0")
-    return numbers
-
-
-def parse_schedule(value: object) -> str:
-    """When relevance is recomputed: "auto", "oneshot", "every:RATE" or "steps:N"; or a list of them, to search.
-
-    Raises:
-        ValueError: something else, a number out of range, one that is named twice, or "auto" in a list.
-    """
-    texts = str(value).split(",")
-    if len(texts) > 1:
-        return _several(texts, parse_schedule, value)
-    kind, _, number = str(value).partition(":")
-    if kind in ("auto", "oneshot") and not number:
-        return kind
-    with contextlib.suppress(ValueError):
-        if kind == "every" and 0.001 <= float(number) < 1:
-            return f"every:{float(number):g}"
-        if kind == "steps" and 2 <= int(number) <= 1000:
-            return f"every:{1 / int(number):g}"
-    raise ValueError(f"{value!r} is not auto, oneshot, every:RATE (such as every:0.05) or steps:N (such as steps:10)")
-
-
-def parse_repair(value: object) -> str:
-    """A repair of `REPAIRS`, or a list of them, to search.
-
-    Raises:
-        ValueError: something else, one that is named twice, or "auto" in a list.
-    """
-    texts = str(value).split(",")
-    if len(texts) > 1:
-        return _several(texts, parse_repair, value)
-    if value not in REPAIRS:
-        raise ValueError(f"{value!r} is not {', '.join(REPAIRS)}")
-    return str(value)
-
-
-def _several(texts: Sequence[str], parse: Callable[[object], str], whole: object) -> str:
-    found = [parse(text.strip()) for text in texts]
-    if "auto" in found:
-        raise ValueError(f"{whole!r}: auto stands alone")
-    if len(set(found)) < len(found):
-        raise ValueError(f"{whole!r} names one twice")
-    return ",".join(found)
-
-
-def parse_units(value: object) -> str:
-    """Kinds of units joined by "+", in alphabetical order, or "auto".
-
-    Raises:
-        ValueError: an unknown kind, or one named twice.
-    """
-    kinds = str(value).split("+")
-    for kind in kinds:
-        if kind not in UNITS or (kind == "auto" and len(kinds) > 1) or kinds.count(kind) > 1:
-            raise ValueError(f"{value!r} is not made of {', '.join(UNITS[1:])} (joined by +), or auto")
-    return "+".join(sorted(kinds))
-
-
-def parse_space(value: object) -> str:
-    """A space by name, or the path of a TOML file (`spacefile.read_space`).
-
-    Raises:
-        ValueError: neither.
-    """
-    if value not in SPACES and not str(value).endswith(".toml"):
-        raise ValueError(f"{value!r} is not {', '.join(SPACES)} or a .toml file")
-    return str(value)
-
-
-def count_from(minimum: int, maximum: int = 2**31 - 1) -> Parser:
-    """A parser of whole numbers from `minimum` on, up to `maximum`."""
-
-    def parse(value: object) -> int:
-        try:
-            number = int(value) if isinstance(value, str) else value
-        except ValueError:
-            number = None
-        if not isinstance(number, int) or isinstance(number, bool):
-            raise ValueError(f"{value!r} is not a whole number")
-        if number < minimum:
-            raise ValueError(f"{number} is too small: at least {minimum}")
-        if number > maximum:
-            raise ValueError(f"{value!r:.20} is too large: at most {maximum}")
-        return number
-
-    return parse
-
-
-def parse_batch_size(value: object) -> int | str:
-    """A whole number from 1 on, or "auto"."""
-    return "auto" if value == "auto" else count_from(1)(value)
-
-
-def parse_seconds(value: object) -> float:
-    """A time in seconds, above 0."""
-    (seconds,) = _numbers([value], value)
-    if seconds <= 0:
-        raise ValueError(f"{value!r} must be above 0")
-    return seconds
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _items(value: object) -> Sequence[object]:
-    if not isinstance(value, (list, tuple)):
-        raise ValueError(f"{value!r} is not a list")
-    return value
-
-
-def _numbers(parts: Sequence[object], whole: object) -> tuple[float, ...]:
-    try:
-        numbers = tuple(float(part) for part in parts if not isinstance(part, bool))  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        numbers = ()
-    if len(numbers) != len(parts) or not all(math.isfinite(number) for number in numbers):
-        raise ValueError(f"{whole!r} is not made of numbers")
-    return numbers
+from .parsers import (
+    DEFAULT_RATES,
+    LISTS,
+    OBJECTIVES,
+    PRECISIONS,
+    Parser,
+    count_from,
+    parse_batch_size,
+    parse_channels,
+    parse_classes,
+    parse_deviation,
+    parse_rates,
+    parse_repair,
+    parse_schedule,
+    parse_seconds,
+    parse_space,
+    parse_units,
+)
 
 
 def _option(

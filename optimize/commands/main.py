@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...studies.errors import UserError
-from ..options import SPACES, Options, Parser, count_from, parse_rate, read_config
+from ..options import Options, read_config
+from ..parsers import SPACES, Parser, count_from, parse_rate
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -463,24 +464,17 @@ def _run_study(options: Options, prepared: Prepared, phases: Phases, screen: Scr
     from ..evaluation.evaluate import mean_evaluation
     from ..evaluation.memory import keep_batch_size
     from ..evaluation.phases import RESCORING, TRIALS, phase
-    from ..search.loop import (
-        check_space,
-        check_study,
-        count_complete,
-        count_finished,
-        keep_phases,
-        known_curves,
-        open_study,
-        run_search,
-        standing,
-    )
+    from ..search.loop import run_search
     from ..search.pruners import NONE, Race, make_pruner, reports_of
     from ..search.samplers import AUTO, GRID, UNCONDITIONAL, default_sampler, make_sampler
     from ..search.space import Space
     from ..search.spacefile import read_space
+    from ..search.status import count_complete, count_finished, standing
     from ..search.warm_start import earlier_composite, mixed_composites
+    from ..study.opening import check_space, check_study, open_study
     from ..study.resampling import tasks_of
     from ..study.rescore import fresh_samples, unseen_samples
+    from ..study.scores import keep_phases, known_curves
 
     conditional = options.sampler not in UNCONDITIONAL  # a space of numbers only, which `auto` gives to cmaes, has none
     make = Space.named if options.space in SPACES else read_space
@@ -584,7 +578,7 @@ def _unpruned(study: Study, task: Task, screen: Screen) -> list[str]:
     """What the network is worth unpruned, in a line, and in another one if that is next to nothing."""
     from ..data.sanity import chance_of, near_chance
     from ..evaluation.curve import right_predictions
-    from ..search.loop import unpruned_accuracy
+    from ..study.scores import unpruned_accuracy
 
     accuracy, targets = unpruned_accuracy(study), task.search.targets
     if accuracy is None:
@@ -602,9 +596,9 @@ def _trials_after(study: Study, options: Options, prepared: Prepared, tasks: Seq
     """How many trials each phase that follows them takes as long as. What is measured on a trial's own networks takes
     none."""
     from ..evaluation.phases import HOLDOUT, PLAIN, RESCORING
-    from ..search.loop import without_holdout
     from ..study.resampling import left_over
     from ..study.rescore import DRAWS
+    from ..study.scores import without_holdout
 
     by_draws = options.rescore > 1 and left_over(prepared.source) is None
     return {
@@ -650,8 +644,8 @@ def _score(
     from ..evaluation.evaluate import mean_evaluation
     from ..evaluation.phases import HOLDOUT, PLAIN, RESCORING, phase
     from ..evaluation.task import Unseen
-    from ..search.loop import best_trials, score_holdout, score_plain, seconds_a_trial
     from ..study.rescore import fresh_measure, is_rescored, rescore
+    from ..study.scores import best_trials, score_holdout, score_plain, seconds_a_trial
 
     holdout = prepared.task.holdout
     plain = [drawn.plain() for drawn in tasks]

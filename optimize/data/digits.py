@@ -22,7 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...studies.errors import UserError
-from .datasets import DIGITS_SIZE, Dataset, Progress, Split, Transform, decode, no_progress, reason
+from ...studies.wording import reason
+from ..progress import Progress, no_progress
+from .datasets import DIGITS_SIZE, Dataset, Split
+from .images import Transform, decode
 
 DIGITS_TRANSFORM = Transform(size=DIGITS_SIZE, resize=DIGITS_SIZE)
 RECIPE = 1  # raise it with any change below: networks cached under another recipe are trained anew

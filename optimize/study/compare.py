@@ -18,14 +18,15 @@ from ...studies.comparison import Line, compare
 from ...studies.document import complete_trial
 from ...studies.errors import UserError
 from ...studies.fingerprint import Fingerprint, difference
-from ..data.datasets import Progress
 from ..evaluation.candidate import pruning_of
 from ..evaluation.curve import networks_of, right_predictions
 from ..evaluation.evaluate import Baseline, plan_of
 from ..evaluation.task import Task
-from ..options import LISTS, Options
-from ..search.loop import count_complete, count_finished
+from ..options import Options
+from ..parsers import LISTS
+from ..progress import Progress
 from ..search.space import Space
+from ..search.status import count_complete, count_finished
 from .prepare import Prepared
 from .resampling import mean_shared, with_reference
 

@@ -17,28 +17,17 @@ from ...pruning.graph import logits_of
 from ...studies.document import layers_of
 from ...studies.errors import UserError
 from ...studies.fingerprint import Fingerprint, fingerprint
-from ..data.datasets import (
-    Dataset,
-    Indices,
-    Progress,
-    Split,
-    Transform,
-    class_logits,
-    content_hash,
-    decode,
-    draw_splits,
-    no_progress,
-    open_dataset,
-    pick_classes,
-    some,
-    unlabelled,
-)
+from ...studies.wording import some
+from ..data.datasets import Dataset, Indices, Split, class_logits, open_dataset
+from ..data.images import Transform, content_hash, decode
 from ..data.prefetch import Store
+from ..data.sampling import draw_splits, pick_classes, unlabelled
 from ..data.sanity import scaled_up
 from ..evaluation.memory import Batching, choose_batch_size, sample_budget
 from ..evaluation.task import Images, Samples, Task
 from ..models import load_model
 from ..options import Options
+from ..progress import Progress, no_progress
 
 SPLITS = {"reference": "train", "search": "val", "holdout": "val"}
 """The samples of a study, and the split of the data that each is drawn from."""

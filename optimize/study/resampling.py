@@ -14,7 +14,8 @@ import numpy as np
 
 from ...pruning import make_repair
 from ...studies.errors import UserError
-from ..data.datasets import Indices, share
+from ..data.datasets import Indices
+from ..data.sampling import share
 from ..evaluation.task import Task
 from .prepare import SPLITS, Prepared, Source, images_for_repair
 

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from pxp_optimize.optimize.data.datasets import IMAGENET_MEAN, Dataset, Split
+from pxp_optimize.optimize.data.datasets import Dataset, Split
 from pxp_optimize.optimize.data.digits import DIGITS_TRANSFORM
-from pxp_optimize.optimize.models import LoadedModel, build_model, load_model, state_hash, supported_models
+from pxp_optimize.optimize.data.images import IMAGENET_MEAN
+from pxp_optimize.optimize.models import LoadedModel, build_model, load_model, supported_models
+from pxp_optimize.optimize.weights import state_hash
 from pxp_optimize.pruning import trace
 from pxp_optimize.studies.errors import UserError
 from safetensors.torch import save_file

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pxp_optimize.optimize.options import (
-    Options,
+from pxp_optimize.optimize.options import Options, read_config
+from pxp_optimize.optimize.parsers import (
     count_from,
     parse_batch_size,
     parse_channels,
@@ -19,7 +19,6 @@ from pxp_optimize.optimize.options import (
     parse_schedule,
     parse_seconds,
     parse_units,
-    read_config,
     split_names,
 )
 from pxp_optimize.optimize.search.samplers import AUTO

@@ -11,18 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from pxp_optimize.optimize.data.datasets import (
-    Dataset,
-    Split,
-    Transform,
-    class_logits,
-    content_hash,
-    decode,
-    draw_splits,
-    imagenet_synsets,
-    open_dataset,
-    pick_classes,
-)
+from pxp_optimize.optimize.data.datasets import Dataset, Split, class_logits, imagenet_synsets, open_dataset
+from pxp_optimize.optimize.data.images import Transform, content_hash, decode
+from pxp_optimize.optimize.data.sampling import draw_splits, pick_classes
 from pxp_optimize.studies.errors import UserError
 from torchvision.models import EfficientNet_B0_Weights, ResNet18_Weights
 

@@ -10,7 +10,8 @@ import torch
 from pxp_optimize.optimize.data import digits
 from pxp_optimize.optimize.data.datasets import Dataset, open_dataset
 from pxp_optimize.optimize.data.digits import DIGITS_TRANSFORM, load_or_train, seeded, train
-from pxp_optimize.optimize.models import load_model, state_hash
+from pxp_optimize.optimize.models import load_model
+from pxp_optimize.optimize.weights import state_hash
 from pxp_optimize.studies.errors import UserError
 from torch import nn
 

@@ -18,20 +18,14 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from pxp_optimize.attribution import Composite, RuleSpec
-from pxp_optimize.optimize.search.loop import (
-    MAX_FAILURES,
-    MAX_INTERRUPTIONS,
-    count_complete,
-    known_curves,
-    open_study,
-    run_search,
-    score_holdout,
-    score_plain,
-    standing,
-)
+from pxp_optimize.optimize.search.loop import MAX_FAILURES, run_search
+from pxp_optimize.optimize.search.queue import MAX_INTERRUPTIONS
 from pxp_optimize.optimize.search.samplers import make_sampler
 from pxp_optimize.optimize.search.space import FIXED, GROUPS, RULES, Part, Space
+from pxp_optimize.optimize.search.status import count_complete, standing
 from pxp_optimize.optimize.search.warm_start import MIXED, SIGNED, mixed_composites
+from pxp_optimize.optimize.study.opening import open_study
+from pxp_optimize.optimize.study.scores import known_curves, score_holdout, score_plain
 from pxp_optimize.pruning import NotFinite
 from pxp_optimize.studies.errors import UserError
 from pxp_optimize.studies.report import fixed_trials
@@ -208,7 +202,7 @@ def test_a_stop_at_any_moment_loses_nothing(tmp_path, whole, monkeypatch):
 
 def owned(study: optuna.Study, **changes) -> int:
     """A trial that runs since its owner, this process with some changes, holds it; its number."""
-    from pxp_optimize.optimize.search.loop import _owner
+    from pxp_optimize.optimize.search.queue import _owner
 
     trial = study.ask()
     trial.set_user_attr("owner", {**_owner(), **changes})
@@ -218,7 +212,7 @@ def owned(study: optuna.Study, **changes) -> int:
 def test_only_trials_of_processes_that_are_gone_are_taken_over(tmp_path):
     study = study_in(tmp_path / "a.db")
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as alive:
-        from pxp_optimize.optimize.search.loop import _started
+        from pxp_optimize.optimize.search.queue import _started
 
         at_work = owned(study, pid=alive.pid, started=_started(alive.pid))
         elsewhere = owned(study, host="another machine")

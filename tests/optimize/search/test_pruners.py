@@ -17,10 +17,12 @@ from optuna.trial import TrialState
 from pxp_optimize.attribution import Composite
 from pxp_optimize.optimize.evaluation.evaluate import Evaluation
 from pxp_optimize.optimize.evaluation.similarity import pack
-from pxp_optimize.optimize.search.loop import count_complete, count_finished, open_study, run_search, standing
+from pxp_optimize.optimize.search.loop import run_search
 from pxp_optimize.optimize.search.pruners import NONE, PRUNERS, REPORTS, Race, make_pruner, reports_of
 from pxp_optimize.optimize.search.samplers import SAMPLERS, UNCONDITIONAL, make_sampler
 from pxp_optimize.optimize.search.space import FIXED, GROUPS, Space
+from pxp_optimize.optimize.search.status import count_complete, count_finished, standing
+from pxp_optimize.optimize.study.opening import open_study
 from pxp_optimize.pruning import Ranking
 from pxp_optimize.studies.storage import open_storage
 

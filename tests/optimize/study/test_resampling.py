@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from pxp_optimize.attribution import Composite, RuleSpec
-from pxp_optimize.optimize.data.datasets import unlabelled
+from pxp_optimize.optimize.data.sampling import unlabelled
 from pxp_optimize.optimize.evaluation.evaluate import evaluate, mean_evaluation
 from pxp_optimize.optimize.study.prepare import Prepared
 from pxp_optimize.optimize.study.resampling import (

@@ -9,11 +9,11 @@ import pytest
 from optuna.trial import TrialState, create_trial
 from pxp_optimize.attribution import Composite, RuleSpec
 from pxp_optimize.optimize.evaluation.evaluate import evaluate
-from pxp_optimize.optimize.search.loop import score_holdout
 from pxp_optimize.optimize.study.compare import stored_options
 from pxp_optimize.optimize.study.prepare import prepare
 from pxp_optimize.optimize.study.resampling import left_over
 from pxp_optimize.optimize.study.rescore import fresh_measure, rescore
+from pxp_optimize.optimize.study.scores import score_holdout
 from pxp_optimize.pruning import NotFinite
 from pxp_optimize.studies.best import best_trial, candidates
 from pxp_optimize.studies.document import complete_trial

@@ -19,12 +19,13 @@ from pxp_optimize.optimize.evaluation import curve as racing
 from pxp_optimize.optimize.evaluation.evaluate import Evaluation, Score, evaluate, mean_evaluation
 from pxp_optimize.optimize.evaluation.phases import HOLDOUT, PLAIN, PREPARING, RESCORING, TRIALS
 from pxp_optimize.optimize.evaluation.task import Samples, Task, Unseen
-from pxp_optimize.optimize.search.loop import run_search, score_holdout
+from pxp_optimize.optimize.search.loop import run_search
 from pxp_optimize.optimize.search.samplers import SAMPLERS, UNCONDITIONAL, make_sampler
 from pxp_optimize.optimize.search.space import Space
 from pxp_optimize.optimize.study.prepare import Prepared
 from pxp_optimize.optimize.study.resampling import tasks_of
 from pxp_optimize.optimize.study.rescore import DRAWS, fresh_samples, unseen_samples
+from pxp_optimize.optimize.study.scores import score_holdout
 from pxp_optimize.pruning import schedule
 from pxp_optimize.pruning import shared_forward as family
 from pxp_optimize.studies.best import UNSEEN, candidates, kept_score

@@ -1,0 +1,157 @@
+"""What waits to be tried: known composites, a grid's next, and trials that were cut off.
+
+A trial that was cut off, by Ctrl-C or with its process, goes back into the queue with its number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from ...attribution import Composite, CompositeError
+from .space import Space
+
+MAX_INTERRUPTIONS = 3
+"""How often a trial may take its process down before it is taken for the cause, and failed."""
+
+
+def _is_waiting(study: Study) -> bool:
+    return bool(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+
+
+def _next_trial(study: Study) -> Trial:
+    """A trial to run: from the queue where there is one."""
+    # Signed while it waits, so that a trial that runs always has an owner, whenever this process is killed.
+    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    if waiting:
+        with contextlib.suppress(UpdateFinishedTrialError):  # another process was faster, and is done with it
+            study._storage.set_trial_user_attr(waiting[0]._trial_id, "owner", _owner())
+    else:
+        study.enqueue_trial({}, user_attrs={"owner": _owner()})
+    trial = study.ask()
+    if trial.user_attrs.get("owner") != _owner():  # another process was faster, and this is the next one
+        trial.set_user_attr("owner", _owner())
+    return trial
+
+
+def _params_of(space: Space, composite: Composite) -> dict[str, Any] | None:
+    try:
+        return space.params_of(composite)
+    except CompositeError:
+        return None
+
+
+def _enqueue_composites(
+    study: Study, space: Space, composites: Mapping[str, Composite], mark: str, most: int | None = None
+) -> None:
+    """Put composites into the queue that no trial has yet (at `most` so many), each with its name as the user
+    attribute `mark`.
+
+    A trial keeps its composite as it is, since the space may hold one like it only, or none.
+    """
+    # one whose process was stopped again and again is given another chance
+    trials = [trial for trial in study.get_trials(deepcopy=False) if not _is_given_up(trial)]
+    names = {trial.user_attrs.get(mark) for trial in trials} if mark == "fixed" else set()
+    tried = [trial.user_attrs["composite"] for trial in trials if "composite" in trial.user_attrs]
+    new = {
+        name: composite
+        for name, composite in composites.items()
+        if name not in names and (mark == "fixed" or composite.to_dict() not in tried)
+    }
+    for name, composite in itertools.islice(new.items(), most):
+        params = _params_of(space, composite) or {}
+        attrs = {mark: name, "given": params, "composite": composite.to_dict()}
+        study.enqueue_trial(params, user_attrs=attrs)
+
+
+def _enqueue(study: Study, queue: Sequence[Mapping[str, Any]]) -> bool:
+    """Put the first parameters into the queue that no trial has; whether there were any. (One at a time: a study that
+    goes on in another way has none left over.)"""
+    if not queue:
+        return False
+    # what a trial is to have first: one that has just begun has a part of it
+    known = [trial.system_attrs.get("fixed_params") or trial.params for trial in study.get_trials(deepcopy=False)]
+    following = next((dict(params) for params in queue if dict(params) not in known), None)
+    if following is not None:
+        study.enqueue_trial(following)
+    return following is not None
+
+
+def _drop_waiting(study: Study, space: Space) -> None:
+    """Fail what a grid of another space left in the queue with choices that this space lacks."""
+    choices = {name: of for name, of in space.parameters().items() if isinstance(of, tuple)}
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        given = {} if "given" in trial.user_attrs else trial.system_attrs.get("fixed_params", {})
+        if any(name in choices and value not in choices[name] for name, value in given.items()):
+            study._storage.set_trial_user_attr(trial._trial_id, "error", "it was left over from another space")
+            study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
+
+
+# -- trials that were cut off --------------------------------------------------------------------------
+
+
+def _requeue_stale(study: Study) -> None:
+    """Put trials back into the queue whose process is provably gone.
+
+    A trial of a process on another machine is left alone: it does no harm, and its process may be at work.
+    """
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        owner = trial.user_attrs.get("owner", {})
+        if owner.get("host") == platform.node() and owner != _owner() and not _alive(owner):
+            _requeue(study, trial, blame=True)
+
+
+def _requeue_own(study: Study, *, blame: bool) -> None:
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if trial.user_attrs.get("owner") == _owner():
+            _requeue(study, trial, blame=blame)
+
+
+def _requeue(study: Study, trial: FrozenTrial, *, blame: bool) -> None:
+    storage = study._storage
+    count = trial.user_attrs.get("interruptions", 0) + blame
+    storage.set_trial_user_attr(trial._trial_id, "interruptions", count)
+    given_up = count >= MAX_INTERRUPTIONS
+    if given_up:
+        storage.set_trial_user_attr(trial._trial_id, "error", f"its process ended {count} times while it ran")
+    storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL if given_up else TrialState.WAITING)
+
+
+def _is_given_up(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.FAIL and trial.user_attrs.get("interruptions", 0) >= MAX_INTERRUPTIONS
+
+
+def _owner() -> dict[str, Any]:
+    """Who runs a trial. The start time tells this process from a later one with the same id."""
+    pid = os.getpid()
+    return {"host": platform.node(), "pid": pid, "started": _started(pid)}
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, in the system's own unit; None where the system does not say (not Linux)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return stat.rpartition(")")[2].split()[19]  # the name before ")" may hold spaces; see proc_pid_stat(5)
+
+
+def _alive(owner: Mapping[str, Any]) -> bool:
+    if os.name == "nt":  # where os.kill would end the process; a trial that was cut off is lost there
+        return True
+    try:
+        os.kill(owner["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return _started(owner["pid"]) == owner["started"]
