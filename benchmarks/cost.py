@@ -91,7 +91,7 @@ def trials(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         if (text := getattr(args, key)) is not None:
             options[key] = tuple(float(part) for part in text.split(","))
     for seed in range(args.seeds):
-        prepared = prepare(Options(**options, seed=seed, device="cpu"))
+        prepared = prepare(Options.parsed(**options, seed=seed, device="cpu"))
         space = Space.named("auto", prepared.layers, True, mixed="+" in prepared.task.units)
         for name in args.methods.split(","):
             task = replace(prepared.task, curves={}, plans={}, unpruned={})

@@ -64,7 +64,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     figures: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for seed in range(args.first_seed, args.first_seed + args.seeds):
-        options = Options(
+        options = Options.parsed(
             model=args.model,
             weights=args.weights,
             units=args.units,

@@ -36,7 +36,7 @@ def main() -> None:
     args = parser.parse_args()
     figures: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
     for seed in range(args.seeds):
-        options = Options(
+        options = Options.parsed(
             model=args.model,
             weights=args.weights,
             units=args.units,

@@ -176,7 +176,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         prepared = prepare(
-            Options(
+            Options.parsed(
                 model=args.model,
                 weights=args.weights,
                 data=args.data,

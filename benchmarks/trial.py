@@ -169,7 +169,7 @@ def samples_of(options: argparse.Namespace) -> tuple[nn.Module, Graph, tuple[Ten
         with torch.inference_mode():
             labels = torch.cat([model(part).argmax(1) for part in search.split(options.batch)])
         return model, trace(model), (inputs, targets), (search, labels)
-    settings = Options(
+    settings = Options.parsed(
         model=options.model,
         units=options.units,
         reference_samples=options.samples // 10,

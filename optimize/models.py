@@ -28,7 +28,7 @@ from .data.datasets import Dataset, class_logits
 from .data.digits import DIGITS_TRANSFORM, load_or_train, seeded
 from .data.images import Transform
 from .progress import Progress, no_progress
-from .weights import _load, _plain, _read_file, state_hash
+from .weights import fit, read_checkpoint, state_hash, weights_for
 
 # For a network that says nothing of its input: what most classifiers trained on ImageNet expect.
 IMAGENET_TRANSFORM = Transform(size=224, resize=256)
@@ -132,9 +132,6 @@ def load_model(
     num_classes = _count_logits(spec, module, transform.size)
     class_logits(dataset, num_classes)
     return LoadedModel(module, num_classes, transform, description, state_hash(module.state_dict()))
-
-
-# --------------------------------------------------------------------------------------------- building
 
 
 @dataclass(frozen=True)
@@ -332,9 +329,6 @@ def _takes(module: nn.Module, images: Tensor) -> bool:
     return True
 
 
-# ---------------------------------------------------------------------------------------------- weights
-
-
 @dataclass(frozen=True)
 class _Source:
     """Tensors by dotted names, what to call them, and their transform if it is known to be torchvision's."""
@@ -347,7 +341,7 @@ class _Source:
 def _read(spec: str, weights: str) -> _Source:
     path = Path(weights).expanduser()
     if path.is_file():
-        return _Source(_read_file(path), f"weights of {path}", None)
+        return _Source(read_checkpoint(path), f"weights of {path}", None)
     if path.suffix in (".pt", ".pth", ".safetensors") or len(path.parts) > 1:
         raise UserError(f"--weights {weights}: no such file")
     return _hub(spec, weights)
@@ -385,7 +379,7 @@ def _fit(spec: str, source: _Source, image_size: int | None) -> tuple[nn.Module,
     module = build_model(spec)
     if not source.state:
         return module, image_size, source.description
-    state, choice = _plain(source.state, module)
+    state, choice = weights_for(source.state, module)
     description = source.description + choice
     size = image_size
     if ":" not in spec:
@@ -400,7 +394,7 @@ def _fit(spec: str, source: _Source, image_size: int | None) -> tuple[nn.Module,
             state = interpolate_embeddings(size, module.patch_size, state)
         if isinstance(module, (GoogLeNet, Inception3)):
             module.transform_input = True  # as in torchvision's pretrained ones and those tuned from them
-    _load(module, state, description)
+    fit(module, state, description)
     return module, size, description
 
 

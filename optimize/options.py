@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ..studies.errors import UserError
 from .search.pruners import NONE, PRUNERS
-from .search.samplers import AUTO, GRID, SAMPLERS
+from .search.samplers import AUTO, GRID, MULTI_OBJECTIVE, SAMPLERS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -32,6 +32,7 @@ from .parsers import (
     parse_channels,
     parse_classes,
     parse_deviation,
+    parse_objective,
     parse_rates,
     parse_repair,
     parse_schedule,
@@ -39,6 +40,9 @@ from .parsers import (
     parse_space,
     parse_units,
 )
+
+GIVEN = "(given)"
+"""What `data` is where a program gives images, instead of naming them."""
 
 
 def _option(
@@ -114,7 +118,7 @@ class Options:
         metavar="X[,X,X]",
         unset="the weights' own",
     )
-    classes: str | None = _option(
+    classes: tuple[str, ...] | int | None = _option(
         None,
         "Only these classes, by name or index (3,5 or cat,dog; a name with a comma in double quotes), or a single "
         "number to draw that many; the network's other outputs are ignored.",
@@ -156,22 +160,24 @@ class Options:
         metavar="RATES",
         shown=DEFAULT_RATES,
     )
-    schedule: str = _option(
-        "auto",
+    schedule: tuple[str, ...] = _option(
+        ("auto",),
         "When relevance is recomputed: `oneshot` ranks all units once (the paper's way), every:0.05 again on the "
         "network as pruned so far after each such step, steps:N in N steps. Several, joined by commas, are searched; "
         "composites that are known before take the first. `auto` is every:0.1.",
         parse=parse_schedule,
         metavar="SCHEDULE",
+        shown="auto",
     )
-    repair: str = _option(
-        "auto",
+    repair: tuple[str, ...] = _option(
+        ("auto",),
         "What is done to a pruned network, without labels or training, from the reference images: `none`, "
         "`batchnorm` (its statistics re-estimated where it follows a layer), "
         "`least-squares` (the layers behind pruned units refitted). "
         "Or both, batchnorm+least-squares. Several, joined by commas, are searched. `auto` is least-squares.",
         parse=parse_repair,
         metavar="REPAIR",
+        shown="auto",
     )
     repair_samples: int | None = _option(
         None,
@@ -197,13 +203,15 @@ class Options:
         unset="none",
         alias="from",
     )
-    objective: str = _option(
-        "auc",
+    objective: tuple[str, ...] = _option(
+        ("auc",),
         "What trials are judged by: `auc`, the area under accuracy against the part of the units that is gone, or "
         "also, as a second objective, against the part of the multiply-adds (auc,macs) or of the time (auc,latency) "
         "that is saved. With two, the front of the trials that none beats in both is listed, and the one with the "
         "highest AUC exported.",
-        choices=OBJECTIVES,
+        parse=parse_objective,
+        metavar="|".join(OBJECTIVES),
+        shown="auc",
     )
     trials: int = _option(
         100, "Finished trials to reach, those of earlier runs included.", parse=count_from(1), metavar="N"
@@ -275,6 +283,67 @@ class Options:
     quiet: bool = _option(False, "Show nothing but the results.")
     verbose: bool = _option(False, "Show Optuna's log as well, and a traceback with an error.")
 
+    @classmethod
+    def parsed(cls, **values: Any) -> Options:
+        """From values as people write them: text as on the command line, numbers, lists.
+
+        Raises:
+            UserError: no such option (with the nearest one), or a value that it does not take.
+        """
+        known = {option.name: option for option in fields(cls)}
+        found = {}
+        for name, value in values.items():
+            if name not in known:
+                raise UserError(f"unknown option {name!r}: {_nearest(name, known)}")
+            found[name] = _parsed(known[name], value)
+        return cls(**found)
+
+    def check(self) -> None:
+        """Refuse options that contradict each other, before anything is loaded.
+
+        Raises:
+            UserError: what contradicts what.
+        """
+        several = len(self.objective) > 1
+        if self.draws > 1 and self.pruner != NONE:
+            raise UserError(f"--pruner {self.pruner} races on one draw: give --draws 1, or --pruner none")
+        if several and self.pruner != NONE:
+            raise UserError(f"--pruner {self.pruner} knows one objective: give --objective auc, or --pruner none")
+        if several and self.sampler not in (AUTO, *MULTI_OBJECTIVE):
+            known = ", ".join(MULTI_OBJECTIVE)
+            raise UserError(f"--sampler {self.sampler} knows one objective: give --objective auc, or one of {known}")
+        if self.repair == (NONE,) and self.repair_samples is not None:
+            raise UserError(f"--repair-samples {self.repair_samples}: --repair none reads no images; leave one out")
+
+    def stored(self) -> dict[str, Any]:
+        """As JSON, as a study keeps it: words of a list joined as on the command line."""
+        return {name: _joined(value) for name, value in asdict(self).items()}
+
+
+def _parsed(option: Field[Any], value: Any) -> Any:
+    if value is None and option.default is None:
+        return None
+    hints = option.metadata
+    try:
+        if hints["choices"] and value not in hints["choices"]:
+            raise ValueError(f"{value!r} is not one of {', '.join(hints['choices'])}")
+        if option.type == "bool" and not isinstance(value, bool):
+            raise ValueError(f"{value!r} is not True or False")
+        return hints["parse"](value) if hints["parse"] else value
+    except ValueError as error:
+        raise UserError(f"{option.name}: {error}") from error
+
+
+def _joined(value: Any) -> Any:
+    if isinstance(value, tuple) and value and all(isinstance(item, str) for item in value):
+        return ",".join('"' + item.replace('"', '""') + '"' if {",", '"'} & set(item) else item for item in value)
+    return value
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+
 
 def read_config(path: str | Path) -> dict[str, Any]:
     """The options in a TOML file by field name, as written there (not yet parsed).
@@ -306,8 +375,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         if name in values:
             raise UserError(f"{path}: {key!r} is given twice")
         if isinstance(value, list) and name not in LISTS:
-            joined = ("+" if name == "units" else ",").join(map(str, value))
-            raise UserError(f'{path}: {key!r} is a list, but takes one value, which may name several: "{joined}"')
+            raise UserError(f"{path}: {key!r} is a list, but takes one value")
         if name in flags and not isinstance(value, bool):
             raise UserError(f"{path}: {key!r} is {value!r}, but takes true or false")
         if "\0" in str(value):

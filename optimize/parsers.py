@@ -23,7 +23,7 @@ UNITS = ("auto", "filters", "neurons", "heads")
 OBJECTIVES = ("auc", "auc,macs", "auc,latency")
 DEFAULT_RATES = "0:0.95:0.05"
 
-LISTS = ("mean", "std", "classes", "rates")
+LISTS = ("mean", "std", "classes", "rates", "units", "schedule", "repair", "objective")
 """Options that take a list in a TOML file."""
 
 Parser = Callable[[object], Any]
@@ -80,8 +80,8 @@ def parse_rate(value: object) -> float:
     return rate
 
 
-def parse_classes(value: object) -> str:
-    """Which classes, as `data.pick_classes` reads it: names or indices, or a number of them to draw.
+def parse_classes(value: object) -> tuple[str, ...] | int:
+    """Which classes: their names or indices, or a number of them to draw.
 
     So "3" draws three classes, and "3,5" or "cat,dog" or a list are these two. A name with a comma stands in quotes:
     '"cat, tabby",dog'.
@@ -92,15 +92,16 @@ def parse_classes(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     parts = split_names(value) if isinstance(value, str) else _items(value)
-    names = [text for part in parts if (text := str(part).strip())]
+    names = tuple(text for part in parts if (text := str(part).strip()))
     if len(names) == 1 and names[0].isdecimal() and isinstance(value, str):
         if int(names[0]) < 2:
             raise ValueError(f"{names[0]} classes cannot be told apart: at least 2")
-    elif len(names) < 2:
+        return int(names[0])
+    if len(names) < 2:
         raise ValueError(f"{value!r} names one class: give a list such as 3,5 or a number to draw")
-    elif len(set(names)) < len(names):
+    if len(set(names)) < len(names):
         raise ValueError(f"{value!r} names a class twice")
-    return ",".join('"' + name.replace('"', '""') + '"' if {",", '"'} & set(name) else name for name in names)
+    return names
 
 
 def split_names(text: str) -> list[str]:
@@ -137,16 +138,17 @@ def parse_deviation(value: object) -> tuple[float, ...]:
     return numbers
 
 
-def parse_schedule(value: object) -> str:
-    """When relevance is recomputed: "auto", "oneshot", "every:RATE" or "steps:N"; or a list of them, to search.
+def parse_schedule(value: object) -> tuple[str, ...]:
+    """When relevance is recomputed: "auto", "oneshot", "every:RATE" or "steps:N"; or several of them, to search.
 
     Raises:
-        ValueError: something else, a number out of range, one that is named twice, or "auto" in a list.
+        ValueError: something else, a number out of range, one that is named twice, or "auto" beside others.
     """
-    texts = str(value).split(",")
-    if len(texts) > 1:
-        return _several(texts, parse_schedule, value)
-    kind, _, number = str(value).partition(":")
+    return _several(value, _schedule)
+
+
+def _schedule(text: str) -> str:
+    kind, _, number = text.partition(":")
     if kind in ("auto", "oneshot") and not number:
         return kind
     with contextlib.suppress(ValueError):
@@ -154,39 +156,53 @@ def parse_schedule(value: object) -> str:
             return f"every:{float(number):g}"
         if kind == "steps" and 2 <= int(number) <= 1000:
             return f"every:{1 / int(number):g}"
-    raise ValueError(f"{value!r} is not auto, oneshot, every:RATE (such as every:0.05) or steps:N (such as steps:10)")
+    raise ValueError(f"{text!r} is not auto, oneshot, every:RATE (such as every:0.05) or steps:N (such as steps:10)")
 
 
-def parse_repair(value: object) -> str:
-    """A repair of `REPAIRS`, or a list of them, to search.
+def parse_repair(value: object) -> tuple[str, ...]:
+    """A repair of `REPAIRS`, or several of them, to search.
 
     Raises:
-        ValueError: something else, one that is named twice, or "auto" in a list.
+        ValueError: something else, one that is named twice, or "auto" beside others.
     """
-    texts = str(value).split(",")
-    if len(texts) > 1:
-        return _several(texts, parse_repair, value)
-    if value not in REPAIRS:
-        raise ValueError(f"{value!r} is not {', '.join(REPAIRS)}")
-    return str(value)
+    return _several(value, _repair)
 
 
-def _several(texts: Sequence[str], parse: Callable[[object], str], whole: object) -> str:
-    found = [parse(text.strip()) for text in texts]
-    if "auto" in found:
-        raise ValueError(f"{whole!r}: auto stands alone")
-    if len(set(found)) < len(found):
-        raise ValueError(f"{whole!r} names one twice")
-    return ",".join(found)
+def _repair(text: str) -> str:
+    if text not in REPAIRS:
+        raise ValueError(f"{text!r} is not {', '.join(REPAIRS)}")
+    return text
+
+
+def parse_objective(value: object) -> tuple[str, ...]:
+    """An objective, or two of them: one of `OBJECTIVES`.
+
+    Raises:
+        ValueError: something else.
+    """
+    found = tuple(value.split(",")) if isinstance(value, str) else tuple(map(str, _items(value)))
+    if ",".join(found) not in OBJECTIVES:
+        raise ValueError(f"{value!r} is not one of {', '.join(map(repr, OBJECTIVES))}")
+    return found
+
+
+def _several(value: object, parse: Callable[[str], str]) -> tuple[str, ...]:
+    texts = list(map(str, value)) if isinstance(value, (list, tuple)) else str(value).split(",")
+    found = tuple(parse(text.strip()) for text in texts)
+    if "auto" in found and len(found) > 1:
+        raise ValueError(f"{value!r}: auto stands alone")
+    if not found or len(set(found)) < len(found):
+        raise ValueError(f"{value!r} names one twice" if found else f"{value!r} names none")
+    return found
 
 
 def parse_units(value: object) -> str:
-    """Kinds of units joined by "+", in alphabetical order, or "auto".
+    """Kinds of units, in alphabetical order joined by "+", or "auto". From such text or from a list of kinds.
 
     Raises:
         ValueError: an unknown kind, or one named twice.
     """
-    kinds = str(value).split("+")
+    kinds = list(map(str, value)) if isinstance(value, (list, tuple)) else str(value).split("+")
     for kind in kinds:
         if kind not in UNITS or (kind == "auto" and len(kinds) > 1) or kinds.count(kind) > 1:
             raise ValueError(f"{value!r} is not made of {', '.join(UNITS[1:])} (joined by +), or auto")

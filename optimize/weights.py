@@ -36,7 +36,7 @@ def state_hash(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _read_file(path: Path) -> Mapping[str, Tensor]:
+def read_checkpoint(path: Path) -> Mapping[str, Tensor]:
     """The tensors of a checkpoint, by dotted names; nothing in the file is executed."""
     try:
         if path.suffix == ".safetensors" or _is_safetensors(path):
@@ -99,7 +99,7 @@ def _is_safetensors(path: Path) -> bool:
         return file.read(10)[8:] == b'{"'
 
 
-def _plain(tensors: Mapping[str, Tensor], module: nn.Module) -> tuple[OrderedDict[str, Tensor], str]:
+def weights_for(tensors: Mapping[str, Tensor], module: nn.Module) -> tuple[OrderedDict[str, Tensor], str]:
     """The weights for `module`, under its names and in float32; and, where there are others, which these are."""
     named = {_modern(name): tensor for name, tensor in tensors.items()}
     prefix, others = _prefixes(named, module)
@@ -171,7 +171,7 @@ def _called(prefix: str) -> str:
     return f"{prefix.rstrip('.') or 'those outside'}{' (averaged)' if _is_averaged(prefix) else ''}"
 
 
-def _load(module: nn.Module, state: OrderedDict[str, Tensor], description: str) -> None:
+def fit(module: nn.Module, state: OrderedDict[str, Tensor], description: str) -> None:
     """Load all of `state` into all of `module`, or say what does not fit."""
     own = module.state_dict()
     mismatched = [name for name, tensor in state.items() if name in own and own[name].shape != tensor.shape]

@@ -67,7 +67,7 @@ class Project:
         """The same for tests without the command, but for the rates; they run in the folder (`small_options`)."""
         from pxp_optimize.optimize.options import Options
 
-        return Options(
+        return Options.parsed(
             model="network:small",
             weights="weights.pt",
             data="images",

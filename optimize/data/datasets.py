@@ -65,9 +65,6 @@ class Dataset:
     val: Split
 
 
-# ---------------------------------------------------------------------------------------------- opening
-
-
 def open_dataset(spec: str, *, seed: int, cache: Path, progress: Progress = no_progress) -> Dataset:
     """Open `digits`, `imagenette` or the image folder at the path `spec`, without decoding anything.
 

@@ -48,9 +48,6 @@ class Transform:
         return (pixels.float() / 255 - mean) / std
 
 
-# ---------------------------------------------------------------------------------------------- decoding
-
-
 def decode(
     split: Split,
     indices: Indices,

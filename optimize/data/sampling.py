@@ -7,30 +7,26 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...studies.errors import UserError
-from ..parsers import split_names
 from .datasets import Dataset, Indices, Split
 
 DEFAULT_SAMPLES = 500  # at most, for search and for holdout each, to keep a trial short
 
 
-def pick_classes(dataset: Dataset, spec: str | None, seed: int) -> tuple[int, ...]:
+def pick_classes(dataset: Dataset, wanted: Sequence[str] | int | None, seed: int) -> tuple[int, ...]:
     """The class indices that `--classes` asks for, ascending.
 
-    spec: None for all, a number of classes to draw by `seed`, or a comma-separated list of names or indices
-    (a name wins over an index).
+    wanted: None for all, a number of classes to draw by `seed`, or names or indices (a name wins over an index).
 
     Raises:
         UserError: an unknown class, or fewer than two classes.
     """
     names = dataset.classes
-    if spec is None:
+    if wanted is None:
         return tuple(range(len(names)))
-    wanted = [part for part in split_names(spec) if part]
-    if len(wanted) == 1 and wanted[0].isdecimal():
-        count = int(wanted[0])
-        if not 2 <= count <= len(names):
-            raise UserError(f"--classes {spec}: {dataset.name} has {len(names)} classes; draw 2 to {len(names)}")
-        drawn = np.random.default_rng(seed).choice(len(names), count, replace=False)
+    if isinstance(wanted, int):
+        if not 2 <= wanted <= len(names):
+            raise UserError(f"--classes {wanted}: {dataset.name} has {len(names)} classes; draw 2 to {len(names)}")
+        drawn = np.random.default_rng(seed).choice(len(names), wanted, replace=False)
         return tuple(sorted(drawn.tolist()))
     chosen: set[int] = set()
     for part in wanted:
@@ -42,11 +38,8 @@ def pick_classes(dataset: Dataset, spec: str | None, seed: int) -> tuple[int, ..
             shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
             raise UserError(f"--classes: {dataset.name} has no class {part!r}; it has {shown}")
     if len(chosen) < 2:
-        raise UserError(f"--classes {spec}: name at least two classes")
+        raise UserError(f"--classes {', '.join(wanted)}: name at least two classes")
     return tuple(sorted(chosen))
-
-
-# ---------------------------------------------------------------------------------------------- drawing
 
 
 def draw_splits(

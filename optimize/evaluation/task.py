@@ -17,15 +17,16 @@ from .memory import Batching
 
 @dataclass(frozen=True)
 class Images:
-    """Images as bytes, normalised only when a batch of them is asked for.
+    """Images, as bytes that are normalised only when a batch of them is asked for, or as a network's own inputs.
 
-    pixels: uint8, shape (n, 3, height, width). mean, std: float32, shape (3, 1, 1), in units of [0, 1].
-    in_file: the pixels lie in a file (see `Store`): they stay there, and batches are copied to the device.
+    pixels: uint8, or float32 as the network takes them; shape (n, channels, height, width). mean, std: of bytes,
+    float32, shape (channels, 1, 1), in units of [0, 1]; None for inputs. in_file: the pixels lie in a file (see
+    `Store`): they stay there, and batches are copied to the device.
     """
 
     pixels: Tensor
-    mean: Tensor
-    std: Tensor
+    mean: Tensor | None = None
+    std: Tensor | None = None
     in_file: bool = False
     ahead: Ahead | None = field(default=None, compare=False, repr=False)
 
@@ -33,16 +34,18 @@ class Images:
         return len(self.pixels)
 
     def __getitem__(self, item: slice) -> Tensor:
-        """The float32 batch of these rows, shape (rows, 3, height, width), on the device."""
-        pixels = self.pixels[item].to(self.mean.device) if self.ahead is None else self.ahead[item]
-        return (pixels.to(self.mean.dtype) / 255 - self.mean) / self.std
+        """The float32 batch of these rows, shape (rows, channels, height, width), on the device."""
+        pixels = self.pixels[item] if self.ahead is None else self.ahead[item]
+        if self.mean is None or self.std is None:
+            return pixels
+        return (pixels.to(self.mean.device).to(self.mean.dtype) / 255 - self.mean) / self.std
 
     def take(self, rows: Tensor) -> Images:
         """The images of these rows (indices), in their order."""
         return Images(self.pixels[rows.to(self.pixels.device)], self.mean, self.std)
 
     def to(self, device: torch.device) -> Images:
-        mean, std = self.mean.to(device), self.std.to(device)
+        mean, std = (None if value is None else value.to(device) for value in (self.mean, self.std))
         if not self.in_file:
             return Images(self.pixels.to(device), mean, std)
         return Images(self.pixels, mean, std, True, Ahead(self.pixels, device) if device.type == "cuda" else None)
@@ -57,6 +60,9 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def to(self, device: torch.device) -> Samples:
+        return Samples(self.inputs.to(device), self.targets.to(device))
 
 
 class Unseen(NamedTuple):

@@ -21,23 +21,22 @@ from ...pruning import NotFinite, area_over
 from ...studies.best import UNSEEN
 from ...studies.errors import UserError
 from ...studies.report import name_of
-from ..commands.console import Standing
 from ..evaluation.candidate import Pruning, candidate, keep_candidate, pruning_of
 from ..evaluation.similarity import nearest
 from ..evaluation.task import Unseen
 from .pruners import Race, Stopper
 from .queue import (
-    _drop_waiting,
-    _enqueue,
-    _enqueue_composites,
-    _is_waiting,
-    _next_trial,
-    _params_of,
-    _requeue_own,
-    _requeue_stale,
+    drop_waiting,
+    enqueue_composites,
+    enqueue_next,
+    given_params,
+    is_waiting,
+    next_trial,
+    requeue_own,
+    requeue_stale,
 )
 from .space import Space
-from .status import FINISHED, count_finished, standing
+from .status import FINISHED, SearchStatus, count_finished, standing
 
 MAX_FAILURES = 10
 """How many trials in a row may fail before the search gives up."""
@@ -74,7 +73,7 @@ class Raced(Result, Protocol):
 Evaluate = Callable[..., Result]
 """Called with a composite or a `Candidate`; in a race also with what says when to stop (`pruners.Stop`); by the keyword
 `unseen` with other samples to measure it on, where there are any."""
-Watch = Callable[[Standing, str], None]
+Watch = Callable[[SearchStatus, str], None]
 
 
 def run_search(
@@ -119,25 +118,25 @@ def run_search(
     """
     started = time.monotonic()
     with alone():
-        _requeue_stale(study)
-        _drop_waiting(study, space)
-        _enqueue_composites(study, space, space.fixed_composites(), "fixed")
-        _enqueue_composites(study, space, start_from or {}, "from")
+        requeue_stale(study)
+        drop_waiting(study, space)
+        enqueue_composites(study, space, space.fixed_composites(), "fixed")
+        enqueue_composites(study, space, start_from or {}, "from")
     failures = 0
     while count_finished(study) < trials:
         if timeout is not None and time.monotonic() - started >= timeout:
             break
         try:
             with alone():
-                if not _is_waiting(study) and not _enqueue(study, queue):
-                    _enqueue_composites(study, space, known or {}, "known", most=1)
-                if queue_only and not _is_waiting(study):
+                if not is_waiting(study) and not enqueue_next(study, queue):
+                    enqueue_composites(study, space, known or {}, "known", most=1)
+                if queue_only and not is_waiting(study):
                     break
-                trial = _next_trial(study)
+                trial = next_trial(study)
             outcome = _run_trial(study, trial, space, evaluate, race, unseen)
         except BaseException as error:
             # Ctrl-C is no sign that the trial is at fault; anything else may be.
-            _requeue_own(study, blame=not isinstance(error, KeyboardInterrupt))
+            requeue_own(study, blame=not isinstance(error, KeyboardInterrupt))
             raise
         failed = isinstance(outcome, NotFinite)
         failures = failures + 1 if failed else 0
@@ -231,7 +230,7 @@ def _proposed(trial: Trial, space: Space) -> tuple[Composite, Pruning | None]:
         return space.suggest(trial), space.suggest_pruning(trial)
     composite = Composite.from_dict(trial.user_attrs["composite"])
     # with the parameters that were found for it then, unless the study goes on in another space
-    if params and params == _params_of(space, composite):
+    if params and params == given_params(space, composite):
         space.suggest(trial)
         space.suggest_pruning(trial)
     return composite, space.known_pruning()

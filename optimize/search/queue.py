@@ -24,33 +24,33 @@ MAX_INTERRUPTIONS = 3
 """How often a trial may take its process down before it is taken for the cause, and failed."""
 
 
-def _is_waiting(study: Study) -> bool:
+def is_waiting(study: Study) -> bool:
     return bool(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
 
-def _next_trial(study: Study) -> Trial:
+def next_trial(study: Study) -> Trial:
     """A trial to run: from the queue where there is one."""
     # Signed while it waits, so that a trial that runs always has an owner, whenever this process is killed.
     waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
     if waiting:
         with contextlib.suppress(UpdateFinishedTrialError):  # another process was faster, and is done with it
-            study._storage.set_trial_user_attr(waiting[0]._trial_id, "owner", _owner())
+            study._storage.set_trial_user_attr(waiting[0]._trial_id, "owner", own_mark())
     else:
-        study.enqueue_trial({}, user_attrs={"owner": _owner()})
+        study.enqueue_trial({}, user_attrs={"owner": own_mark()})
     trial = study.ask()
-    if trial.user_attrs.get("owner") != _owner():  # another process was faster, and this is the next one
-        trial.set_user_attr("owner", _owner())
+    if trial.user_attrs.get("owner") != own_mark():  # another process was faster, and this is the next one
+        trial.set_user_attr("owner", own_mark())
     return trial
 
 
-def _params_of(space: Space, composite: Composite) -> dict[str, Any] | None:
+def given_params(space: Space, composite: Composite) -> dict[str, Any] | None:
     try:
         return space.params_of(composite)
     except CompositeError:
         return None
 
 
-def _enqueue_composites(
+def enqueue_composites(
     study: Study, space: Space, composites: Mapping[str, Composite], mark: str, most: int | None = None
 ) -> None:
     """Put composites into the queue that no trial has yet (at `most` so many), each with its name as the user
@@ -68,12 +68,12 @@ def _enqueue_composites(
         if name not in names and (mark == "fixed" or composite.to_dict() not in tried)
     }
     for name, composite in itertools.islice(new.items(), most):
-        params = _params_of(space, composite) or {}
+        params = given_params(space, composite) or {}
         attrs = {mark: name, "given": params, "composite": composite.to_dict()}
         study.enqueue_trial(params, user_attrs=attrs)
 
 
-def _enqueue(study: Study, queue: Sequence[Mapping[str, Any]]) -> bool:
+def enqueue_next(study: Study, queue: Sequence[Mapping[str, Any]]) -> bool:
     """Put the first parameters into the queue that no trial has; whether there were any. (One at a time: a study that
     goes on in another way has none left over.)"""
     if not queue:
@@ -86,7 +86,7 @@ def _enqueue(study: Study, queue: Sequence[Mapping[str, Any]]) -> bool:
     return following is not None
 
 
-def _drop_waiting(study: Study, space: Space) -> None:
+def drop_waiting(study: Study, space: Space) -> None:
     """Fail what a grid of another space left in the queue with choices that this space lacks."""
     choices = {name: of for name, of in space.parameters().items() if isinstance(of, tuple)}
     for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
@@ -96,23 +96,20 @@ def _drop_waiting(study: Study, space: Space) -> None:
             study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
 
 
-# -- trials that were cut off --------------------------------------------------------------------------
-
-
-def _requeue_stale(study: Study) -> None:
+def requeue_stale(study: Study) -> None:
     """Put trials back into the queue whose process is provably gone.
 
     A trial of a process on another machine is left alone: it does no harm, and its process may be at work.
     """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         owner = trial.user_attrs.get("owner", {})
-        if owner.get("host") == platform.node() and owner != _owner() and not _alive(owner):
+        if owner.get("host") == platform.node() and owner != own_mark() and not _alive(owner):
             _requeue(study, trial, blame=True)
 
 
-def _requeue_own(study: Study, *, blame: bool) -> None:
+def requeue_own(study: Study, *, blame: bool) -> None:
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if trial.user_attrs.get("owner") == _owner():
+        if trial.user_attrs.get("owner") == own_mark():
             _requeue(study, trial, blame=blame)
 
 
@@ -130,13 +127,13 @@ def _is_given_up(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.FAIL and trial.user_attrs.get("interruptions", 0) >= MAX_INTERRUPTIONS
 
 
-def _owner() -> dict[str, Any]:
+def own_mark() -> dict[str, Any]:
     """Who runs a trial. The start time tells this process from a later one with the same id."""
     pid = os.getpid()
-    return {"host": platform.node(), "pid": pid, "started": _started(pid)}
+    return {"host": platform.node(), "pid": pid, "started": started_at(pid)}
 
 
-def _started(pid: int) -> str | None:
+def started_at(pid: int) -> str | None:
     """When a process started, in the system's own unit; None where the system does not say (not Linux)."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
@@ -154,4 +151,4 @@ def _alive(owner: Mapping[str, Any]) -> bool:
         return False
     except PermissionError:
         pass
-    return _started(owner["pid"]) == owner["started"]
+    return started_at(owner["pid"]) == owner["started"]

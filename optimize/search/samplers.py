@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # Optuna takes a while to import, and the command line needs only the names
@@ -71,13 +71,13 @@ UNCONDITIONAL = frozenset({"cmaes", "gp"})
 """Samplers that model only what every trial has, so that every trial needs all numbers."""
 
 
-def default_sampler(parameters: Mapping[str, tuple[str, ...] | Range], objective: str) -> str:
+def default_sampler(parameters: Mapping[str, tuple[str, ...] | Range], objective: Sequence[str]) -> str:
     """The sampler that suits a space: `local` for one of choices only, `cmaes` for one of numbers only, else `tpe`.
 
     parameters: as `Space.parameters` gives them. objective: one of `config.OBJECTIVES`.
     """
     choices = {isinstance(of, tuple) for of in parameters.values()}
-    if "," in objective or len(choices) != 1:
+    if len(objective) > 1 or len(choices) != 1:
         return "tpe"
     return "local" if choices == {True} else "cmaes"
 

@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from optuna.study import Study
 from optuna.trial import TrialState
 
 from ...studies.best import auc_of, search_best
 from ...studies.report import fixed_trials, name_of
-from ..commands.console import Standing
+
+
+@dataclass(frozen=True)
+class SearchStatus:
+    """Where a study stands. best, fixed: the best AUC of all and of the fixed composites, with its name.
+    stopped: how many of those done were stopped early. after: what comes after the trials, in trials."""
+
+    done: int
+    total: int
+    best: float | None = None
+    best_name: str = ""
+    fixed: float | None = None
+    fixed_name: str = ""
+    stopped: int = 0
+    after: float = 0.0
+
+    def __str__(self) -> str:
+        if self.best is None:
+            return "no AUC yet"
+        text = f"best AUC {self.best:.4f} ({self.best_name})"
+        if self.fixed is not None and self.best_name != self.fixed_name:
+            text += f", best fixed {self.fixed:.4f} ({self.fixed_name})"
+        if self.stopped:
+            text += f", {self.stopped} stopped early"
+        return text
+
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -22,13 +49,13 @@ def count_finished(study: Study) -> int:
     return len(study.get_trials(deepcopy=False, states=FINISHED))
 
 
-def standing(study: Study, trials: int) -> Standing:
+def standing(study: Study, trials: int) -> SearchStatus:
     """Where a study stands on its way to this many finished trials."""
     done, complete = count_finished(study), count_complete(study)
     if not complete:
-        return Standing(done, trials, stopped=done)
+        return SearchStatus(done, trials, stopped=done)
     best = search_best(study)
     fixed = [(name, auc_of(trial)) for name, trial in fixed_trials(study).items() if trial.values]
     fixed_name, fixed_value = max(fixed, key=lambda item: item[1], default=("", None))
     best_name = name_of(best) or f"no. {best.number}"
-    return Standing(done, trials, auc_of(best), best_name, fixed_value, fixed_name, done - complete)
+    return SearchStatus(done, trials, auc_of(best), best_name, fixed_value, fixed_name, done - complete)

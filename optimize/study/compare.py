@@ -22,8 +22,7 @@ from ..evaluation.candidate import pruning_of
 from ..evaluation.curve import networks_of, right_predictions
 from ..evaluation.evaluate import Baseline, plan_of
 from ..evaluation.task import Task
-from ..options import Options
-from ..parsers import LISTS
+from ..options import GIVEN, Options
 from ..progress import Progress
 from ..search.space import Space
 from ..search.status import count_complete, count_finished
@@ -46,14 +45,16 @@ def stored_options(study: Study, **changes: Any) -> Options:
     config = study.user_attrs.get("config")
     if not isinstance(config, Mapping) or "fingerprint" not in study.user_attrs:
         raise UserError(f"study {study.study_name!r} was not made by pxp-optimize")
+    if config.get("data") == GIVEN:
+        raise UserError(
+            f"study {study.study_name!r} was made in Python, with a network and images that only its program has: "
+            "use the methods of what optimize() returns there"
+        )
     known = {option.name for option in fields(Options)}
     values = {name: value for name, value in config.items() if name in known}
-    for name in LISTS:
-        if isinstance(values.get(name), list):
-            values[name] = tuple(values[name])
     # what `auto` stood for then, which may be another thing by now
     values |= {key: study.user_attrs["fingerprint"].get(key, values.get(key)) for key in ("schedule", "repair")}
-    return replace(Options(**values), **changes)
+    return replace(Options.parsed(**{key: value for key, value in values.items() if value is not None}), **changes)
 
 
 def check_unchanged(study: Study, fingerprint: Fingerprint) -> None:

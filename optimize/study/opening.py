@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -16,7 +16,7 @@ from ..search.space import Space
 
 
 def check_study(
-    storage: optuna.storages.BaseStorage, name: str, fingerprint: Fingerprint, objective: str = "auc"
+    storage: optuna.storages.BaseStorage, name: str, fingerprint: Fingerprint, objective: Sequence[str] = ("auc",)
 ) -> Study | None:
     """The study of this name, or None where there is none. Writes nothing.
 
@@ -41,10 +41,10 @@ def check_study(
         )
     # a study that was cut off while it was made has directions and nothing else
     before = study.user_attrs.get("config", {}).get("objective", "auc" if len(study.directions) == 1 else "auc,...")
-    if len(study.directions) != len(objective.split(",")) or (stored is not None and before != objective):
+    now = ",".join(objective)
+    if len(study.directions) != len(objective) or (stored is not None and before != now):
         raise UserError(
-            f"study {name!r} was made with --objective {before}, not {objective}: "
-            "give that, or another name with --study"
+            f"study {name!r} was made with --objective {before}, not {now}: give that, or another name with --study"
         )
     return study
 
@@ -78,7 +78,7 @@ def open_study(
     name: str,
     fingerprint: Fingerprint,
     attrs: Mapping[str, Any],
-    objective: str = "auc",
+    objective: Sequence[str] = ("auc",),
 ) -> Study:
     """The study to run, created if there is none, with its attributes (`rates`, `config`, `layers`, ...).
 
@@ -89,7 +89,7 @@ def open_study(
     """
     study = check_study(storage, name, fingerprint, objective)
     if study is None:
-        names = ["AUC", *(f"AUC over {cost}" for cost in objective.split(",")[1:])]
+        names = ["AUC", *(f"AUC over {cost}" for cost in objective[1:])]
         directions = [StudyDirection.MAXIMIZE] * len(names)
         study = optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
         with warnings.catch_warnings():

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +22,15 @@ from ..data.images import Transform, content_hash, decode
 from ..data.prefetch import Store
 from ..data.sampling import draw_splits, pick_classes, unlabelled
 from ..data.sanity import scaled_up
+from ..evaluation.devices import check_precision, choose_device
 from ..evaluation.memory import Batching, choose_batch_size, sample_budget
 from ..evaluation.task import Images, Samples, Task
 from ..models import load_model
-from ..options import Options
+from ..options import GIVEN, Options
 from ..progress import Progress, no_progress
 
 SPLITS = {"reference": "train", "search": "val", "holdout": "val"}
 """The samples of a study, and the split of the data that each is drawn from."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A task with what a study keeps about it.
-
-    fingerprint: what must be the same to continue a study. layers: group and type of each ruled layer.
-    description: lines that say which model, weights and data these are, and how to use others. source: where the
-    samples come from, for other ones than the task's (`draws`). pruning: the schedules and the repairs that a study
-    may use, by "schedule" and "repair"; the task has the first ones.
-    """
-
-    task: Task
-    fingerprint: Fingerprint
-    layers: dict[str, Any]
-    description: tuple[str, ...]
-    source: Source = field(repr=False)
-    pruning: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -69,6 +51,44 @@ class Source:
     draws: int
     read: Callable[[str, Indices, bool], Samples]
     repair: Images | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The network that a study explains and prunes.
+
+    name: as the user calls it. graph: on the study's device. units: the kind that is meant. outputs: how many logits.
+    of_class: the logit of each class of the data. competing: the logits that compete for a prediction, or None for all.
+    description: of its weights, in words. image: how an image becomes its input, as the fingerprint keeps it.
+    """
+
+    name: str
+    module: torch.nn.Module
+    graph: Graph
+    units: str
+    outputs: int
+    competing: tuple[int, ...] | None
+    description: str
+    weights_hash: str
+    image: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task with what a study keeps about it.
+
+    fingerprint: what must be the same to continue a study. layers: group and type of each ruled layer.
+    description: lines that say which model, weights and data these are, and how to use others. source: where the
+    samples come from, for other ones than the task's (`resampling`). pruning: the schedules and the repairs that a
+    study may use, by "schedule" and "repair"; the task has the first ones.
+    """
+
+    task: Task
+    fingerprint: Fingerprint
+    layers: dict[str, Any]
+    description: tuple[str, ...]
+    source: Source = field(repr=False)
+    pruning: Mapping[str, tuple[str, ...]]
 
 
 def cache_folder() -> Path:
@@ -98,7 +118,7 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
 
     def check(module: torch.nn.Module, size: int) -> None:
         with progress("trace the network", 1):
-            graph, _ = _traced(module, size, options.units, options.model)
+            graph, _ = traced(module, example_of((3, size, size)), options.units, options.model)
         how_pruned(graph, options.schedule, options.repair)
 
     model = load_model(
@@ -115,56 +135,86 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
         check=check,
     )
     of_class = class_logits(dataset, model.num_classes)
-    with progress("trace the network", 1):
-        graph, units = _traced(model.module, model.transform.size, options.units, options.model)
-        graph.to(device)
     transform = model.transform
+    with progress("trace the network", 1):
+        example = example_of((3, transform.size, transform.size))
+        graph, units = traced(model.module, example, options.units, options.model)
+        graph.to(device)
     budget = sample_budget(device) if options.sample_memory is None else options.sample_memory << 20
     store = Store(budget, cache)
 
     def read(split: str, indices: Indices, skip_broken: bool = False) -> Samples:
         rows: Split = getattr(dataset, split)
         found = _samples(rows, indices, of_class, transform, store, skip_broken or options.skip_broken, progress)
-        return Samples(found.inputs.to(device), found.targets.to(device))
+        return found.to(device)
 
-    samples = {name: read(SPLITS[name], indices) for name, indices in drawn.items()}
+    competing = tuple(sorted(of_class[label] for label in classes))
+    subject = Subject(
+        name=options.model,
+        module=model.module,
+        graph=graph,
+        units=units,
+        outputs=model.num_classes,
+        competing=competing if len(competing) < model.num_classes else None,
+        description=model.description,
+        weights_hash=model.weights_hash,
+        image={"size": transform.size, "mean": transform.mean, "std": transform.std},
+    )
+    source = Source(dataset, classes, drawn, options.reference_samples, options.seed, options.draws, read)
+    warning = scaled_up(dataset.train, drawn["reference"], transform.resize)
+    return assemble(options, subject, source, () if warning is None else (f"warning {warning}",), progress)
+
+
+def assemble(
+    options: Options,
+    subject: Subject,
+    source: Source,
+    warnings: tuple[str, ...] = (),
+    progress: Progress = no_progress,
+) -> Prepared:
+    """The task of a network and its data: samples read, what repairs need measured, a batch size chosen.
+
+    Raises:
+        UserError: they do not fit each other, or the options.
+    """
+    graph, device = subject.graph, subject.graph.device
+    samples = {name: source.read(SPLITS[name], indices, False) for name, indices in source.drawn.items()}
     if options.repair_samples is not None:
-        rows = unlabelled(dataset, classes, drawn["reference"], options.repair_samples, options.seed)
-        samples["repair"] = read("train", rows)
-    repair_images = samples["repair"].inputs if "repair" in samples else None
-    competing = sorted(of_class[label] for label in classes)
-    restricted = len(competing) < model.num_classes
+        count = options.repair_samples
+        rows = unlabelled(source.dataset, source.classes, source.drawn["reference"], count, options.seed)
+        samples["repair"] = source.read("train", rows, False)
+        source = replace(source, repair=samples["repair"].inputs)
     schedules, repairs = how_pruned(graph, options.schedule, options.repair)
     reference = samples["reference"]
-    repair_from = images_for_repair(reference) if repair_images is None else repair_images
+    repair_from = images_for_repair(reference) if source.repair is None else source.repair
     batch_size = options.batch_size
     if isinstance(batch_size, str):
         with progress("choose a batch size", 1):
-            batch_size = choose_batch_size(graph, units, reference.inputs, reference.targets)
+            batch_size = choose_batch_size(graph, subject.units, reference.inputs, reference.targets)
     task = Task(
         graph=graph,
-        units=units,
+        units=subject.units,
         rates=options.rates,
-        logits=torch.tensor(competing, device=device) if restricted else None,
+        logits=None if subject.competing is None else torch.tensor(subject.competing, device=device),
         batching=Batching(batch_size),
         reference=reference,
         search=samples["search"],
         holdout=samples["holdout"],
         schedule=Schedule.parse(schedules[0]),
         precision=options.precision,
-        cost=options.objective.partition(",")[2] or None,
+        cost=next(iter(options.objective[1:]), None),
         repair=make_repair(repairs[0], graph, repair_from),
         repair_images=repair_from,
     )
-    _check_graph(model.module, task, options.model)
+    _check_graph(subject, task)
     mark = fingerprint(
-        model=options.model,
-        weights=model.weights_hash,
-        data=Path(dataset.name).name,  # wherever the folder lies: what is in it counts
-        image={"size": transform.size, "mean": transform.mean, "std": transform.std},
-        classes=[dataset.classes[label] for label in classes],
+        model=subject.name,
+        weights=subject.weights_hash,
+        data=Path(source.dataset.name).name,  # wherever the folder lies: what is in it counts
+        image=subject.image,
+        classes=[source.dataset.classes[label] for label in source.classes],
         samples={name: _sample_mark(drawn_samples) for name, drawn_samples in samples.items()},
-        units=units,
+        units=subject.units,
         rates=options.rates,
         schedule=",".join(schedules),
         repair=",".join(repairs),
@@ -173,13 +223,7 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
         gated=graph.gated,
     )
     pruning = {"schedule": schedules, "repair": repairs}
-    lines = _describe(options, dataset, task, pruning, model.description, len(classes), model.num_classes)
-    warning = scaled_up(dataset.train, drawn["reference"], transform.resize)
-    if warning is not None:
-        lines += (f"warning {warning}",)
-    source = Source(
-        dataset, classes, drawn, options.reference_samples, options.seed, options.draws, read, repair_images
-    )
+    lines = (*_describe(options, subject, source, task, pruning), *warnings)
     return Prepared(task, mark, layers_of(graph), lines, source, pruning)
 
 
@@ -192,78 +236,48 @@ def images_for_repair(reference: Samples) -> Images:
     return Images(images.pixels[repair_rows(len(images))], images.mean, images.std, images.in_file)
 
 
-def how_pruned(graph: Graph, schedule: str, repair: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def how_pruned(
+    graph: Graph, schedules: tuple[str, ...], repairs: tuple[str, ...]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The schedules and the repairs that are meant: `auto` stands for what measured best (benchmarks/README.md).
 
     Raises:
         UserError: a repair of BatchNorm in a network without.
     """
-    if schedule == "auto":
-        schedule = AUTO_SCHEDULE
-    if repair == "auto":
-        repair = AUTO_REPAIR
-    if "batchnorm" in repair and not graph.norms:
-        raise UserError(f"--repair {repair}: the network has no BatchNorm to re-estimate; give least-squares")
-    return tuple(schedule.split(",")), tuple(repair.split(","))
+    repairs = tuple(AUTO_REPAIR if repair == "auto" else repair for repair in repairs)
+    if any("batchnorm" in repair for repair in repairs) and not graph.norms:
+        given = ",".join(repairs)
+        raise UserError(f"--repair {given}: the network has no BatchNorm to re-estimate; give least-squares")
+    return tuple(AUTO_SCHEDULE if schedule == "auto" else schedule for schedule in schedules), repairs
 
 
 @torch.inference_mode()
-def _check_graph(module: torch.nn.Module, task: Task, name: str) -> None:
+def _check_graph(subject: Subject, task: Task) -> None:
     """A forward function may do what tracing cannot see (change a tensor that it reads again, say)."""
     batch = task.reference.inputs[0:2]
-    expected = logits_of(module.to(batch.device)(batch))
+    expected = logits_of(subject.module.to(batch.device)(batch))
     found = task.graph.network(batch)
     scale = expected.abs().max().clamp(min=1e-6)
+    name = subject.name
     if not bool(torch.isfinite(expected).all()):
         raise UserError(f"model {name} gives logits that are not finite: look at its weights and at --mean and --std")
     if expected.shape != found.shape or bool((expected - found).abs().max() > 1e-2 * scale):
         raise UserError(f"model {name} is not supported: its traced graph gives other logits than the model")
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of a name; `auto` is CUDA, else Apple's MPS, else the CPU.
+def example_of(shape: Sequence[int]) -> Tensor:
+    """Two inputs of a shape (channels, height, width) to trace a network with: noise, always the same."""
+    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def traced(module: torch.nn.Module, example: Tensor, units: str, name: str) -> tuple[Graph, str]:
+    """The network's graph, and the kind of units that is meant.
 
     Raises:
-        UserError: no such device on this machine.
+        UserError: a network that cannot be traced, or without such units.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    match = re.fullmatch(r"(cpu)|(mps)|cuda(?::(\d+))?", name)
-    if match is None:
-        raise UserError(f"unknown device {name!r}: give auto, cpu, cuda, cuda:N or mps")
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise UserError("this machine has no MPS device: give --device auto")
-    if name.startswith("cuda"):
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if count == 0:
-            raise UserError("no CUDA device, or a torch built without CUDA: give --device auto")
-        if int(match[3] or 0) >= count:
-            raise UserError(f"no device {name}: the last one is cuda:{count - 1}")
-    return torch.device(name)
-
-
-def check_precision(precision: str, device: torch.device) -> None:
-    """Refuse a precision that a device does not have.
-
-    Raises:
-        UserError: TF32 elsewhere than on CUDA, or on CUDA a device too old for it or for bfloat16.
-    """
-    cuda = device.type == "cuda"
-    if precision == "tf32" and not (cuda and torch.cuda.get_device_capability(device) >= (8, 0)):
-        raise UserError(
-            f"--precision tf32: {device} has no TF32 (CUDA devices of compute capability 8.0 or newer have); "
-            "give fp32 or bf16"
-        )
-    if precision == "bf16" and cuda:
-        with torch.cuda.device(device):
-            if not torch.cuda.is_bf16_supported():
-                raise UserError(f"--precision bf16: {device} has no bfloat16; give fp32")
-
-
-def _traced(module: torch.nn.Module, side: int, units: str, name: str) -> tuple[Graph, str]:
-    """The network's graph, and the kind of units that is meant."""
     try:
-        graph = trace(module, torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0)))
+        graph = trace(module, example)
     except TraceError as error:
         raise UserError(f"model {name} is not supported: {error}") from error
     units = graph.default_units if units == "auto" else units
@@ -298,31 +312,28 @@ def _sample_mark(samples: Samples) -> dict[str, int | str]:
 
 
 def _describe(
-    options: Options,
-    dataset: Dataset,
-    task: Task,
-    pruning: Mapping[str, tuple[str, ...]],
-    model: str,
-    n_classes: int,
-    n_outputs: int,
+    options: Options, subject: Subject, source: Source, task: Task, pruning: Mapping[str, tuple[str, ...]]
 ) -> tuple[str, ...]:
     units = task.graph.units(task.units)
-    size = task.reference.inputs.pixels.shape[-1]
+    dataset, n_classes = source.dataset, len(source.classes)
+    height, width = task.reference.inputs.pixels.shape[-2:]
     coarser = "" if task.precision == "fp32" else f", accuracies in {task.precision}"
     masked = ""
     if task.logits is not None:
         used = some(list(map(str, task.logits.tolist())), 10)
-        masked = f"; {n_outputs - n_classes} of {n_outputs} outputs ignored, used are {used}"
+        masked = f"; {subject.outputs - n_classes} of {subject.outputs} outputs ignored, used are {used}"
     unlabelled_images = "" if options.repair_samples is None else f" from {options.repair_samples} images"
     draws = "" if options.draws == 1 else f" in each of {options.draws} draws"
     stored = [name for name in SPLITS if getattr(task, name).inputs.in_file]
     where = f"; {', '.join(stored)} on disk (--sample-memory)" if stored else ""
+    by_name = dataset.name != GIVEN
     return (
-        f"model   {options.model}, {model}; {sum(units.values())} {task.units} in {len(units)} layers, "
-        f"on {task.graph.device}{coarser} (--model, --weights)",
-        f"data    {dataset.name}, {n_classes} classes at {size} x {size}{masked} (--data DIR for your own)",
-        f"pruning {' or '.join(pruning['schedule'])}, repair {' or '.join(pruning['repair'])}{unlabelled_images} "
-        "(--schedule, --repair, --repair-samples)",
-        f"samples {len(task.reference)} reference{draws}, {len(task.search)} search, {len(task.holdout)} holdout "
-        f"(--reference-samples, --search-samples, --holdout-samples){where}",
+        f"model   {subject.name}, {subject.description}; {sum(units.values())} {task.units} in {len(units)} layers, "
+        f"on {task.graph.device}{coarser}{' (--model, --weights)' * by_name}",
+        f"data    {dataset.name}, {n_classes} classes at {height} x {width}{masked}"
+        f"{' (--data DIR for your own)' * by_name}",
+        f"pruning {' or '.join(pruning['schedule'])}, repair {' or '.join(pruning['repair'])}{unlabelled_images}"
+        f"{' (--schedule, --repair, --repair-samples)' * by_name}",
+        f"samples {len(task.reference)} reference{draws}, {len(task.search)} search, {len(task.holdout)} holdout"
+        f"{' (--reference-samples, --search-samples, --holdout-samples)' * by_name}{where}",
     )

@@ -17,7 +17,7 @@ import pytest
 import torch
 from optuna.trial import TrialState
 from pxp_optimize.attribution import Composite, load_composite
-from pxp_optimize.optimize.commands.main import units_of
+from pxp_optimize.optimize.commands.models import units_of
 from pxp_optimize.optimize.models import build_model
 from pxp_optimize.optimize.options import Options
 from pxp_optimize.pruning import TraceError, auc, trace

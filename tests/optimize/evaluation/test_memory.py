@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pxp_optimize.attribution import Composite, RuleSpec
-from pxp_optimize.optimize.commands.main import run
+from pxp_optimize.optimize.commands.run import run
 from pxp_optimize.optimize.evaluation import memory
 from pxp_optimize.optimize.evaluation.evaluate import Baseline, evaluate, plan_of, scores
 from pxp_optimize.optimize.evaluation.memory import (

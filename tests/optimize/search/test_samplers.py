@@ -74,15 +74,15 @@ def test_model_based_samplers_learn(name):
 def test_the_default_sampler_goes_by_what_a_space_is_made_of():
     network = {"conv": {"group": "low", "type": "stem"}, "fc": {"group": "classifier", "type": "linear"}}
     chosen = {
-        name: default_sampler(Space.named(name, network, True, mixed=False).parameters(), "auc")
+        name: default_sampler(Space.named(name, network, True, mixed=False).parameters(), ("auc",))
         for name in ("depth", "type", "layer", "paper")
     }
     assert chosen == {"depth": "tpe", "type": "tpe", "layer": "cmaes", "paper": "local"}
     layers = Space.named("layer", network, True, mixed=False)
-    assert default_sampler(layers.parameters(), "auc,macs") == "tpe"
+    assert default_sampler(layers.parameters(), ("auc", "macs")) == "tpe"
     layers = Space.named("layer", network, True, mixed=False, pruning={"schedule": ("oneshot", "every:0.1")})
-    assert default_sampler(layers.parameters(), "auc") == "tpe"
-    assert default_sampler({}, "auc") == "tpe"
+    assert default_sampler(layers.parameters(), ("auc",)) == "tpe"
+    assert default_sampler({}, ("auc",)) == "tpe"
 
 
 def test_cmaes_drives_the_numbers():

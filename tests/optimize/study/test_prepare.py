@@ -95,7 +95,7 @@ def test_what_cannot_be_pruned_is_refused_before_it_is_trained(monkeypatch, tmp_
     monkeypatch.setattr(digits, "train", train)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(UserError, match=message) as caught:
-        prepare(Options(**{"data": "digits", "device": "cpu"} | changes))
+        prepare(Options.parsed(**{"data": "digits", "device": "cpu"} | changes))
     assert "\n" not in str(caught.value)
 
 

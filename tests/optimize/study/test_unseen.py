@@ -14,7 +14,6 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 from pxp_optimize.attribution import Composite, RuleSpec
-from pxp_optimize.optimize.commands.main import PLAIN_COST, _trials_after
 from pxp_optimize.optimize.evaluation import curve as racing
 from pxp_optimize.optimize.evaluation.evaluate import Evaluation, Score, evaluate, mean_evaluation
 from pxp_optimize.optimize.evaluation.phases import HOLDOUT, PLAIN, PREPARING, RESCORING, TRIALS
@@ -25,6 +24,7 @@ from pxp_optimize.optimize.search.space import Space
 from pxp_optimize.optimize.study.prepare import Prepared
 from pxp_optimize.optimize.study.resampling import tasks_of
 from pxp_optimize.optimize.study.rescore import DRAWS, fresh_samples, unseen_samples
+from pxp_optimize.optimize.study.run import PLAIN_COST, _trials_after
 from pxp_optimize.optimize.study.scores import score_holdout
 from pxp_optimize.pruning import schedule
 from pxp_optimize.pruning import shared_forward as family

@@ -6,8 +6,9 @@ import io
 import time
 
 import pytest
-from pxp_optimize.optimize.commands import console as progress
-from pxp_optimize.optimize.commands.console import Screen, Standing
+from pxp_optimize.optimize import console as progress
+from pxp_optimize.optimize.console import Screen
+from pxp_optimize.optimize.search.status import SearchStatus
 
 
 class Terminal(io.StringIO):
@@ -53,9 +54,9 @@ def test_work_that_fails_does_not_say_it_is_done(monkeypatch):
 
 def test_a_search_is_a_line_per_trial_in_a_file():
     file = io.StringIO()
-    with Screen(file=file).search(Standing(3, 5)) as watch:
-        watch(Standing(4, 5, 0.5, "zplus", 0.5, "zplus"), "zplus, AUC 0.5000")
-        watch(Standing(5, 5, 0.75, "no. 4", 0.5, "zplus"), "no. 4, AUC 0.7500")
+    with Screen(file=file).search(SearchStatus(3, 5)) as watch:
+        watch(SearchStatus(4, 5, 0.5, "zplus", 0.5, "zplus"), "zplus, AUC 0.5000")
+        watch(SearchStatus(5, 5, 0.75, "no. 4", 0.5, "zplus"), "no. 4, AUC 0.7500")
     first, second = file.getvalue().splitlines()
     assert first == "trial 4 of 5: zplus, AUC 0.5000; best AUC 0.5000 (zplus); 0 s left"
     assert second == "trial 5 of 5: no. 4, AUC 0.7500; best AUC 0.7500 (no. 4), best fixed 0.5000 (zplus); 0 s left"
@@ -65,9 +66,9 @@ def test_the_time_left_counts_what_comes_after_the_trials(monkeypatch):
     clock = iter((0.0, 10.0, 20.0))
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     file = io.StringIO()
-    with Screen(file=file).search(Standing(0, 2)) as watch:
-        watch(Standing(1, 2, 0.5, "zplus", after=2.5), "zplus, AUC 0.5000")
-        watch(Standing(2, 2, 0.5, "zplus", after=2.5), "gamma, AUC 0.4000")
+    with Screen(file=file).search(SearchStatus(0, 2)) as watch:
+        watch(SearchStatus(1, 2, 0.5, "zplus", after=2.5), "zplus, AUC 0.5000")
+        watch(SearchStatus(2, 2, 0.5, "zplus", after=2.5), "gamma, AUC 0.4000")
     assert [line.rpartition("; ")[2] for line in file.getvalue().splitlines()] == ["35 s left", "25 s left"]
 
 
@@ -107,8 +108,8 @@ def test_what_is_waited_for_is_said_at_once_and_taken_back(terminal):
 
 
 def test_a_terminal_shows_trial_best_and_time_left(terminal):
-    with Screen(file=terminal).search(Standing(3, 5, 0.5, "zplus", 0.5, "zplus")) as watch:
-        watch(Standing(4, 5, 0.75, "no. 3", 0.5, "zplus"), "no. 3, AUC 0.7500")
+    with Screen(file=terminal).search(SearchStatus(3, 5, 0.5, "zplus", 0.5, "zplus")) as watch:
+        watch(SearchStatus(4, 5, 0.75, "no. 3", 0.5, "zplus"), "no. 3, AUC 0.7500")
         time.sleep(0.3)  # the bar draws itself ten times a second
     shown = terminal.getvalue()
     for part in ("trial 4 of 5", "trial 5 of 5", "best AUC 0.7500 (no. 3), best fixed 0.5000 (zplus)", "left"):
@@ -132,8 +133,8 @@ def test_quiet_shows_nothing(terminal, monkeypatch):
     with screen("train", 10) as advance:
         advance(1)
         time.sleep(0.05)
-    with screen.search(Standing(0, 5)) as watch:
-        watch(Standing(1, 5, 0.5, "zplus"), "zplus")
+    with screen.search(SearchStatus(0, 5)) as watch:
+        watch(SearchStatus(1, 5, 0.5, "zplus"), "zplus")
     assert terminal.getvalue() == ""
 
 

@@ -7,8 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -22,37 +21,15 @@ from rich.progress import (
 )
 from rich.spinner import Spinner
 
+if TYPE_CHECKING:
+    from .search.status import SearchStatus
+
 PATIENCE = 2.0
 """Seconds after which work that is not on a terminal says that it is going on."""
 AGAIN = 30.0
 """Seconds between the lines by which it says how far it is."""
 
 Advance = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class Standing:
-    """Where a study stands. best, fixed: the best AUC of all and of the fixed composites, with its name.
-    stopped: how many of those done were stopped early. after: what comes after the trials, in trials."""
-
-    done: int
-    total: int
-    best: float | None = None
-    best_name: str = ""
-    fixed: float | None = None
-    fixed_name: str = ""
-    stopped: int = 0
-    after: float = 0.0
-
-    def __str__(self) -> str:
-        if self.best is None:
-            return "no AUC yet"
-        text = f"best AUC {self.best:.4f} ({self.best_name})"
-        if self.fixed is not None and self.best_name != self.fixed_name:
-            text += f", best fixed {self.fixed:.4f} ({self.fixed_name})"
-        if self.stopped:
-            text += f", {self.stopped} stopped early"
-        return text
 
 
 class Screen:
@@ -156,17 +133,17 @@ class Screen:
                 self.line(f"{label}: done in {time.monotonic() - started:.0f} s")
 
     @contextlib.contextmanager
-    def search(self, standing: Standing) -> Iterator[Callable[[Standing, str], None]]:
+    def search(self, standing: SearchStatus) -> Iterator[Callable[[SearchStatus, str], None]]:
         """Shows a search; yields the function that takes the new standing and a line about the last trial."""
         started, before = time.monotonic(), standing.done
 
-        def left(now: Standing) -> str:
+        def left(now: SearchStatus) -> str:
             spent = time.monotonic() - started
             return f"{_duration(spent / max(now.done - before, 1) * (now.total - now.done + now.after))} left"
 
         if not self.live:
 
-            def tell(now: Standing, trial: str) -> None:
+            def tell(now: SearchStatus, trial: str) -> None:
                 self.line(f"trial {now.done} of {now.total}: {trial}; {now}; {left(now)}")
 
             yield tell
@@ -185,7 +162,7 @@ class Screen:
                 escape(str(standing)), total=standing.total, completed=before, trial=before + 1, rest=""
             )
 
-            def show(now: Standing, trial: str) -> None:
+            def show(now: SearchStatus, trial: str) -> None:
                 bar.update(
                     task,
                     completed=now.done,

@@ -1,0 +1,116 @@
+"""`pxp-optimize compare`: a study's best composite beside others, on holdout samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ...studies.errors import UserError
+from ..lazy import LazyModule, load
+from ..parsers import count_from
+from .shell import (
+    LOADING,
+    Parsed,
+    device_option,
+    find_study,
+    print_table,
+    quiet_option,
+    quiet_optuna,
+    storage_option,
+    study_option,
+)
+
+if TYPE_CHECKING:
+    from ...studies import comparison, document
+    from ...studies import storage as storing
+    from .. import console
+    from ..study import compare as comparing
+    from ..study import prepare as preparing
+    from ..study import resampling
+    from ..study import run as running
+else:
+    console = LazyModule("..console", __package__)
+    comparison = LazyModule("...studies.comparison", __package__)
+    document = LazyModule("...studies.document", __package__)
+    storing = LazyModule("...studies.storage", __package__)
+    comparing = LazyModule("..study.compare", __package__)
+    preparing = LazyModule("..study.prepare", __package__)
+    resampling = LazyModule("..study.resampling", __package__)
+    running = LazyModule("..study.run", __package__)
+
+
+@click.command(short_help="Compare a study's best composite with others, on holdout samples.")
+@study_option
+@storage_option
+@click.option(
+    "--paper-study",
+    metavar="NAME",
+    help="Study of --space paper on the same task, whose best takes part.  [default: the one in the database, if any]",
+)
+@click.option(
+    "--seeds",
+    type=Parsed(count_from(1), "N"),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Draws of the reference images, each with a seed of its own for random baselines.",
+)
+@click.option("--output", metavar="FILE", help="Write all figures here as JSON.")
+@click.option("--csv", metavar="FILE", help="Write all figures here as CSV.")
+@device_option
+@quiet_option
+def compare(
+    study: str | None,
+    storage: str,
+    paper_study: str | None,
+    seeds: int,
+    output: str | None,
+    csv: str | None,
+    device: str | None,
+    quiet: bool,
+) -> None:
+    """Compare a study's best composite with the fixed ones, the paper's best and other criteria.
+
+    All are measured on the study's holdout samples, with its schedule and repair, but with other reference images
+    than the search had. Intervals count both the images and the draws. The study is only read.
+    """
+    screen = console.Screen(quiet=quiet)
+    with screen.waiting(LOADING):
+        load(running)
+    if output is not None and csv is not None and Path(output).resolve() == Path(csv).resolve():
+        raise UserError(f"--output and --csv are both {output}: give two files")
+    if output is not None:
+        document.check_target(output, storage, lambda path: document.is_json(path, comparison.FORMAT), "comparison")
+    if csv is not None:
+        document.check_target(csv, storage, comparison.is_csv, "comparison")
+    quiet_optuna(verbose=False)
+    with running.device_and_storage_errors(storage):
+        opened = storing.open_storage(storage, must_exist=True)
+        found = find_study(opened, study)
+        options = comparing.stored_options(found, **({} if device is None else {"device": device}))
+        paper = comparing.paper_study(opened, found, paper_study)
+        prepared = preparing.prepare(options, screen)
+        comparing.check_unchanged(found, prepared.fingerprint)
+        prepared = comparing.pruned_as_best(found, prepared)
+        best, methods = comparing.methods_of(found, options, prepared, paper)
+        for line in prepared.description:
+            screen.line(line)
+        if paper is not None:
+            screen.line(f"paper   study {paper.study_name} (--paper-study)")
+        if any(len(choices) > 1 for choices in prepared.pruning.values()):
+            screen.line(f"all     {prepared.task.schedule}, repair {prepared.task.repair_name}, as the best trial")
+        lines, problems = comparing.compare_study(prepared, methods, best, seeds, screen)
+    rates = prepared.task.rates
+    for table in comparison.comparison_tables(lines, rates):
+        print_table(table)
+        click.echo()
+    shared = resampling.sharing(prepared.source, comparing.draws_of(seeds))
+    for text in (*comparison.explanation(lines, seeds, len(prepared.task.holdout), shared), *problems):
+        click.echo(text)
+    if output is not None:
+        about = comparing.about(found, prepared, best, paper, seeds)
+        document.write_json(output, comparison.comparison_document(lines, rates, about))
+    if csv is not None:
+        document.write_whole(csv, comparison.comparison_csv(lines, rates).encode())

@@ -1,0 +1,33 @@
+"""`pxp-optimize export`: a study's best composite as JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ..lazy import LazyModule
+from .shell import find_study, quiet_optuna, storage_option, study_option
+
+if TYPE_CHECKING:
+    from ...studies import document
+    from ...studies import storage as storing
+else:
+    document = LazyModule("...studies.document", __package__)
+    storing = LazyModule("...studies.storage", __package__)
+
+
+@click.command(short_help="Write a study's best composite as JSON.")
+@study_option
+@click.option("-o", "--output", default="best.json", show_default=True, metavar="FILE", help="File to write.")
+@click.option("--trial", type=int, metavar="N", help="Number of the trial to write.  [default: the best one]")
+@storage_option
+def export(study: str | None, output: str, trial: int | None, storage: str) -> None:
+    """Write the best composite of a study, or that of one trial, as JSON."""
+    document.check_target(output, storage)
+    quiet_optuna(verbose=False)
+    with storing.storage_errors(storage):
+        content = document.composite_document(find_study(storing.open_storage(storage, must_exist=True), study), trial)
+    document.write_json(output, content)
+    result = content["result"]
+    click.echo(f"{output}: trial {result['trial']} of {result['study']}, AUC {result['auc']:.4f}")

@@ -1,0 +1,282 @@
+"""A study from beginning to end, the same for the command and for Python: opened, searched, its best scored."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any
+
+from optuna.study import Study
+from optuna.trial import Trial
+
+from ...attribution import Composite
+from ...attribution.composites import GATES
+from ...studies.best import best_trial
+from ...studies.errors import UserError
+from ...studies.report import fixed_trials
+from ...studies.storage import alone, open_storage, shown, storage_errors
+from ..console import Screen
+from ..data.sanity import chance_of, near_chance
+from ..evaluation.candidate import pruning_of
+from ..evaluation.curve import chunks, right_predictions
+from ..evaluation.evaluate import mean_evaluation
+from ..evaluation.memory import is_out_of_memory, keep_batch_size
+from ..evaluation.phases import HOLDOUT, PLAIN, RESCORING, TRIALS, Phases, phase
+from ..evaluation.task import Samples, Task, Unseen
+from ..options import Options
+from ..parsers import SPACES
+from ..search.loop import run_search
+from ..search.pruners import NONE, Race, make_pruner, reports_of
+from ..search.samplers import AUTO, GRID, UNCONDITIONAL, default_sampler, make_sampler
+from ..search.space import Space
+from ..search.spacefile import read_space
+from ..search.status import count_complete, count_finished, standing
+from ..search.warm_start import earlier_composite, mixed_composites
+from .opening import check_space, check_study, open_study
+from .prepare import Prepared
+from .resampling import left_over, tasks_of
+from .rescore import DRAWS, fresh_measure, fresh_samples, is_rescored, rescore, unseen_samples
+from .scores import (
+    best_trials,
+    keep_phases,
+    known_curves,
+    score_holdout,
+    score_plain,
+    seconds_a_trial,
+    unpruned_accuracy,
+    without_holdout,
+)
+
+PLAIN_COST = 0.2
+"""What a trial costs without steps and repair, of one with them (benchmarks/README.md)."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C during the trials or after them: what was finished is in the study, and the same run continues it."""
+
+
+def make_space(options: Options, prepared: Prepared, *, conditional: bool = True) -> Space:
+    """The composites that a study searches.
+
+    conditional: see `Space`.
+
+    Raises:
+        UserError: a file that is no space of this network.
+    """
+    task = prepared.task
+    # counted in units the signal alone was always better; counted in cost not (benchmarks/README.md)
+    gates = (GATES if task.cost else GATES[:1]) if task.graph.gated else ()
+    make = Space.named if options.space in SPACES else read_space
+    mixed = "+" in task.units
+    return make(options.space, prepared.layers, conditional, mixed=mixed, pruning=prepared.pruning, gates=gates)
+
+
+def run_study(
+    options: Options,
+    prepared: Prepared,
+    phases: Phases,
+    screen: Screen,
+    then: Callable[[Study], object] = lambda study: None,
+) -> Study:
+    """Run or continue a study until it has its trials and its best ones their scores.
+
+    The study is created only after its fingerprint has been compared.
+
+    then: called with the finished study, while no other process ends it.
+
+    Raises:
+        UserError: the study is another one's, or no trial finished.
+        Stopped: as raised by Ctrl-C.
+    """
+    conditional = options.sampler not in UNCONDITIONAL  # a space of numbers only, which `auto` gives to cmaes, has none
+    space = make_space(options, prepared, conditional=conditional)
+    if options.sampler == AUTO:
+        options = replace(options, sampler=default_sampler(space.parameters(), options.objective))
+    try:
+        grid = space.grid(options.seed) if options.sampler == GRID else []
+    except ValueError as error:
+        raise UserError(f"--sampler {GRID}: {error}") from None
+    name = options.study or default_study_name(prepared.fingerprint)
+    start_from: dict[str, Composite] = {}
+    if options.start_from is not None:
+        start_from[options.start_from] = earlier_composite(options.start_from, space, prepared.layers, options.space)
+    tasks = tasks_of(prepared, options.draws)
+    storage = open_storage(options.storage)
+    with alone(options.storage):  # not while another process makes it
+        present = check_study(storage, name, prepared.fingerprint, options.objective)
+    if present is not None:
+        check_space(present, space, options.space)
+    reports = reports_of(present, options.pruner)
+    sizes = [len(rows) for rows in chunks(prepared.task.search.targets)]
+    attrs = {
+        "rates": list(prepared.task.rates),
+        "chunks": sizes,
+        "reports": reports,
+        "config": {**options.stored(), "storage": shown(options.storage)},
+        "layers": prepared.layers,
+        "device": str(prepared.task.graph.device),
+    }
+    with alone(options.storage):
+        study = open_study(storage, name, prepared.fingerprint, attrs, options.objective)
+    study.sampler = make_sampler(options.sampler, options.seed)
+    study.pruner = make_pruner(options.pruner, len(sizes))
+    for line in prepared.description:  # not before it is sure that the run can go on: an error is one line
+        screen.line(line)
+    done = count_finished(study)
+    state = f"continues, {done} of {options.trials} trials finished" if done else f"{options.trials} trials"
+    screen.line(f"study   {name} in {shown(options.storage)}: {state} by {options.sampler}")
+    if options.pruner != NONE and len(sizes) < 2:
+        screen.line(f"pruner  {options.pruner} stops nothing: {sizes[0]} search samples are too few for several chunks")
+    screen.line(f"phases  {_phases_told(options, prepared)}")
+    task = prepared.task
+    if options.batch_size == "auto":
+        keep_batch_size(study, task.batching, task.graph.device.type)
+    task.batching.tell = screen.line
+    task.curves[task.measured(task.search)] = known_curves(study)
+    race = Race(sizes, reports, options.pruner, grid=options.sampler == GRID)
+    for text in _unpruned(study, task, screen):
+        screen.line(text)
+    fresh = cache(partial(fresh_samples, prepared))  # read by the first trial that needs them, if any
+    after = sum(_trials_after(study, options, prepared, tasks).values())
+
+    def watched(study: Study, trial: Trial) -> list[Unseen]:
+        with phase(RESCORING):
+            others = fresh() if options.rescore > 1 else None
+        return unseen_samples(study, trial, options.rescore, task.holdout, others)
+
+    try:
+        with phase(TRIALS), screen.search(standing(study, options.trials)) as watch:
+            run_search(
+                study,
+                space,
+                lambda candidate, stop=None, unseen=(): mean_evaluation(tasks, candidate, stop=stop, unseen=unseen),
+                trials=options.trials,
+                timeout=options.timeout,
+                start_from=start_from,
+                known=mixed_composites(space),
+                queue=grid,
+                watch=lambda now, line: watch(replace(now, after=after), line),
+                race=None if len(options.objective) > 1 else race,
+                queue_only=options.sampler == GRID,
+                alone=partial(alone, options.storage),
+                unseen=watched,
+            )
+        if options.sampler == GRID and (tried := count_finished(study)) < options.trials and options.timeout is None:
+            screen.line(f"grid    all {tried} composites are tried: fewer than --trials {options.trials}")
+        if not count_complete(study):
+            raise UserError("no trial finished in time: raise --timeout")
+        with alone(options.storage, lambda: screen.line("end     another process scores the best: waits for it")):
+            _score(study, options, prepared, tasks, fresh, screen)
+            keep_phases(study, phases)
+            screen.line(f"time    {phases}")
+            then(study)
+    except KeyboardInterrupt:
+        keep_phases(study, phases)
+        raise Stopped(f"Stopped after {count_finished(study)} of {options.trials} trials.") from None
+    return study
+
+
+@contextlib.contextmanager
+def device_and_storage_errors(storage: str) -> Iterator[None]:
+    """Turns a device that is out of memory, and what the database raises, into one line.
+
+    Raises:
+        UserError: what went wrong and what helps.
+    """
+    try:
+        with storage_errors(storage):
+            yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            "the device's memory is too small: "
+            "give a smaller --batch-size or --image-size, or fewer --reference-samples"
+        ) from error
+
+
+def _unpruned(study: Study, task: Task, screen: Screen) -> list[str]:
+    """What the network is worth unpruned, in a line, and in another one if that is next to nothing."""
+
+    accuracy, targets = unpruned_accuracy(study), task.search.targets
+    if accuracy is None:
+        with screen("measure the unpruned network", 1):  # the first trial is not to measure it again
+            flags = right_predictions(task, [task.graph.network], task.search)
+        accuracy = int(flags.sum()) / flags.numel()
+    warning = near_chance(accuracy, targets)
+    return [
+        f"network {accuracy:.1%} accuracy unpruned on the search samples, {chance_of(targets):.1%} by chance",
+        *([] if warning is None else [f"warning {warning}"]),
+    ]
+
+
+def _trials_after(study: Study, options: Options, prepared: Prepared, tasks: Sequence[Task]) -> dict[str, float]:
+    """How many trials each phase that follows them takes as long as. What is measured on a trial's own networks takes
+    none."""
+
+    by_draws = options.rescore > 1 and left_over(prepared.source) is None
+    return {
+        RESCORING: options.rescore * DRAWS / len(tasks) if by_draws else 0.0,
+        HOLDOUT: float(len(without_holdout(study))),
+        PLAIN: 0.0 if _is_plain(prepared.task) else PLAIN_COST,
+    }
+
+
+def _phases_told(options: Options, prepared: Prepared) -> str:
+    """What a run does from here on, with the names that its phases are shown by."""
+
+    on = "by other reference images" if left_over(prepared.source) is None else "on other validation images"
+    found = [
+        TRIALS,
+        *([f"{RESCORING} (the best {options.rescore}, {on})"] if options.rescore > 1 else []),
+        HOLDOUT,
+        *([] if _is_plain(prepared.task) else [f"{PLAIN} (the best ranked once, without repair)"]),
+    ]
+    return ", ".join(found)
+
+
+def _is_plain(task: Task) -> bool:
+    plain = task.plain()
+    return (str(task.schedule), task.repair_name) == (str(plain.schedule), plain.repair_name)
+
+
+def _score(
+    study: Study,
+    options: Options,
+    prepared: Prepared,
+    tasks: Sequence[Task],
+    fresh: Callable[[], Samples | None],
+    screen: Screen,
+) -> None:
+    """The best trials on fresh samples, the best and the fixed composites on the holdout's, and the composite of the
+    best used the plain way: what of this the study does not have yet."""
+
+    holdout = prepared.task.holdout
+    plain = [drawn.plain() for drawn in tasks]
+    pace = seconds_a_trial(study)
+
+    def plain_scores(composite: Composite) -> tuple[Any, Any]:
+        found = mean_evaluation(plain, composite, unseen=[Unseen(HOLDOUT, holdout, -1.0, HOLDOUT)])
+        return found, found.unseen[HOLDOUT]
+
+    while True:
+        left = {name: trials * pace for name, trials in _trials_after(study, options, prepared, tasks).items()}
+        if options.rescore > 1 and not is_rescored(study, options.rescore):
+            after = left[HOLDOUT] + left[PLAIN]
+            with phase(RESCORING), screen(RESCORING, options.rescore, left[RESCORING], after) as advance:
+                rescore(study, options.rescore, *fresh_measure(prepared, tasks, fresh), advance)
+        total = len(fixed_trials(study)) + len(best_trials(study))
+        with phase(HOLDOUT), screen(HOLDOUT, total, left[HOLDOUT], left[PLAIN]) as advance:
+            score_holdout(study, lambda candidate: mean_evaluation(tasks, candidate, holdout), advance)
+        if not _is_plain(prepared.task.pruned_as(pruning_of(best_trial(study)))):
+            with phase(PLAIN), screen(PLAIN, 1, left[PLAIN]) as advance:
+                score_plain(study, plain_scores, advance)
+        if str(best_trial(study).number) in study.user_attrs["holdout"]:
+            return  # else another process has found a better one meanwhile
+
+
+def default_study_name(fingerprint: Mapping[str, Any]) -> str:
+    """Model, data and units, so that each has a study of its own."""
+    return "-".join(fingerprint[key] for key in ("model", "data", "units"))
