@@ -52,7 +52,7 @@ def test_the_file_has_no_name_and_goes_with_the_tensor(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_nothing_is_left_of_a_process_that_was_killed(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from pxp_optimize.optimize.pixels import Store\n"
+        "import sys, time; from pathlib import Path; from pxp_optimize.optimize.data.prefetch import Store\n"
         "kept = Store(0, Path(sys.argv[1])).room((1 << 20,))[0].fill_(7)\n"
         "print('ready', flush=True); time.sleep(60)"
     )

@@ -126,15 +126,15 @@ KILLED = """
 import sys, time
 sys.path.insert(0, {folder!r})
 from pathlib import Path
-import test_search
-from pxp_optimize.optimize.search import run_search
-from pxp_optimize.optimize.space import GROUPS, Space
+import test_loop
+from pxp_optimize.optimize.search.loop import run_search
+from pxp_optimize.optimize.search.space import GROUPS, Space
 
 def slow(composite):
     time.sleep(0.2)
-    return test_search.toy(composite)
+    return test_loop.toy(composite)
 
-run_search(test_search.study_in(Path(sys.argv[1])), Space(GROUPS), slow, trials=14)
+run_search(test_loop.study_in(Path(sys.argv[1])), Space(GROUPS), slow, trials=14)
 """
 
 
