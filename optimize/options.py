@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -290,13 +290,15 @@ class Options:
         Raises:
             UserError: no such option (with the nearest one), or a value that it does not take.
         """
-        known = {option.name: option for option in fields(cls)}
-        found = {}
-        for name, value in values.items():
+        return cls().changed(**values)
+
+    def changed(self, **values: Any) -> Options:
+        """These options with other values, as `parsed` takes them."""
+        known = {option.name: option for option in fields(self)}
+        for name in values:
             if name not in known:
                 raise UserError(f"unknown option {name!r}: {_nearest(name, known)}")
-            found[name] = _parsed(known[name], value)
-        return cls(**found)
+        return replace(self, **{name: _parsed(known[name], value) for name, value in values.items()})
 
     def check(self) -> None:
         """Refuse options that contradict each other, before anything is loaded.

@@ -79,7 +79,6 @@ class Project:
 
     def prepared(self, **changes: Any) -> Prepared:
         """The task of `python_options` with changes, for a whole test module."""
-        from dataclasses import replace
 
         from pxp_optimize.optimize.study.prepare import prepare
 
@@ -88,7 +87,7 @@ class Project:
             patch.syspath_prepend(str(self.folder))
             patch.setenv("XDG_CACHE_HOME", str(self.folder / "cache"))
             # images may be read later, too, from another folder
-            return prepare(replace(self.python_options, data=str(self.folder / "images"), **changes))
+            return prepare(self.python_options.changed(data=str(self.folder / "images"), **changes))
 
     def network(self) -> Any:
         """The network of `--model`, as its function returns it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -134,3 +134,34 @@ def share(total: int, capacity: Indices) -> Indices:
     missing = total - len(capacity) - counts.sum()
     counts[np.argsort(counts - exact, kind="stable")[:missing]] += 1
     return 1 + counts
+
+
+def draw_rows(labels: Indices, rows: Indices, counts: int | Mapping[int, int], seed: int, option: str) -> Indices:
+    """Some of these rows, in their order: so many of each class, or so many in all, of each class in proportion.
+
+    Raises:
+        UserError: a class has fewer, or there are more classes than samples asked for. option: its name.
+    """
+    of_class = {label: rows[labels[rows] == label] for label in np.unique(labels[rows]).tolist()}
+    if isinstance(counts, int):
+        sizes = np.array([len(own) for own in of_class.values()])
+        if not len(sizes) <= counts <= sizes.sum():
+            raise UserError(f"{option} is {counts}: from {len(sizes)} (one a class) to {sizes.sum()} are there")
+        counts = dict(zip(of_class, share(counts, sizes).tolist(), strict=True))
+    chosen = []
+    for label, count in counts.items():
+        own = of_class.get(label, rows[:0])
+        if len(own) < count:
+            raise UserError(f"{option}: class {label} has {len(own)} samples, {count} are asked for")
+        chosen.append(np.random.default_rng((seed, label)).permutation(own)[:count])
+    return np.sort(np.concatenate(chosen))
+
+
+def halves(labels: Indices, rows: Indices, seed: int) -> tuple[Indices, Indices]:
+    """Two halves of these rows, class by class, in their order; of an odd number the first gets one more."""
+    first = []
+    for label in np.unique(labels[rows]).tolist():
+        own = np.random.default_rng((seed, label)).permutation(rows[labels[rows] == label])
+        first.append(own[: (len(own) + 1) // 2])
+    chosen = np.sort(np.concatenate(first))
+    return chosen, np.setdiff1d(rows, chosen)

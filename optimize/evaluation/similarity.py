@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from ...pruning import Ranking
 from ...pruning.masks import n_removed
@@ -66,9 +67,7 @@ def nearest(packed: str, others: Mapping[int, str]) -> tuple[int, float] | None:
 def _ranks(packed: str) -> Ranks:
     """Mean ranks, centred and of length 1, so that a product of two is their correlation."""
     outlived = np.frombuffer(zlib.decompress(base64.b85decode(packed)), dtype="<u2")
-    ends = np.bincount(outlived).cumsum()
-    starts = np.concatenate([[0], ends[:-1]])
-    ranks = ((starts + ends) / 2)[outlived]
+    ranks = rankdata(outlived)
     ranks -= ranks.mean()
     length = np.linalg.norm(ranks)
     return (ranks / length if length > 0 else ranks).astype(np.float32)

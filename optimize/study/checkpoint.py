@@ -28,7 +28,7 @@ from ..evaluation.candidate import pruning_of
 from ..evaluation.curve import right_predictions
 from ..evaluation.evaluate import make_plan
 from ..evaluation.task import Task
-from .prepare import Prepared
+from .prepare import Prepared, example_of
 
 FORMAT = "pxp-pruned/1"
 MASK = "pxp.mask."
@@ -65,7 +65,7 @@ def load_pruned(model: nn.Module, path: str | Path) -> nn.Module:
         TraceError: see `pruning.trace`.
     """
     image = about_pruned(path).get("image", {})
-    example = torch.randn(2, 3, *[image["size"]] * 2, generator=torch.Generator().manual_seed(0)) if image else None
+    example = example_of(image.get("shape") or (3, image["size"], image["size"])) if image else None
     tensors = load_file(path)
     masks = {name.removeprefix(MASK): tensors.pop(name).bool() for name in [*tensors] if name.startswith(MASK)}
     try:

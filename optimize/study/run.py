@@ -25,7 +25,7 @@ from ..evaluation.evaluate import mean_evaluation
 from ..evaluation.memory import is_out_of_memory, keep_batch_size
 from ..evaluation.phases import HOLDOUT, PLAIN, RESCORING, TRIALS, Phases, phase
 from ..evaluation.task import Samples, Task, Unseen
-from ..options import Options
+from ..options import GIVEN, Options
 from ..parsers import SPACES
 from ..search.loop import run_search
 from ..search.pruners import NONE, Race, make_pruner, reports_of
@@ -36,7 +36,7 @@ from ..search.status import count_complete, count_finished, standing
 from ..search.warm_start import earlier_composite, mixed_composites
 from .opening import check_space, check_study, open_study
 from .prepare import Prepared
-from .resampling import left_over, tasks_of
+from .resampling import left_over, mean_shared, tasks_of
 from .rescore import DRAWS, fresh_measure, fresh_samples, is_rescored, rescore, unseen_samples
 from .scores import (
     best_trials,
@@ -138,13 +138,14 @@ def run_study(
     race = Race(sizes, reports, options.pruner, grid=options.sampler == GRID)
     for text in _unpruned(study, task, screen):
         screen.line(text)
+    rescored = rescored_trials(options, prepared)
     fresh = cache(partial(fresh_samples, prepared))  # read by the first trial that needs them, if any
     after = sum(_trials_after(study, options, prepared, tasks).values())
 
     def watched(study: Study, trial: Trial) -> list[Unseen]:
         with phase(RESCORING):
-            others = fresh() if options.rescore > 1 else None
-        return unseen_samples(study, trial, options.rescore, task.holdout, others)
+            others = fresh() if rescored > 1 else None
+        return unseen_samples(study, trial, rescored, task.holdout, others)
 
     try:
         with phase(TRIALS), screen.search(standing(study, options.trials)) as watch:
@@ -216,9 +217,10 @@ def _trials_after(study: Study, options: Options, prepared: Prepared, tasks: Seq
     """How many trials each phase that follows them takes as long as. What is measured on a trial's own networks takes
     none."""
 
-    by_draws = options.rescore > 1 and left_over(prepared.source) is None
+    rescored = rescored_trials(options, prepared)
+    by_draws = rescored > 1 and left_over(prepared.source) is None
     return {
-        RESCORING: options.rescore * DRAWS / len(tasks) if by_draws else 0.0,
+        RESCORING: rescored * DRAWS / len(tasks) if by_draws else 0.0,
         HOLDOUT: float(len(without_holdout(study))),
         PLAIN: 0.0 if _is_plain(prepared.task) else PLAIN_COST,
     }
@@ -227,10 +229,11 @@ def _trials_after(study: Study, options: Options, prepared: Prepared, tasks: Seq
 def _phases_told(options: Options, prepared: Prepared) -> str:
     """What a run does from here on, with the names that its phases are shown by."""
 
+    rescored = rescored_trials(options, prepared)
     on = "by other reference images" if left_over(prepared.source) is None else "on other validation images"
     found = [
         TRIALS,
-        *([f"{RESCORING} (the best {options.rescore}, {on})"] if options.rescore > 1 else []),
+        *([f"{RESCORING} (the best {rescored}, {on})"] if rescored > 1 else []),
         HOLDOUT,
         *([] if _is_plain(prepared.task) else [f"{PLAIN} (the best ranked once, without repair)"]),
     ]
@@ -254,6 +257,7 @@ def _score(
     best used the plain way: what of this the study does not have yet."""
 
     holdout = prepared.task.holdout
+    rescored = rescored_trials(options, prepared)
     plain = [drawn.plain() for drawn in tasks]
     pace = seconds_a_trial(study)
 
@@ -263,10 +267,10 @@ def _score(
 
     while True:
         left = {name: trials * pace for name, trials in _trials_after(study, options, prepared, tasks).items()}
-        if options.rescore > 1 and not is_rescored(study, options.rescore):
+        if rescored > 1 and not is_rescored(study, rescored):
             after = left[HOLDOUT] + left[PLAIN]
-            with phase(RESCORING), screen(RESCORING, options.rescore, left[RESCORING], after) as advance:
-                rescore(study, options.rescore, *fresh_measure(prepared, tasks, fresh), advance)
+            with phase(RESCORING), screen(RESCORING, rescored, left[RESCORING], after) as advance:
+                rescore(study, rescored, *fresh_measure(prepared, tasks, fresh), advance)
         total = len(fixed_trials(study)) + len(best_trials(study))
         with phase(HOLDOUT), screen(HOLDOUT, total, left[HOLDOUT], left[PLAIN]) as advance:
             score_holdout(study, lambda candidate: mean_evaluation(tasks, candidate, holdout), advance)
@@ -277,6 +281,13 @@ def _score(
             return  # else another process has found a better one meanwhile
 
 
+def rescored_trials(options: Options, prepared: Prepared) -> int:
+    """How many trials are scored again: 1, which is none, where there are no other images to do it by."""
+    source = prepared.source
+    others = left_over(source) is not None or mean_shared(source, range(options.draws, options.draws + DRAWS)) < 1
+    return options.rescore if others else 1
+
+
 def default_study_name(fingerprint: Mapping[str, Any]) -> str:
     """Model, data and units, so that each has a study of its own."""
-    return "-".join(fingerprint[key] for key in ("model", "data", "units"))
+    return "-".join(fingerprint[key] for key in ("model", "data", "units") if fingerprint[key] != GIVEN)

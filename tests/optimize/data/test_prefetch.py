@@ -140,7 +140,7 @@ def test_batches_on_cuda(size: int) -> None:
 
 @pytest.fixture
 def options(small_options) -> Options:
-    return replace(small_options, rates=(0.0, 0.3, 0.6), batch_size=8, schedule="every:0.3")
+    return small_options.changed(rates=(0.0, 0.3, 0.6), batch_size=8, schedule="every:0.3")
 
 
 def same(first, second) -> None:
@@ -157,7 +157,7 @@ def same(first, second) -> None:
 
 
 def test_a_study_on_samples_in_a_file_is_the_same(options, project):
-    first, second = prepare(replace(options, sample_memory=0)), prepare(options)
+    first, second = prepare(options.changed(sample_memory=0)), prepare(options)
     assert first.task.search.inputs.in_file
     assert not second.task.search.inputs.in_file
     assert "reference, search, holdout on disk (--sample-memory)" in "\n".join(first.description)
@@ -166,7 +166,7 @@ def test_a_study_on_samples_in_a_file_is_the_same(options, project):
 
 
 def test_batches_ahead_of_time_give_the_same_study(options):
-    first, second = prepare(replace(options, sample_memory=0)), prepare(options)
+    first, second = prepare(options.changed(sample_memory=0)), prepare(options)
     task = first.task
     for samples in (task.reference, task.search, task.holdout):
         images: Images = samples.inputs
@@ -179,7 +179,7 @@ def test_broken_images_are_skipped_in_a_file_as_well(options, project):
     whole = broken.read_bytes()
     broken.write_bytes(whole[: len(whole) // 2])
     try:
-        asked = replace(options, reference_samples=12, skip_broken=True)
+        asked = options.changed(reference_samples=12, skip_broken=True)
         first, second = prepare(replace(asked, sample_memory=0)), prepare(asked)
     finally:
         broken.write_bytes(whole)
@@ -191,6 +191,6 @@ def test_broken_images_are_skipped_in_a_file_as_well(options, project):
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_study_on_samples_in_a_file_is_the_same_on_cuda(options):
-    first, second = (prepare(replace(options, device="cuda", sample_memory=room)) for room in (0, None))
+    first, second = (prepare(options.changed(device="cuda", sample_memory=room)) for room in (0, None))
     assert first.task.search.inputs.ahead is not None
     same(first, second)

@@ -19,8 +19,8 @@ RATES = (0.0, 0.2, 0.4, 0.6, 0.8)
 @pytest.fixture
 def make_task(small_options):
     """A task of the small project, with other options if given."""
-    options = replace(small_options, rates=RATES, schedule="oneshot", repair="none")
-    return lambda **changes: prepare(replace(options, **changes)).task
+    options = small_options.changed(rates=RATES, schedule="oneshot", repair="none")
+    return lambda **changes: prepare(options.changed(**changes)).task
 
 
 GAMMA = Composite.uniform(RuleSpec("gamma"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import optuna
 import pytest
 import torch
@@ -34,7 +32,7 @@ GAMMA = Composite.uniform(RuleSpec("gamma"))
 
 @pytest.fixture
 def options(small_options) -> Options:
-    return replace(small_options, rates=(0.0, 0.3, 0.6), schedule="every:0.3")
+    return small_options.changed(rates=(0.0, 0.3, 0.6), schedule="every:0.3")
 
 
 # -- how large a batch is ----------------------------------------------------------------------------------------
@@ -79,7 +77,7 @@ def test_auto_is_64_here_and_less_where_memory_is_short(options, monkeypatch):
     assert prepare(options).task.batch_size == 8
     monkeypatch.setattr(memory, "free_memory", lambda device: 0)
     assert prepare(options).task.batch_size == 1
-    assert prepare(replace(options, batch_size=7)).task.batch_size == 7
+    assert prepare(options.changed(batch_size=7)).task.batch_size == 7
 
 
 def test_a_study_keeps_the_batches_it_began_with():
@@ -118,7 +116,7 @@ def limited(monkeypatch, most: int, error: BaseException | None = None) -> list[
 
 @pytest.mark.parametrize("method", [GAMMA, Baseline("integrated_gradients"), Baseline("taylor")], ids=str)
 def test_relevance_starts_anew_with_half_the_batch(options, monkeypatch, method):
-    task, plain = (prepare(replace(options, batch_size=size)).task for size in (12, 6))
+    task, plain = (prepare(options.changed(batch_size=size)).task for size in (12, 6))
     expected = scores(plain, method, plain.graph)
     seen = limited(monkeypatch, 6)
     got = scores(task, method, task.graph)
@@ -128,7 +126,7 @@ def test_relevance_starts_anew_with_half_the_batch(options, monkeypatch, method)
 
 
 def test_a_trial_goes_on_with_smaller_batches_and_says_so_once(options, monkeypatch):
-    task, plain = (prepare(replace(options, batch_size=size)).task for size in (24, 3))
+    task, plain = (prepare(options.changed(batch_size=size)).task for size in (24, 3))
     expected = evaluate(plain, GAMMA)
     told: list[str] = []
     task.batching.tell = told.append
@@ -144,8 +142,8 @@ def test_a_trial_goes_on_with_smaller_batches_and_says_so_once(options, monkeypa
 
 
 def test_evaluation_alone_may_run_out_of_memory(options, monkeypatch):
-    task = prepare(replace(options, batch_size=30)).task
-    expected = evaluate(prepare(replace(options, batch_size=15)).task, GAMMA)
+    task = prepare(options.changed(batch_size=30)).task
+    expected = evaluate(prepare(options.changed(batch_size=15)).task, GAMMA)
     plan_of(task, GAMMA)
     limited(monkeypatch, 15)
     assert evaluate(task, GAMMA).accuracy == expected.accuracy
@@ -201,12 +199,12 @@ def test_what_the_failed_pass_held_is_free_before_the_next():
 def test_a_single_sample_that_does_not_fit_is_one_line(options, monkeypatch, capsys):
     limited(monkeypatch, 0)
     with pytest.raises(UserError, match=r"^[^\n]*too small: give a smaller --batch-size or --image-size[^\n]*$"):
-        run(replace(options, trials=4, storage="full.db", export="full.json"))
+        run(options.changed(trials=4, storage="full.db", export="full.json"))
 
 
 def test_the_command_says_that_batches_became_smaller(options, monkeypatch, capsys):
     limited(monkeypatch, 10)
-    assert run(replace(options, trials=4, storage="short.db", export="short.json")) == 0
+    assert run(options.changed(trials=4, storage="short.db", export="short.json")) == 0
     lines = capsys.readouterr().err.splitlines()
     assert [line for line in lines if "memory" in line] == [
         "memory was too small for 64 images per batch: 8 from here on (--batch-size)"

@@ -80,7 +80,7 @@ def test_the_rate_by_default_keeps_the_accuracy(here):
 @pytest.mark.parametrize("rate", [0.0, 0.4, 0.95])
 def test_what_is_written_is_read(here, tmp_path, repair, rate):
     """Also biases that least squares gave to layers that had none, and layers without any unit left."""
-    options = replace(here.python_options, rates=(0.0, rate or 0.1))
+    options = here.python_options.changed(rates=(0.0, rate or 0.1))
     task = prepare(options).task
     task = replace(task, repair=make_repair(repair, task.graph, task.reference.inputs))
     graph, masks = prune_task(task, Composite.uniform(RuleSpec("epsilon")), rate)

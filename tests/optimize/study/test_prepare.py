@@ -18,11 +18,11 @@ from torch import nn
 
 @pytest.fixture
 def options(small_options) -> Options:
-    return replace(small_options, rates=(0.0, 0.5), reference_samples=4, batch_size=8)
+    return small_options.changed(rates=(0.0, 0.5), reference_samples=4, batch_size=8)
 
 
 def test_a_task_holds_what_was_asked_for(options):
-    prepared = prepare(replace(options, search_samples=21, holdout_samples=9))
+    prepared = prepare(options.changed(search_samples=21, holdout_samples=9))
     task = prepared.task
     assert (len(task.reference), len(task.search), len(task.holdout)) == (12, 21, 9)
     assert task.search.inputs.pixels.shape == (21, 3, 16, 16)
@@ -48,7 +48,7 @@ def test_by_default_search_and_holdout_share_the_validation_images(options):
 
 
 def test_fewer_classes_mask_the_other_outputs(options):
-    prepared = prepare(replace(options, classes="red,0"))
+    prepared = prepare(options.changed(classes="red,0"))
     assert prepared.task.logits.tolist() == [0, 2]
     assert set(prepared.task.search.targets.tolist()) == {0, 2}
     assert set(prepared.task.reference.targets.tolist()) == {0, 2}
@@ -60,7 +60,7 @@ def test_the_description_says_which_of_a_checkpoints_weights_were_taken(options,
     state = torch.load(options.weights, weights_only=True)
     zeros = {name: torch.zeros_like(value) for name, value in state.items()}
     torch.save({"state_dict": zeros, "state_dict_ema": state}, tmp_path / "both.pt")
-    prepared = prepare(replace(options, weights=str(tmp_path / "both.pt")))
+    prepared = prepare(options.changed(weights=str(tmp_path / "both.pt")))
     assert "both.pt, state_dict_ema (averaged); not state_dict;" in prepared.description[0]
     assert prepared.fingerprint["weights"] == prepare(options).fingerprint["weights"]
 
@@ -124,8 +124,8 @@ def test_the_same_options_give_the_same_fingerprint(options):
     ],
 )
 def test_what_changes_a_value_changes_the_fingerprint(options, change, named):
-    before = prepare(replace(options, holdout_samples=30)).fingerprint
-    after = prepare(replace(options, holdout_samples=30, **change)).fingerprint
+    before = prepare(options.changed(holdout_samples=30)).fingerprint
+    after = prepare(options.changed(holdout_samples=30, **change)).fingerprint
     assert {line.split(":")[0] for line in difference(before, after)} == named
 
 
@@ -133,7 +133,7 @@ def test_other_weights_change_the_fingerprint(options, project):
     state = torch.load("weights.pt", weights_only=True)
     state["3.bias"] += 1
     torch.save(state, "other.pt")
-    before, after = (prepare(replace(options, weights=name)).fingerprint for name in ("weights.pt", "other.pt"))
+    before, after = (prepare(options.changed(weights=name)).fingerprint for name in ("weights.pt", "other.pt"))
     assert [line.split(":")[0] for line in difference(before, after)] == ["weights"]
 
 
@@ -151,7 +151,7 @@ def test_other_weights_change_the_fingerprint(options, project):
 )
 def test_bad_input_is_one_line(options, change, message):
     with pytest.raises(UserError, match=message) as error:
-        prepare(replace(options, **change))
+        prepare(options.changed(**change))
     assert "\n" not in str(error.value)
 
 
@@ -179,7 +179,7 @@ def test_networks_that_cannot_be_used_are_named(options, project):
     (project.folder / "odd.py").write_text(UNTRACEABLE)
     for name, message in (("branch", "cannot be traced"), ("flat", "nothing to prune")):
         with pytest.raises(UserError, match=message) as error:
-            prepare(replace(options, model=f"odd:{name}", weights="default"))
+            prepare(options.changed(model=f"odd:{name}", weights="default"))
         assert "\n" not in str(error.value)
 
 
@@ -188,7 +188,7 @@ def test_a_broken_image_is_named_or_skipped(options, project):
     whole = broken.read_bytes()
     broken.write_bytes(whole[: len(whole) // 2])
     try:
-        asked = replace(options, reference_samples=12)
+        asked = options.changed(reference_samples=12)
         with pytest.raises(UserError, match=r"red/0\.png.*--skip-broken"):
             prepare(asked)
         skipped: Prepared = prepare(replace(asked, skip_broken=True))
@@ -228,7 +228,7 @@ def test_precisions_that_a_device_has(monkeypatch):
 def test_everything_is_on_the_device(options):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    task = prepare(replace(options, device="cuda", classes="0,2")).task
+    task = prepare(options.changed(device="cuda", classes="0,2")).task
     assert task.graph.device.type == "cuda"
     for tensor in (task.search.inputs.pixels, task.search.inputs[0:1], task.search.targets, task.logits):
         assert tensor.device.type == "cuda"
@@ -236,7 +236,7 @@ def test_everything_is_on_the_device(options):
 
 def test_repairs_may_read_more_images(options, tmp_path):
     plain = prepare(options)
-    more = prepare(replace(options, repair_samples=len(plain.task.reference) + 5, repair="batchnorm"))
+    more = prepare(options.changed(repair_samples=len(plain.task.reference) + 5, repair="batchnorm"))
     images = more.task.repair.inputs
     assert len(images) == len(plain.task.reference) + 5
     assert torch.equal(images[0 : len(plain.task.reference)], plain.task.reference.inputs[0:100000])
@@ -245,4 +245,4 @@ def test_repairs_may_read_more_images(options, tmp_path):
     assert "repair" not in plain.fingerprint["samples"]
     assert any("samples repair" in line for line in difference(plain.fingerprint, more.fingerprint))
     with pytest.raises(UserError, match=r"--repair-samples 100000: .* training images of these classes; give fewer"):
-        prepare(replace(options, repair_samples=100000))
+        prepare(options.changed(repair_samples=100000))

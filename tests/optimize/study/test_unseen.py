@@ -202,7 +202,7 @@ def test_the_time_left_knows_what_comes_after_the_trials(prepared, small_options
     by_draws = replace(prepared, source=none_left)
     assert _trials_after(study, small_options, by_draws, tasks[:1])[RESCORING] == 3 * DRAWS
     assert _trials_after(study, small_options, by_draws, tasks)[RESCORING] == 3 * DRAWS / 2
-    once = replace(small_options, rescore=1)
+    once = small_options.changed(rescore=1)
     assert _trials_after(study, once, by_draws, tasks)[RESCORING] == 0
     plain = replace(prepared, task=prepared.task.plain())
     assert _trials_after(study, once, plain, tasks)[PLAIN] == 0

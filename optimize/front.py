@@ -1,0 +1,300 @@
+"""The Python front door: a network and labelled images in, the best composite and a smaller network out.
+
+It runs what the command runs (`study.run`): the same samples, options and seed give the same trials.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial
+from rich.table import Table
+from torch import nn
+
+from ..attribution import Composite
+from ..pruning import NotFinite, area_over, without_constants
+from ..pruning.convolution import plain
+from ..pruning.curve import sparsity_at
+from ..studies.best import best_trial
+from ..studies.comparison import Line
+from ..studies.document import check_target, composite_document, write_json
+from ..studies.errors import UserError
+from ..studies.report import result_lines, result_table
+from .console import Screen
+from .data.given import Given
+from .evaluation.candidate import candidate, keep_candidate, pruning_of
+from .evaluation.evaluate import mean_evaluation
+from .evaluation.phases import PREPARING, phase, recorded
+from .options import GIVEN, Options
+from .study.checkpoint import prune_task, save_pruned
+from .study.compare import compare_study, methods_of, pruned_as_best
+from .study.given import prepare_given
+from .study.prepare import Prepared
+from .study.resampling import tasks_of
+from .study.run import device_and_storage_errors, make_space, run_study
+
+SAMPLE_OPTIONS = ("reference_samples", "search_samples", "holdout_samples")
+"""Options that the command has a number for; here None stands for all that is given."""
+ELSEWHERE = {"model", "data", "weights", "image_size", "resize", "export", "skip_broken", "sample_memory", "start_from"}
+"""Options of the command about networks and images that it is to find by name."""
+
+
+def optimize(
+    model: nn.Module,
+    *,
+    reference: Given,
+    search: Given,
+    holdout: Given | None = None,
+    trials: int = 100,
+    objective: str | Sequence[str] = "auc",
+    units: str | Sequence[str] | None = None,
+    storage: str = Options.storage,
+    study: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    name: str | None = None,
+    **options: Any,
+) -> Result:
+    """Search for the composite whose relevance prunes a classifier best.
+
+    Each of `reference`, `search` and `holdout` is a pair of inputs (n, channels, height, width) and class indices (n,),
+    as tensors or arrays, or a Dataset or DataLoader that gives such pairs. Floats are what the network takes; whole
+    numbers are scaled to [0, 1], and normalised by `mean=` and `std=` where these are given. All samples are used,
+    unless `reference_samples=` (of each class), `search_samples=` or `holdout_samples=` (in all) ask for fewer.
+
+    Args:
+        model: gives logits, or an object with `.logits`. It stays as it is.
+        reference: a few labelled images of each class that relevance and repair are computed on (10 are usual).
+        search: images that trials are scored on.
+        holdout: images that the search never sees; None for a half of `search`, class by class.
+        trials: finished trials to reach. The first ones are known composites.
+        objective: "auc", or with a second one "auc,macs" or "auc,latency".
+        units: "filters", "neurons", "heads" or several of them; None for what the network has.
+        storage: database of the studies, a file or a URL. A study that is there goes on.
+        study: its name; None for one made of model and units.
+        seed: of samples and search.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        name: what the model is called in the study; None for its class's name.
+        **options: the command's other options, with underscores (`pxp-optimize --help`): `rates=[0, 0.5]`,
+            `schedule="oneshot"`, `quiet=True`.
+
+    Raises:
+        UserError: bad input, in one line that says how to mend it. No stored study is harmed.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from pxp_optimize.optimize import optimize
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(
+        ...     nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+        ... )
+        >>> images, classes = torch.randn(16, 3, 8, 8), torch.arange(16) % 2
+        >>> result = optimize(
+        ...     model,
+        ...     reference=(images, classes),
+        ...     search=(torch.randn(24, 3, 8, 8), torch.arange(24) % 2),
+        ...     trials=5,
+        ...     storage="example.db",
+        ...     quiet=True,
+        ... )
+        >>> sorted(result.composite.groups)
+        ['classifier', 'high', 'low', 'mid']
+        >>> result.prune(rate=0.5)(images).shape
+        torch.Size([16, 2])
+    """
+    per_class, settings = _settings(
+        model, name, options, trials=trials, objective=objective, storage=storage, study=study, seed=seed, device=device
+    )
+    if units is not None:
+        settings = settings.changed(units=units)
+    screen = Screen(quiet=settings.quiet, verbose=settings.verbose)
+    with _quiet_optuna(settings.verbose), device_and_storage_errors(settings.storage), recorded() as phases:
+        with phase(PREPARING):
+            prepared = prepare_given(settings, model, reference, search, holdout, per_class=per_class, progress=screen)
+        found = run_study(settings, prepared, phases, screen)
+    return Result(found, settings, prepared)
+
+
+class Objective:
+    """What Optuna calls, for a study of one's own: a trial's sampler proposes a composite, its AUC is returned.
+
+    With `objective="auc,macs"` both values, for a study with two directions. A composite whose relevance is not finite
+    gives NaN, which fails the trial and lets the study go on. What was tried and found is in the trial's user
+    attributes: `composite`, `accuracy` (at each of the rates) and `seconds`.
+
+    Args:
+        model: as in `optimize`.
+        reference: as in `optimize`.
+        search: as in `optimize`. No holdout is kept back.
+        units: as in `optimize`.
+        **options: as in `optimize`.
+
+    Raises:
+        UserError: bad input, in one line that says how to mend it.
+
+    Example:
+        >>> import optuna, torch
+        >>> from torch import nn
+        >>> from pxp_optimize.optimize import Objective
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(
+        ...     nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+        ... )
+        >>> data = torch.randn(16, 3, 8, 8), torch.arange(16) % 2
+        >>> objective = Objective(model, reference=data, search=data, quiet=True)
+        >>> optuna.logging.set_verbosity(optuna.logging.ERROR)
+        >>> study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
+        >>> study.optimize(objective, n_trials=2)
+        >>> sorted(objective.composite(study.best_trial).groups)
+        ['classifier', 'high', 'low', 'mid']
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        reference: Given,
+        search: Given,
+        units: str | Sequence[str] | None = None,
+        name: str | None = None,
+        **options: Any,
+    ) -> None:
+        per_class, settings = _settings(model, name, options)
+        if units is not None:
+            settings = settings.changed(units=units)
+        screen = Screen(quiet=settings.quiet, verbose=settings.verbose)
+        prepared = prepare_given(settings, model, reference, search, search, per_class=per_class, progress=screen)
+        self.prepared = prepared
+        self.tasks = tasks_of(prepared, settings.draws)
+        self.space = make_space(settings, prepared)
+
+    def __call__(self, trial: Trial) -> float | tuple[float, float]:
+        """The AUC of what the trial's sampler proposes; with a second objective also the area over its cost."""
+        composite, pruning = self.space.suggest(trial), self.space.suggest_pruning(trial)
+        keep_candidate(trial, composite, pruning)
+        try:
+            found = mean_evaluation(self.tasks, candidate(composite, pruning))
+        except NotFinite as error:
+            trial.set_user_attr("error", str(error))
+            return float("nan")
+        trial.set_user_attr("accuracy", found.accuracy)
+        trial.set_user_attr("seconds", found.seconds)
+        return (found.auc, area_over(found.costs, found.accuracy)) if found.costs else found.auc
+
+    def composite(self, trial: FrozenTrial) -> Composite:
+        """What a trial tried."""
+        return Composite.from_dict(trial.user_attrs["composite"])
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a search found. study: with all trials and the scores of the best ones."""
+
+    study: Study
+    options: Options = field(repr=False)
+    prepared: Prepared = field(repr=False)
+
+    @property
+    def trial(self) -> FrozenTrial:
+        """The best trial, after scoring again (`studies.best`)."""
+        return best_trial(self.study)
+
+    @property
+    def composite(self) -> Composite:
+        """The best composite."""
+        return Composite.from_dict(self.trial.user_attrs["composite"])
+
+    def curve(self) -> list[tuple[float, float]]:
+        """Pruning rate and accuracy on the holdout samples of the best trial, at each rate."""
+        holdout = self.study.user_attrs["holdout"][str(self.trial.number)]
+        return list(zip(self.prepared.task.rates, holdout["accuracy"], strict=True))
+
+    def table(self) -> Table:
+        """The command's last table: the fixed composites and the best one, on search and holdout samples."""
+        return result_table(result_lines(self.study))
+
+    def prune(self, *, rate: float | None = None) -> nn.Module:
+        """The network without its least relevant units, ranked, cut and repaired as the best trial was.
+
+        rate: part of the units to remove; None for the largest of the rates that keeps 95 % of the accuracy on the
+        search samples. The network is on the study's device, in eval mode; its parameters can be trained.
+
+        Raises:
+            ValueError: a rate out of range.
+        """
+        network, _ = self._pruned(rate)
+        return without_constants(plain(network)).requires_grad_()
+
+    def save_pruned(self, path: str | Path, *, rate: float | None = None) -> None:
+        """Write the pruned network as safetensors, for `load_pruned`. rate: as in `prune`.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        network, masks = self._pruned(rate)
+        mark = self.prepared.fingerprint
+        keys = ("model", "weights", "data", "units", "classes", "image")
+        save_pruned(path, network, masks, {**{key: mark[key] for key in keys}, "study": self.study.study_name})
+
+    def _pruned(self, rate: float | None) -> tuple[Any, Any]:
+        trial = self.trial
+        task = self.prepared.task.pruned_as(pruning_of(trial))
+        chosen = sparsity_at(task.rates, trial.user_attrs["accuracy"]) if rate is None else rate
+        if not 0 <= chosen < 1:
+            raise ValueError(f"rate is {rate}: give a part of the units, from 0 up to, but not, 1")
+        graph, masks = prune_task(task, self.composite, chosen)
+        return graph.network, masks
+
+    def export(self, path: str | Path) -> None:
+        """Write the best composite as JSON, as the command does.
+
+        Raises:
+            UserError: the file cannot be written, or holds something else.
+        """
+        check_target(path, self.options.storage)
+        write_json(path, composite_document(self.study))
+
+    def compare(self, seeds: int = 3) -> list[Line]:
+        """The best composite beside the fixed ones and other criteria, on holdout samples: as `pxp-optimize compare`.
+
+        seeds: draws of the reference images, each with a seed of its own for random baselines.
+
+        Raises:
+            UserError: relevance that is not finite with other reference images.
+        """
+        prepared = pruned_as_best(self.study, self.prepared)
+        best, methods = methods_of(self.study, self.options, prepared, None)
+        lines, _ = compare_study(prepared, methods, best, seeds, Screen(quiet=self.options.quiet))
+        return lines
+
+
+def _settings(model: nn.Module, name: str | None, options: dict[str, Any], **more: Any) -> tuple[int | None, Options]:
+    """How many reference samples of each class are asked for, and the options as the command has them."""
+    if unknown := sorted(ELSEWHERE & options.keys()):
+        raise UserError(f"{unknown[0]} is an option of the command: here the network and the images are given")
+    given = {key: value for key, value in {**options, **more}.items() if value is not None}
+    per_class = given.pop("reference_samples", None)
+    settings = Options.parsed(model=name or type(model).__name__, data=GIVEN, **given)
+    if per_class is not None:
+        per_class = settings.changed(reference_samples=per_class).reference_samples
+    settings.check()
+    return per_class, settings
+
+
+@contextmanager
+def _quiet_optuna(verbose: bool) -> Any:
+    """Optuna logs every trial, which the display says already; afterwards as before."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(logging.INFO if verbose else logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
