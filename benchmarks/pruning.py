@@ -39,6 +39,8 @@ def main() -> None:
     parser.add_argument("--weights", default="default")
     parser.add_argument("--data", default="digits")
     parser.add_argument("--image-size", type=int, default=None)
+    parser.add_argument("--mean", default=None, help="of images, as 0.5,0.5,0.5")
+    parser.add_argument("--std", default=None)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0, help="to measure the others later, or elsewhere")
     parser.add_argument("--reference-samples", type=int, default=10)
@@ -70,6 +72,7 @@ def main() -> None:
             units=args.units,
             data=args.data,
             image_size=args.image_size,
+            **{key: getattr(args, key) for key in ("mean", "std") if getattr(args, key)},
             seed=seed,
             reference_samples=args.reference_samples,
             repair_samples=args.repair_samples,

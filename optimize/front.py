@@ -106,7 +106,7 @@ def optimize(
         ...     quiet=True,
         ... )
         >>> sorted(result.composite.groups)
-        ['classifier', 'high', 'low', 'mid']
+        ['classifier', 'low']
         >>> result.prune(rate=0.5)(images).shape
         torch.Size([16, 2])
     """
@@ -154,7 +154,7 @@ class Objective:
         >>> study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
         >>> study.optimize(objective, n_trials=2)
         >>> sorted(objective.composite(study.best_trial).groups)
-        ['classifier', 'high', 'low', 'mid']
+        ['classifier', 'low']
     """
 
     def __init__(

@@ -57,11 +57,9 @@ def prepare_given(
     example = _inputs(splits["train"][0][:2], options)[0:2].clone()
     outputs = _outputs(module, example, name)
     labels = {split: targets.numpy() for split, (_, targets) in splits.items()}
-    highest = max(int(of.max()) for of in labels.values())
-    if highest >= outputs or min(int(of.min()) for of in labels.values()) < 0:
-        raise UserError(
-            f"targets reach from below 0 or to {highest}, but {name} has {outputs} outputs, 0 to {outputs - 1}"
-        )
+    lowest, highest = min(int(of.min()) for of in labels.values()), max(int(of.max()) for of in labels.values())
+    if lowest < 0 or highest >= outputs:
+        raise UserError(f"targets reach from {lowest} to {highest}, but the outputs of {name} are 0 to {outputs - 1}")
     rows = {split: Split(of, np.zeros((len(of), 0, 0, 0), np.uint8)) for split, of in labels.items()}
     dataset = Dataset(GIVEN, tuple(map(str, range(outputs))), None, rows["train"], rows["val"])
     chosen = pick_classes(dataset, options.classes, options.seed)
