@@ -17,8 +17,9 @@ from torch import nn
 from zennit.core import Composite as ZennitComposite
 from zennit.core import Hook
 
-from ..pruning.graph import UNIT_KINDS, Graph
-from ..pruning.repair import REPAIRS
+from ..pruning.graph import Graph
+from ..pruning.names import UNIT_KINDS
+from ..pruning.repair import check_repair
 from ..pruning.schedule import Schedule
 from . import rules
 from .attention import SOFTMAX_RULES
@@ -172,11 +173,11 @@ class Composite:
         refuse_unknown(ranking, ("aggregation", "normalization", "balance", "reduction", "start"), "ranking")
         pruning = _mapping(entries.get("pruning", {}), "pruning")
         refuse_unknown(pruning, ("schedule", "repair", "repair_samples"), "pruning")
-        _choice(pruning, "repair", REPAIRS, "none", "pruning")
-        try:
-            Schedule.parse(str(pruning.get("schedule", "oneshot")))
-        except ValueError as error:
-            raise CompositeError(f"pruning.schedule: {error}") from None
+        for key, check, usual in (("repair", check_repair, "none"), ("schedule", Schedule.parse, "oneshot")):
+            try:
+                check(str(pruning.get(key, usual)))
+            except ValueError as error:
+                raise CompositeError(f"pruning.{key}: {error}") from None
         return cls(
             groups=groups,
             layers=layers,

@@ -27,9 +27,11 @@ from pxp_optimize.optimize.options import Options
 from pxp_optimize.optimize.parsers import DEFAULT_RATES, parse_rates
 from pxp_optimize.optimize.search.space import Space
 from pxp_optimize.optimize.study.prepare import prepare
-from pxp_optimize.pruning import REPAIRS, Schedule, area_over, macs, make_repair, sparsity_at, without_constants
+from pxp_optimize.pruning import Schedule, area_over, macs, make_repair, sparsity_at, without_constants
 from pxp_optimize.pruning.repair import least_squares, tokens
 from pxp_optimize.pruning.repair.tokens import EVEN
+
+EVERY_REPAIR = ("none", "batchnorm", "least-squares", "batchnorm+least-squares")
 
 
 def main() -> None:
@@ -91,7 +93,9 @@ def main() -> None:
         }
         methods = {**fixed, **{name: Baseline(name, seed) for name in CRITERIA}}
         repairs = (
-            args.repairs.split(",") if args.repairs else [r for r in REPAIRS if task.graph.norms or "batch" not in r]
+            args.repairs.split(",")
+            if args.repairs
+            else [r for r in EVERY_REPAIR if task.graph.norms or "batch" not in r]
         )
         for schedule in args.schedules.split(","):
             for repair in repairs:

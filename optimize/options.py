@@ -13,6 +13,7 @@ from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ..pruning.names import PRECISIONS
 from ..studies.errors import UserError
 from .search.pruners import NONE, PRUNERS
 from .search.samplers import AUTO, GRID, MULTI_OBJECTIVE, SAMPLERS
@@ -25,7 +26,6 @@ from .parsers import (
     DEFAULT_RATES,
     LISTS,
     OBJECTIVES,
-    PRECISIONS,
     Parser,
     count_from,
     parse_batch_size,

@@ -10,16 +10,16 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..pruning.names import UNIT_KINDS
+from ..pruning.repair import check_repair
+
 if sys.version_info >= (3, 11):
     pass
 else:
     pass
 
 
-REPAIRS = ("auto", "none", "batchnorm", "least-squares", "batchnorm+least-squares")
-PRECISIONS = ("fp32", "tf32", "bf16")
 SPACES = ("auto", "depth", "type", "layer", "paper")
-UNITS = ("auto", "filters", "neurons", "heads")
 OBJECTIVES = ("auc", "auc,macs", "auc,latency")
 DEFAULT_RATES = "0:0.95:0.05"
 
@@ -160,7 +160,7 @@ def _schedule(text: str) -> str:
 
 
 def parse_repair(value: object) -> tuple[str, ...]:
-    """A repair of `REPAIRS`, or several of them, to search.
+    """A repair (`pruning.repair.check_repair`) or "auto", or several of them, to search.
 
     Raises:
         ValueError: something else, one that is named twice, or "auto" beside others.
@@ -169,8 +169,8 @@ def parse_repair(value: object) -> tuple[str, ...]:
 
 
 def _repair(text: str) -> str:
-    if text not in REPAIRS:
-        raise ValueError(f"{text!r} is not {', '.join(REPAIRS)}")
+    if text != "auto":
+        check_repair(text)
     return text
 
 
@@ -204,8 +204,8 @@ def parse_units(value: object) -> str:
     """
     kinds = list(map(str, value)) if isinstance(value, (list, tuple)) else str(value).split("+")
     for kind in kinds:
-        if kind not in UNITS or (kind == "auto" and len(kinds) > 1) or kinds.count(kind) > 1:
-            raise ValueError(f"{value!r} is not made of {', '.join(UNITS[1:])} (joined by +), or auto")
+        if kind not in (*UNIT_KINDS, "auto") or (kind == "auto" and len(kinds) > 1) or kinds.count(kind) > 1:
+            raise ValueError(f"{value!r} is not made of {', '.join(UNIT_KINDS)} (joined by +), or auto")
     return "+".join(sorted(kinds))
 
 

@@ -1,22 +1,79 @@
-"""The graph of a model, its units, ranking, masks, compact models and accuracy curves."""
+"""The graph of a model, its units, ranking, masks, compact models, repairs and accuracy curves."""
 
-from .compact import compact, compact_model, masked_model
-from .constant_folding import without_constants
-from .cost import COSTS, Cost, area_over, macs
-from .curve import DEFAULT_RATES, Batches, accuracy, accuracy_curve, auc, correct, correct_each, sparsity_at
-from .graph import Graph, TraceError, trace
-from .masks import Masks, NotFinite, Ranking, nested, prune_masks, rank
-from .network import Network
-from .precision import PRECISIONS, computed_in
-from .repair import REPAIRS, Repair, make_repair, repair_rows
-from .schedule import Plan, Schedule, pruned
-from .shared_forward import Family, groups, network_bytes
+from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .compaction import compact, compact_model, masked_model
+    from .constant_folding import without_constants
+    from .cost import COSTS, Cost, area_over, macs, register_cost
+    from .curve import Batches, accuracy, accuracy_curve, auc, correct, correct_each, sparsity_at
+    from .graph import Graph, TraceError, trace
+    from .masks import Masks, NotFinite, Ranking, nested, prune_masks, rank
+    from .names import DEFAULT_RATES, PRECISIONS, UNIT_KINDS
+    from .network import Network
+    from .operations import Operation, Relevance, operation
+    from .precision import computed_in
+    from .registry import Registry
+    from .repair import REPAIRS, Repair, make_repair, register_repair, repair_rows
+    from .schedule import Plan, Schedule, pruned
+    from .shared_forward import Family, groups, network_bytes
+
+_HOMES = {
+    "Batches": ".curve",
+    "COSTS": ".cost",
+    "Cost": ".cost",
+    "DEFAULT_RATES": ".names",
+    "Family": ".shared_forward",
+    "Graph": ".graph",
+    "Masks": ".masks",
+    "Network": ".network",
+    "NotFinite": ".masks",
+    "Operation": ".operations",
+    "PRECISIONS": ".names",
+    "Plan": ".schedule",
+    "REPAIRS": ".repair",
+    "Ranking": ".masks",
+    "Registry": ".registry",
+    "Relevance": ".operations",
+    "Repair": ".repair",
+    "Schedule": ".schedule",
+    "TraceError": ".graph",
+    "UNIT_KINDS": ".names",
+    "accuracy": ".curve",
+    "accuracy_curve": ".curve",
+    "area_over": ".cost",
+    "auc": ".curve",
+    "compact": ".compaction",
+    "compact_model": ".compaction",
+    "computed_in": ".precision",
+    "correct": ".curve",
+    "correct_each": ".curve",
+    "groups": ".shared_forward",
+    "macs": ".cost",
+    "make_repair": ".repair",
+    "masked_model": ".compaction",
+    "nested": ".masks",
+    "network_bytes": ".shared_forward",
+    "operation": ".operations",
+    "prune_masks": ".masks",
+    "pruned": ".schedule",
+    "rank": ".masks",
+    "register_cost": ".cost",
+    "register_repair": ".repair",
+    "repair_rows": ".repair",
+    "sparsity_at": ".curve",
+    "trace": ".graph",
+    "without_constants": ".constant_folding",
+}
 __all__ = [
     "COSTS",
     "DEFAULT_RATES",
     "PRECISIONS",
     "REPAIRS",
+    "UNIT_KINDS",
     "Batches",
     "Cost",
     "Family",
@@ -24,8 +81,11 @@ __all__ = [
     "Masks",
     "Network",
     "NotFinite",
+    "Operation",
     "Plan",
     "Ranking",
+    "Registry",
+    "Relevance",
     "Repair",
     "Schedule",
     "TraceError",
@@ -44,11 +104,25 @@ __all__ = [
     "masked_model",
     "nested",
     "network_bytes",
+    "operation",
     "prune_masks",
     "pruned",
     "rank",
+    "register_cost",
+    "register_repair",
     "repair_rows",
     "sparsity_at",
     "trace",
     "without_constants",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when they are asked for: what only lists choices does without torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name], __package__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

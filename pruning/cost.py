@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .convolution import plain
 from .network import Network
+from .registry import Registry
 from .shared_forward import Family
 
 ROUNDS = 5
@@ -51,7 +52,8 @@ def _wait(device: torch.device) -> None:
 
 
 Cost = Callable[[nn.Module, Tensor], float]
-COSTS: dict[str, Cost] = {"macs": macs, "latency": latency}
+COSTS: Registry[Cost] = Registry("cost", {"macs": macs, "latency": latency})
+register_cost = COSTS.register
 
 
 def area_over(costs: Sequence[float], accuracies: Sequence[float]) -> float:

@@ -11,13 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .compact import compact
+from .compaction import compact
 from .graph import Graph, trace
 from .masks import nested, rank
+from .names import DEFAULT_RATES
 from .precision import computed_in
 from .shared_forward import Family, groups
-
-DEFAULT_RATES = tuple(round(0.05 * step, 2) for step in range(20))
 
 
 class Batches(Protocol):

@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 
-PRECISIONS = ("fp32", "tf32", "bf16")
-
 
 @contextmanager
 def computed_in(precision: str, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Computes with one of `PRECISIONS`; all settings are afterwards what they were. Also a decorator.
+    """Computes with one of `names.PRECISIONS`; all settings are afterwards what they were. Also a decorator.
 
     fp32: products of float32 in float32, also where torch lets convolutions on CUDA use TF32, as it does by
     default. tf32: factors of matrix products and convolutions rounded to 10 bits of mantissa, on CUDA devices of

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .compact import compact
+from .compaction import compact
 from .graph import Graph
 from .masks import Masks, Ranking, n_removed, rank
 from .precision import computed_in

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.integrate import trapezoid
 
 Array = NDArray[np.float64]
 
@@ -53,8 +54,7 @@ def measures(accuracy: Array, rates: Sequence[float], kept: float) -> Array:
     The definitions of `pruning.auc` and `pruning.sparsity_at`, for many curves at once. kept: the part of the
     unpruned accuracy that the sparsity keeps.
     """
-    widths = np.diff(rates)
-    area = ((accuracy[..., :-1] + accuracy[..., 1:]) / 2 * widths).sum(-1) / widths.sum()
+    area = trapezoid(accuracy, rates, axis=-1) / (rates[-1] - rates[0])
     useful = np.cumprod(accuracy >= kept * accuracy[..., :1], axis=-1).sum(-1)
     sparsity = np.asarray(rates)[useful - 1]
     return np.concatenate([area[..., None], sparsity[..., None], accuracy], -1)

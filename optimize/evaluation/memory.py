@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -33,23 +33,13 @@ T = TypeVar("T")
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that could be allocated on a device now. Where the system does not say: a guess on the safe side."""
+    """Bytes that could be allocated on a device now."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    found = [_pages("SC_PHYS_PAGES") // 2]
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")] or found
-    with contextlib.suppress(OSError, ValueError):  # a container's limit; the word "max" where there is none
+    found = [psutil.virtual_memory().available]
+    with contextlib.suppress(OSError, ValueError):  # a container's limit, which psutil does not know; "max" for none
         found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return min(found)
-
-
-def _pages(name: str) -> int:
-    try:
-        return os.sysconf(name) * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # Windows
-        return 8 << 30
 
 
 def sample_budget(device: torch.device) -> int:

@@ -19,6 +19,7 @@ from optuna.search_space import IntersectionSearchSpace
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from ...studies import internals
 from .scaling import from_unit, to_unit
 
 GENERATION = "cma:generation"
@@ -57,7 +58,7 @@ class CmaEs(BaseSampler):
             rng.randint(1, 2**31 - 2)
         optimizer._rng.seed(rng.randint(1, 2**16) + trial.number)
         drawn = optimizer.ask()
-        study._storage.set_trial_system_attr(trial._trial_id, GENERATION, optimizer.generation)
+        internals.set_system_attr(study, trial, GENERATION, optimizer.generation)
         return {name: from_unit(float(part), of) for part, (name, of) in zip(drawn, search_space.items(), strict=True)}
 
     def sample_independent(

@@ -18,6 +18,7 @@ from optuna.trial import Trial, TrialState
 
 from ...attribution import Composite
 from ...pruning import NotFinite, area_over
+from ...studies import internals
 from ...studies.best import UNSEEN
 from ...studies.errors import UserError
 from ...studies.report import name_of
@@ -192,7 +193,7 @@ def _run_trial(
     scores: Mapping[str, Any] = getattr(result, "unseen", {})
     if scores:
         kept = {name: {"auc": score.auc, "accuracy": list(score.accuracy)} for name, score in scores.items()}
-        study._storage.set_trial_system_attr(trial._trial_id, UNSEEN, kept)
+        internals.set_system_attr(study, trial, UNSEEN, kept)
     costs = list(getattr(result, "costs", ()))
     if costs:
         trial.set_user_attr("costs", costs)
@@ -220,7 +221,7 @@ def _record_race(study: Study, trial: Trial, result: Raced, race: Race | None, s
     if like is not None:
         trial.set_user_attr("like", {"trial": like[0], "correlation": round(like[1], 6)})
     if result.steps:
-        study._storage.set_trial_system_attr(trial._trial_id, STEPS, result.steps)
+        internals.set_system_attr(study, trial, STEPS, result.steps)
 
 
 def _proposed(trial: Trial, space: Space) -> tuple[Composite, Pruning | None]:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ...studies import internals
+
 if TYPE_CHECKING:  # Optuna takes a while to import, and the command line needs only the names
     from optuna.pruners import BasePruner
     from optuna.study import Study
@@ -93,7 +95,7 @@ class Race:
 
     def stopper(self, study: Study, trial: Trial) -> Stopper | None:
         """What asks the study's pruner after each chunk of the trial; None for one that runs to its end."""
-        spared = is_given(trial) or (_system_attrs(study, trial).get("fixed_params") and not self.grid)
+        spared = is_given(trial) or (internals.stored(study, trial).system_attrs.get("fixed_params") and not self.grid)
         if self.pruner == NONE or spared or len(self.sizes) < 2:
             return None
         return Stopper(self, self._mirror(study), trial.number)
@@ -117,12 +119,12 @@ class Race:
         values = self._values(aucs, stopped_at, self.reports)
         if stopped_at is not None:
             trial.set_user_attr("stopped_after", len(aucs))
-        known = study._storage.get_trial(trial._trial_id).intermediate_values
+        known = internals.stored(study, trial).intermediate_values
         for step, value in values.items():
             if step not in known:  # Optuna would warn
                 trial.report(value, step)
         for key, left in (stopper.left_behind() if stopper else {}).items():
-            study._storage.set_trial_system_attr(trial._trial_id, key, left)
+            internals.set_system_attr(study, trial, key, left)
 
     def _values(self, aucs: Sequence[float], stopped_at: float | None, reports: str) -> dict[int, float]:
         """All that a trial reports, by step."""
@@ -160,10 +162,8 @@ class Stopper:
     answers when it runs again (Optuna's successive halving writes down that it was asked)."""
 
     def __init__(self, race: Race, mirror: Study, number: int) -> None:
-        from optuna.trial import Trial
-
         self._race = race
-        self._trial = Trial(mirror, mirror.get_trials(deepcopy=False)[number]._trial_id)
+        self._trial = internals.trial_of(mirror, number)
         self._mirror = mirror
         self._aucs: list[float] = []
 
@@ -182,7 +182,11 @@ class Stopper:
 
     def left_behind(self) -> dict[str, Any]:
         """What the pruner wrote down about the trial, for when it is asked about others."""
-        return {key: value for key, value in _system_attrs(self._mirror, self._trial).items() if key.startswith(RUNG)}
+        return {
+            key: value
+            for key, value in internals.stored(self._mirror, self._trial).system_attrs.items()
+            if key.startswith(RUNG)
+        }
 
 
 def _tie_break(number: int, chunk: int) -> float:
@@ -196,7 +200,3 @@ def _tie_break(number: int, chunk: int) -> float:
 
 RUNG = "completed_rung_"
 """How the keys begin under which Optuna's successive halving keeps what a trial reached."""
-
-
-def _system_attrs(study: Study, trial: Trial) -> dict[str, Any]:
-    return study._storage.get_trial(trial._trial_id).system_attrs

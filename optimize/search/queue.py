@@ -13,11 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ...attribution import Composite, CompositeError
+from ...studies import internals
 from .space import Space
 
 MAX_INTERRUPTIONS = 3
@@ -34,7 +36,7 @@ def next_trial(study: Study) -> Trial:
     waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
     if waiting:
         with contextlib.suppress(UpdateFinishedTrialError):  # another process was faster, and is done with it
-            study._storage.set_trial_user_attr(waiting[0]._trial_id, "owner", own_mark())
+            internals.set_user_attr(study, waiting[0], "owner", own_mark())
     else:
         study.enqueue_trial({}, user_attrs={"owner": own_mark()})
     trial = study.ask()
@@ -92,8 +94,8 @@ def drop_waiting(study: Study, space: Space) -> None:
     for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
         given = {} if "given" in trial.user_attrs else trial.system_attrs.get("fixed_params", {})
         if any(name in choices and value not in choices[name] for name, value in given.items()):
-            study._storage.set_trial_user_attr(trial._trial_id, "error", "it was left over from another space")
-            study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
+            internals.set_user_attr(study, trial, "error", "it was left over from another space")
+            internals.set_state(study, trial, TrialState.FAIL)
 
 
 def requeue_stale(study: Study) -> None:
@@ -114,13 +116,12 @@ def requeue_own(study: Study, *, blame: bool) -> None:
 
 
 def _requeue(study: Study, trial: FrozenTrial, *, blame: bool) -> None:
-    storage = study._storage
     count = trial.user_attrs.get("interruptions", 0) + blame
-    storage.set_trial_user_attr(trial._trial_id, "interruptions", count)
+    internals.set_user_attr(study, trial, "interruptions", count)
     given_up = count >= MAX_INTERRUPTIONS
     if given_up:
-        storage.set_trial_user_attr(trial._trial_id, "error", f"its process ended {count} times while it ran")
-    storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL if given_up else TrialState.WAITING)
+        internals.set_user_attr(study, trial, "error", f"its process ended {count} times while it ran")
+    internals.set_state(study, trial, TrialState.FAIL if given_up else TrialState.WAITING)
 
 
 def _is_given_up(trial: FrozenTrial) -> bool:
@@ -134,21 +135,18 @@ def own_mark() -> dict[str, Any]:
 
 
 def started_at(pid: int) -> str | None:
-    """When a process started, in the system's own unit; None where the system does not say (not Linux)."""
-    try:
+    """When a process started, or None if it is gone.
+
+    On Linux in the kernel's own ticks since the machine started: psutil adds those to the time of day at which it
+    did, which changes when somebody sets the clock, and a process that runs would be taken for another.
+    """
+    with contextlib.suppress(OSError):
         stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    return stat.rpartition(")")[2].split()[19]  # the name before ")" may hold spaces; see proc_pid_stat(5)
+        return stat.rpartition(")")[2].split()[19]  # the name before ")" may hold spaces; see proc_pid_stat(5)
+    with contextlib.suppress(psutil.Error):
+        return str(psutil.Process(pid).create_time())
+    return None
 
 
 def _alive(owner: Mapping[str, Any]) -> bool:
-    if os.name == "nt":  # where os.kill would end the process; a trial that was cut off is lost there
-        return True
-    try:
-        os.kill(owner["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return started_at(owner["pid"]) == owner["started"]
+    return psutil.pid_exists(owner["pid"]) and started_at(owner["pid"]) == owner["started"]

@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ...studies import internals
+
 if TYPE_CHECKING:  # Optuna takes a while to import, and the command line needs only the names
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
@@ -153,7 +155,7 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
             drawn = trial.system_attrs.get(RELATIVE)
             if drawn is None or not drawn.keys() <= search_space.keys():
                 drawn = self._current.sample_relative(_within(study), trial, search_space)
-                study._storage.set_trial_system_attr(trial._trial_id, RELATIVE, drawn)
+                internals.set_system_attr(study, trial, RELATIVE, drawn)
             return drawn
 
         def sample_independent(

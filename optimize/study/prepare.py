@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...pruning import Graph, Schedule, TraceError, make_repair, repair_rows, trace
 from ...pruning.graph import logits_of
+from ...pruning.repair import REPAIRS, check_repair
 from ...studies.document import layers_of
 from ...studies.errors import UserError
 from ...studies.fingerprint import Fingerprint, fingerprint
@@ -242,12 +243,14 @@ def how_pruned(
     """The schedules and the repairs that are meant: `auto` stands for what measured best (benchmarks/README.md).
 
     Raises:
-        UserError: a repair of BatchNorm in a network without.
+        UserError: a repair that the network has nothing for, such as BatchNorm's in a network without.
     """
     repairs = tuple(AUTO_REPAIR if repair == "auto" else repair for repair in repairs)
-    if any("batchnorm" in repair for repair in repairs) and not graph.norms:
-        given = ",".join(repairs)
-        raise UserError(f"--repair {given}: the network has no BatchNorm to re-estimate; give least-squares")
+    for part in (part for repair in repairs for part in check_repair(repair)):
+        try:
+            REPAIRS[part].check(graph)
+        except ValueError as error:
+            raise UserError(f"{error} (--repair)") from error
     return tuple(AUTO_SCHEDULE if schedule == "auto" else schedule for schedule in schedules), repairs
 
 

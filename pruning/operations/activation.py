@@ -12,7 +12,7 @@ from ..network import ELEMENTWISE, Activation, Partial, is_sigmoid, nonnegative
 from .base import Operation, Relevance, operation
 
 if TYPE_CHECKING:
-    from ..compact import Compactor
+    from ..compaction import Compactor
     from ..graph.build import Builder
 
 

@@ -14,7 +14,7 @@ from ..network import Add, Affine, Multiply, ScatterAdd
 from .base import KeepsSigns, Operation, Relevance, operation
 
 if TYPE_CHECKING:
-    from ..compact import Compactor
+    from ..compaction import Compactor
     from ..graph.build import Builder
 
 

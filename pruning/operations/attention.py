@@ -15,7 +15,7 @@ from .base import Operation, Relevance, operation
 from .layers import LinearMap, parameters, product_before
 
 if TYPE_CHECKING:
-    from ..compact import Compactor
+    from ..compaction import Compactor
     from ..graph.build import Builder
 
 NEVER = -1e9

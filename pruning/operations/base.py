@@ -17,7 +17,7 @@ from torch import nn
 from ..channels import State
 
 if TYPE_CHECKING:
-    from ..compact import Compactor
+    from ..compaction import Compactor
     from ..graph.build import Builder
 
 

@@ -15,7 +15,7 @@ from ..network import NoFeatures, Norm, Realign, clone
 from .base import Operation, Relevance, operation
 
 if TYPE_CHECKING:
-    from ..compact import Compactor
+    from ..compaction import Compactor
     from ..graph.build import Builder
 
 

@@ -15,7 +15,7 @@ from .base import Operation, Relevance, operation
 from .layers import parameters
 
 if TYPE_CHECKING:
-    from ..compact import Compactor
+    from ..compaction import Compactor
     from ..graph.build import Builder
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

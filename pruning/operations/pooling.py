@@ -15,7 +15,7 @@ from ..network import BATCH, Mean
 from .base import KeepsSigns, Relevance, operation
 
 if TYPE_CHECKING:
-    from ..compact import Compactor
+    from ..compaction import Compactor
     from ..graph.build import Builder
 
 

@@ -16,7 +16,7 @@ from ..network import BATCH, Concat, Constant, Permute, Realign
 from .base import KeepsSigns, Operation, Relevance, operation
 
 if TYPE_CHECKING:
-    from ..compact import Compactor
+    from ..compaction import Compactor
     from ..graph.build import Builder
 
 Groups = tuple[tuple[int, tuple[int | None, ...]], ...]

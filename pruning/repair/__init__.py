@@ -8,53 +8,64 @@ what the repaired layers before it give.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from ..curve import Batches
-from ..graph import Graph
-from ..masks import Masks
-from .base import Repair
-from .batchnorm import BatchNormRepair
-from .images import repair_rows
-from .least_squares import LeastSquaresRepair
+from ..registry import Registry
 
-__all__ = ["REPAIRS", "BatchNormRepair", "Chain", "LeastSquaresRepair", "Repair", "make_repair", "repair_rows"]
+if TYPE_CHECKING:
+    from .base import Chain, Repair, make_repair
+    from .batchnorm import BatchNormRepair
+    from .images import repair_rows
+    from .least_squares import LeastSquaresRepair
+
+NONE = "none"
+REPAIRS: Registry[type[Repair]] = Registry(
+    "repair",
+    {"batchnorm": ".batchnorm:BatchNormRepair", "least-squares": ".least_squares:LeastSquaresRepair"},
+    __package__,
+)
+"""Repairs, each made of the reference samples. In use they may be chained: batchnorm+least-squares."""
+register_repair = REPAIRS.register
+
+_HOMES = {
+    "BatchNormRepair": ".batchnorm",
+    "Chain": ".base",
+    "LeastSquaresRepair": ".least_squares",
+    "Repair": ".base",
+    "make_repair": ".base",
+    "repair_rows": ".images",
+}
+__all__ = [
+    "NONE",
+    "REPAIRS",
+    "BatchNormRepair",
+    "Chain",
+    "LeastSquaresRepair",
+    "Repair",
+    "check_repair",
+    "make_repair",
+    "register_repair",
+    "repair_rows",
+]
 
 
-@dataclass
-class Chain(Repair):
-    """One repair after the other."""
-
-    parts: Sequence[Repair]
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return "+".join(part.name for part in self.parts)
-
-    def __call__(self, graph: Graph, small: Graph, masks: Masks) -> Graph:
-        for part in self.parts:
-            small = part(graph, small, masks)
-        return small
-
-
-REPAIRS = ("none", "batchnorm", "least-squares", "batchnorm+least-squares")
-
-
-def make_repair(name: str, graph: Graph, inputs: Batches) -> Repair | None:
-    """A repair by its name in `REPAIRS`, from these samples.
+def check_repair(name: str) -> tuple[str, ...]:
+    """The repairs that a name stands for, in their order: none, one, or several joined by "+".
 
     Raises:
-        ValueError: unknown name, or a repair of BatchNorm in a network without.
+        ValueError: an unknown one, or one named twice.
     """
-    if name not in REPAIRS:
-        raise ValueError(f"repair {name!r}: choose from {', '.join(REPAIRS)}")
-    if "batchnorm" in name and not graph.norms:
-        raise ValueError(f"repair {name}: the model has no BatchNorm to re-estimate; try least-squares")
-    parts: dict[str, list[Repair]] = {
-        "none": [],
-        "batchnorm": [BatchNormRepair(inputs)],
-        "least-squares": [LeastSquaresRepair(inputs)],
-    }
-    chain = [repair for part in name.split("+") for repair in parts[part]]
-    return None if not chain else chain[0] if len(chain) == 1 else Chain(chain)
+    if name == NONE:
+        return ()
+    parts = tuple(name.split("+"))
+    if any(part not in REPAIRS for part in parts) or len(set(parts)) < len(parts):
+        raise ValueError(f'{name!r} is not {NONE}, {", ".join(REPAIRS)}, or several of them joined by "+"')
+    return parts
+
+
+def __getattr__(name: str) -> Any:
+    """Imported when asked for: what only lists the repairs does without torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name], __package__), name)

@@ -12,12 +12,28 @@ from torch import Tensor
 from ..curve import Batches
 from ..graph import Graph
 from ..masks import Masks
+from . import REPAIRS, check_repair
 
 
 class Repair:
-    """Makes a better network of a compact one."""
+    """Makes a better network of a compact one.
+
+    Args:
+        inputs: float images, shape (n, channels, height, width), unlabelled.
+    """
 
     name: str
+
+    def __init__(self, inputs: Batches) -> None:
+        self.inputs = inputs
+
+    @staticmethod
+    def check(graph: Graph) -> None:
+        """Refuse a network that there is nothing to repair in.
+
+        Raises:
+            ValueError: why, and what else to try.
+        """
 
     @abstractmethod
     def __call__(self, graph: Graph, small: Graph, masks: Masks) -> Graph:
@@ -44,3 +60,29 @@ class Chunks(Sequence[Tensor]):
         if not 0 <= index < len(self):  # what ends an iteration
             raise IndexError(index)
         return self.images[index * self.size : (index + 1) * self.size]
+
+
+class Chain(Repair):
+    """One repair after the other."""
+
+    def __init__(self, parts: Sequence[Repair]) -> None:
+        self.parts = parts
+        self.name = "+".join(part.name for part in parts)
+
+    def __call__(self, graph: Graph, small: Graph, masks: Masks) -> Graph:
+        for part in self.parts:
+            small = part(graph, small, masks)
+        return small
+
+
+def make_repair(name: str, graph: Graph, inputs: Batches) -> Repair | None:
+    """A repair by its name (`check_repair`), from these samples; None where the name is "none".
+
+    Raises:
+        ValueError: unknown name, or a repair that the network has nothing for.
+    """
+    kinds = [REPAIRS[part] for part in check_repair(name)]
+    for kind in kinds:
+        kind.check(graph)
+    parts = [kind(inputs) for kind in kinds]
+    return None if not parts else parts[0] if len(parts) == 1 else Chain(parts)

@@ -29,6 +29,11 @@ class BatchNormRepair(Repair):
     chunk: int = 256
     name = "batchnorm"
 
+    @staticmethod
+    def check(graph: Graph) -> None:
+        if not graph.norms:
+            raise ValueError("repair batchnorm: the network has no BatchNorm to re-estimate; give least-squares")
+
     @torch.no_grad()
     def __call__(self, graph: Graph, small: Graph, masks: Masks) -> Graph:
         modules: dict[str, nn.Module] = {}

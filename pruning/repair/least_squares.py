@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..compact import check_masks, live_rows
+from ..compaction import check_masks, live_rows
 from ..curve import Batches
 from ..graph import Graph
 from ..masks import Masks

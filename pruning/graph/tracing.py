@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import network as ops
 from ..convolution import convolution
+from ..names import UNIT_KINDS
 from ..network import BATCH, Network, Norm, Step, clone
 from ..operations import entry_of
 from ..operations.normalization import BATCH_NORMS
@@ -19,8 +20,6 @@ from .attention import find, is_layer, softmax_of
 from .build import Builder
 from .depth import depth_groups, layer_type
 from .export import TraceError, baked, export, unwrapped
-
-UNIT_KINDS = ("filters", "neurons", "heads")
 
 
 @dataclass(frozen=True)

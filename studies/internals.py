@@ -1,0 +1,46 @@
+"""What of Optuna has no public way, in one place, each with the reason.
+
+Optuna's storage is reached by `Study._storage` and a trial in it by `_trial_id`; both have kept these names since
+version 1. Samplers and storages of other packages use them too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial, Trial, TrialState
+
+
+def set_system_attr(study: Study, trial: Trial | FrozenTrial, key: str, value: Any) -> None:
+    """Keep something with a trial that neither samplers nor people read: user attributes are shown in the dashboard,
+    and the public `set_system_attr` of trials is deprecated."""
+    study._storage.set_trial_system_attr(trial._trial_id, key, value)
+
+
+def set_user_attr(study: Study, trial: Trial | FrozenTrial, key: str, value: Any) -> None:
+    """Note something about a trial that this process does not run: a `FrozenTrial` from a storage cannot be written."""
+    study._storage.set_trial_user_attr(trial._trial_id, key, value)
+
+
+def set_state(study: Study, trial: Trial | FrozenTrial, state: TrialState) -> None:
+    """Put a trial that was cut off back into the queue, or fail one that waits: `Study.tell` takes running ones only,
+    and no state but a final one.
+
+    Raises:
+        UpdateFinishedTrialError: another process has finished it.
+    """
+    study._storage.set_trial_state_values(trial._trial_id, state=state)
+
+
+def stored(study: Study, trial: Trial | FrozenTrial) -> FrozenTrial:
+    """A trial as the storage has it now: a running `Trial` has no public way to what it has reported."""
+    return study._storage.get_trial(trial._trial_id)
+
+
+def trial_of(study: Study, number: int) -> Trial:
+    """A trial of this number to report to, of a study in memory: `Study.ask` makes new ones only."""
+    from optuna.trial import Trial
+
+    return Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
