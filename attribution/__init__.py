@@ -1,7 +1,7 @@
 """LRP rules, composites and the relevance of units."""
 
 from .composites import FORMAT, GROUPS, Composite, CompositeError, RuleSpec, load_composite
-from .criteria import CRITERIA, collect_scores
+from .criteria import CRITERIA, collect_scores, register_criterion
 from .relevance import collect_relevance, normalize
 from .rules import RULES
 
@@ -17,4 +17,5 @@ __all__ = [
     "collect_scores",
     "load_composite",
     "normalize",
+    "register_criterion",
 ]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..pruning.curve import Batches, checked_samples
 from ..pruning.graph import Graph, trace
 from ..pruning.precision import computed_in
+from ..pruning.registry import Registry
 from .relevance import balance, of_units, per_unit, scores_of
 
 Scores = dict[str, Tensor]
@@ -135,14 +136,18 @@ def random(graph: Graph, inputs: Batches, targets: Tensor, units: str | None, ba
 
 Criterion = Callable[[Graph, Batches, Tensor, str | None, int, int], Scores]
 
-CRITERIA: dict[str, Criterion] = {
-    "magnitude": magnitude,
-    "activation": activation,
-    "gradient": gradient,
-    "taylor": taylor,
-    "integrated_gradients": integrated_gradients,
-    "random": random,
-}
+CRITERIA: Registry[Criterion] = Registry(
+    "criterion",
+    {
+        "magnitude": magnitude,
+        "activation": activation,
+        "gradient": gradient,
+        "taylor": taylor,
+        "integrated_gradients": integrated_gradients,
+        "random": random,
+    },
+)
+register_criterion = CRITERIA.register
 
 
 @torch.inference_mode(False)

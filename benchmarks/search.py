@@ -34,7 +34,7 @@ from pxp_optimize.optimize.evaluation.evaluate import Evaluation, Method, evalua
 from pxp_optimize.optimize.options import Options
 from pxp_optimize.optimize.parsers import DEFAULT_RATES, parse_rates
 from pxp_optimize.optimize.search.loop import run_search
-from pxp_optimize.optimize.search.samplers import GRID, UNCONDITIONAL, make_sampler
+from pxp_optimize.optimize.search.samplers import GRID, is_conditional, make_sampler
 from pxp_optimize.optimize.search.space import Space
 from pxp_optimize.optimize.search.warm_start import mixed_composites
 from pxp_optimize.optimize.study.compare import correctness
@@ -67,7 +67,7 @@ def run(
     count: how many of the best are scored again.
     """
     task = prepared.task
-    conditional, mixed = sampler not in UNCONDITIONAL, "+" in task.units
+    conditional, mixed = is_conditional(sampler), "+" in task.units
     space = Space.named(
         space_name.removesuffix("256"), prepared.layers, conditional, mixed=mixed, pruning=prepared.pruning
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from ..pruning.names import PRECISIONS
 from ..studies.errors import UserError
 from .search.pruners import NONE, PRUNERS
-from .search.samplers import AUTO, GRID, MULTI_OBJECTIVE, SAMPLERS
+from .search.samplers import AUTO, multi_objective, sampler_names
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -50,13 +50,14 @@ def _option(
     help: str,
     *,
     parse: Parser | None = None,
-    choices: Sequence[str] | None = None,
+    choices: Callable[[], Sequence[str]] | None = None,
     metavar: str | None = None,
     unset: str | None = None,
     shown: str | None = None,
     alias: str | None = None,
 ) -> Any:
-    """A field with what the command line needs: `unset` says what None stands for, `alias` is another name."""
+    """A field with what the command line needs: `unset` says what None stands for, `alias` is another name. What
+    `choices` gives is asked for when a value is checked: users may have registered more."""
     metadata = {"help": help, "parse": parse, "choices": choices, "metavar": metavar, "alias": alias}
     return field(default=default, metadata={**metadata, "unset": unset, "shown": shown})
 
@@ -235,13 +236,13 @@ class Options:
         "What proposes composites: `local` changes one thing in one of the best so far, `grid` tries all of --space "
         "paper, the others are Optuna's. `auto` is local for a space of choices only (paper), cmaes for one of numbers "
         "only (layer), else tpe.",
-        choices=(AUTO, *SAMPLERS, GRID),
+        choices=sampler_names,
     )
     pruner: str = _option(
         "none",
         "Optuna's pruner that stops a trial once it is worse on the search samples it has seen (in up to "
         "20 chunks): wilcoxon stops what is surely worse than the best one; none measures all samples.",
-        choices=(*PRUNERS, NONE),
+        choices=lambda: (*PRUNERS, NONE),
     )
     seed: int = _option(
         0,
@@ -277,7 +278,7 @@ class Options:
         "fp32",
         "What accuracies are measured in: `fp32`, or faster and coarser `tf32` (CUDA only) or `bf16`. "
         "Relevance and repair are always fp32.",
-        choices=PRECISIONS,
+        choices=lambda: PRECISIONS,
     )
     skip_broken: bool = _option(False, "Leave out images that cannot be read instead of stopping.")
     quiet: bool = _option(False, "Show nothing but the results.")
@@ -311,8 +312,8 @@ class Options:
             raise UserError(f"--pruner {self.pruner} races on one draw: give --draws 1, or --pruner none")
         if several and self.pruner != NONE:
             raise UserError(f"--pruner {self.pruner} knows one objective: give --objective auc, or --pruner none")
-        if several and self.sampler not in (AUTO, *MULTI_OBJECTIVE):
-            known = ", ".join(MULTI_OBJECTIVE)
+        if several and self.sampler not in (AUTO, *multi_objective()):
+            known = ", ".join(multi_objective())
             raise UserError(f"--sampler {self.sampler} knows one objective: give --objective auc, or one of {known}")
         if self.repair == (NONE,) and self.repair_samples is not None:
             raise UserError(f"--repair-samples {self.repair_samples}: --repair none reads no images; leave one out")
@@ -327,8 +328,8 @@ def _parsed(option: Field[Any], value: Any) -> Any:
         return None
     hints = option.metadata
     try:
-        if hints["choices"] and value not in hints["choices"]:
-            raise ValueError(f"{value!r} is not one of {', '.join(hints['choices'])}")
+        if hints["choices"] and value not in (known := hints["choices"]()):
+            raise ValueError(f"{value!r} is not one of {', '.join(known)}")
         if option.type == "bool" and not isinstance(value, bool):
             raise ValueError(f"{value!r} is not True or False")
         return hints["parse"](value) if hints["parse"] else value

@@ -36,7 +36,7 @@ def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         if option.type == "bool":
             kind = {"is_flag": True}
         elif hints["choices"]:
-            kind = {"type": click.Choice(hints["choices"])}
+            kind = {"type": click.Choice(hints["choices"]())}
         elif hints["parse"]:
             kind = {"type": Parsed(hints["parse"], hints["metavar"])}
         shown = hints["unset"] or hints["shown"] or (option.type != "bool")

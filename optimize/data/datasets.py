@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache as once
 from importlib.resources import files
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ...pruning.registry import Registry
 from ...studies.errors import UserError
 from ...studies.wording import reason, some
 from ..progress import Progress, no_progress
@@ -66,7 +67,7 @@ class Dataset:
 
 
 def open_dataset(spec: str, *, seed: int, cache: Path, progress: Progress = no_progress) -> Dataset:
-    """Open `digits`, `imagenette` or the image folder at the path `spec`, without decoding anything.
+    """Open one of `DATASETS` or the image folder at the path `spec`, without decoding anything.
 
     An image folder holds `train/` and `val/` (or other names of `SPLIT_NAMES`), each with one folder of images a
     class; or the class folders themselves, and then half of each class, drawn by `seed`, is the validation split.
@@ -75,13 +76,12 @@ def open_dataset(spec: str, *, seed: int, cache: Path, progress: Progress = no_p
         UserError: no such folder, no images, fewer than two classes, splits whose classes differ or whose names are
             not understood, or Imagenette can not be downloaded to `cache`.
     """
-    if spec == "digits":
-        return _digits()
-    if spec == "imagenette":
-        return _imagenette(cache, progress)
+    if spec in DATASETS:
+        return DATASETS[spec](cache, progress)
     root = Path(spec).expanduser()
     if not root.is_dir():
-        raise UserError(f"--data {spec}: no such folder; give a folder of images, 'digits' or 'imagenette'")
+        known = " or ".join(f"'{name}'" for name in DATASETS)
+        raise UserError(f"--data {spec}: no such folder; give a folder of images, {known}")
     return _image_folder(root, seed)
 
 
@@ -104,7 +104,7 @@ def class_logits(dataset: Dataset, num_classes: int) -> tuple[int, ...]:
     return logits
 
 
-def _digits() -> Dataset:
+def _digits(cache: Path, progress: Progress) -> Dataset:
     from sklearn.datasets import load_digits  # slow to import, and only needed here
 
     data = load_digits()
@@ -146,6 +146,12 @@ def _imagenette(cache: Path, progress: Progress) -> Dataset:
     names = ResNet18_Weights.DEFAULT.meta["categories"]
     return Dataset("imagenette", tuple(names[i] for i in dataset.logits), dataset.logits, dataset.train, dataset.val)
 
+
+DATASETS: Registry[Callable[[Path, Progress], Dataset]] = Registry(
+    "data set", {"digits": _digits, "imagenette": _imagenette}
+)
+"""Data that have a name: what opens each, given a folder to keep files in and what to tell how far it is."""
+register_dataset = DATASETS.register
 
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev", "test", "testing", "eval")}
 """What the splits of an image folder are called, in capitals or not, alone or as one word of a name (`training_set`);

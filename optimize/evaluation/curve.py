@@ -7,7 +7,7 @@ prediction does not hang on the batch that a sample is in, but for rounding.)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -26,10 +26,11 @@ from ...pruning import (
     network_bytes,
     without_constants,
 )
-from ..search.pruners import Stop
 from .phases import phase
 from .task import Curve, Samples, Task, Unseen
 
+Stop = Callable[[int, float], bool]
+"""Given the number of a chunk, from 1, and the AUC over its samples: whether to stop there."""
 MOST_CHUNKS = 20
 LEAST_SAMPLES = 10
 """In a chunk: with fewer, batches are too small to be fast."""

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from ...attribution import Composite, collect_relevance, collect_scores
 from ...pruning import Graph, Plan, auc
-from ..search.pruners import Stop
 from .candidate import Candidate
-from .curve import measure
+from .curve import Stop, measure
 from .similarity import pack
 from .task import Curve, Samples, Task, Unseen
 

@@ -72,7 +72,7 @@ class Raced(Result, Protocol):
 
 
 Evaluate = Callable[..., Result]
-"""Called with a composite or a `Candidate`; in a race also with what says when to stop (`pruners.Stop`); by the keyword
+"""Called with a composite or a `Candidate`; in a race also with what says when to stop (`curve.Stop`); by the keyword
 `unseen` with other samples to measure it on, where there are any."""
 Watch = Callable[[SearchStatus, str], None]
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:  # Optuna takes a while to import, and the command line needs 
     from optuna.trial import FrozenTrial, Trial
 
 Factory = Callable[[int], "BasePruner"]
-Stop = Callable[[int, float], bool]
-"""Told the number of a chunk, from 1, and the AUC over its samples: whether to stop there."""
 
 
 def _wilcoxon(chunks: int) -> BasePruner:

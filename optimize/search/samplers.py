@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ...pruning.registry import Registry
 from ...studies import internals
 
 if TYPE_CHECKING:  # Optuna takes a while to import, and the command line needs only the names
@@ -20,21 +22,21 @@ if TYPE_CHECKING:  # Optuna takes a while to import, and the command line needs 
 Factory = Callable[[int], "BaseSampler"]
 
 
-def _tpe(seed: int) -> BaseSampler:
+def tpe(seed: int) -> BaseSampler:
     """Tree-structured Parzen estimator over all parameters together, one group per branch of the space."""
     from optuna.samplers import TPESampler
 
     return TPESampler(seed=seed, multivariate=True, group=True)
 
 
-def _random(seed: int) -> BaseSampler:
+def random(seed: int) -> BaseSampler:
     """Uniform draws: what the others have to beat."""
     from optuna.samplers import RandomSampler
 
     return RandomSampler(seed=seed)
 
 
-def _cmaes(seed: int) -> BaseSampler:
+def cmaes(seed: int) -> BaseSampler:
     """CMA-ES over the numbers; TPE, one parameter at a time, over the rules and other categories.
 
     CMA-ES knows neither categories nor parameters that only some trials have. So it needs a space whose
@@ -48,29 +50,60 @@ def _cmaes(seed: int) -> BaseSampler:
     return CmaEs(seed, TPESampler(seed=seed, multivariate=False))
 
 
-def _gp(seed: int) -> BaseSampler:
+def gp(seed: int) -> BaseSampler:
     """Gaussian process over the numbers and the categories that every trial has."""
     from optuna.samplers import GPSampler
 
     return GPSampler(seed=seed)
 
 
-def _local(seed: int) -> BaseSampler:
+def local(seed: int) -> BaseSampler:
     """The best trials so far with one parameter changed."""
     from .local_search import LocalSearch
 
     return LocalSearch(seed)
 
 
-SAMPLERS: dict[str, Factory] = {"tpe": _tpe, "local": _local, "random": _random, "cmaes": _cmaes, "gp": _gp}
+@dataclass(frozen=True)
+class Sampler:
+    """An entry of `SAMPLERS`. make: one of Optuna's kind, from a seed. conditional: whether it can do with parameters
+    that only some trials have; else every trial has all numbers. several: whether it knows several objectives."""
+
+    make: Factory
+    conditional: bool = True
+    several: bool = False
+
+
+SAMPLERS: Registry[Sampler] = Registry(
+    "sampler",
+    {
+        "tpe": Sampler(tpe, several=True),
+        "local": Sampler(local),
+        "random": Sampler(random, several=True),
+        "cmaes": Sampler(cmaes, conditional=False),
+        "gp": Sampler(gp, conditional=False),
+    },
+)
+register_sampler = SAMPLERS.register
 AUTO = "auto"
 """What measured best (benchmarks/README.md): see `default_sampler`."""
 GRID = "grid"
 """Every composite of a space without numbers, once, in an order shuffled by the seed (`Space.grid`)."""
-MULTI_OBJECTIVE = ("tpe", "random", GRID)
-"""Those that can search for two objectives at once."""
-UNCONDITIONAL = frozenset({"cmaes", "gp"})
-"""Samplers that model only what every trial has, so that every trial needs all numbers."""
+
+
+def sampler_names() -> tuple[str, ...]:
+    """What `--sampler` may be."""
+    return (AUTO, *SAMPLERS, GRID)
+
+
+def is_conditional(name: str) -> bool:
+    """Whether a sampler can do with parameters that only some trials have (a grid's values are drawn by none)."""
+    return name == GRID or SAMPLERS[name].conditional
+
+
+def multi_objective() -> tuple[str, ...]:
+    """Those that can search for two objectives at once."""
+    return (*(name for name, sampler in SAMPLERS.items() if sampler.several), GRID)
 
 
 def default_sampler(parameters: Mapping[str, tuple[str, ...] | Range], objective: Sequence[str]) -> str:
@@ -128,7 +161,7 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
     from optuna.exceptions import ExperimentalWarning
     from optuna.samplers import BaseSampler
 
-    build = SAMPLERS["random" if name == GRID else name]
+    build = SAMPLERS["random" if name == GRID else name].make
 
     def fresh(*parts: object) -> BaseSampler:
         digest = hashlib.sha256(repr((seed, *parts)).encode()).digest()

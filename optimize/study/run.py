@@ -29,7 +29,7 @@ from ..options import GIVEN, Options
 from ..parsers import SPACES
 from ..search.loop import run_search
 from ..search.pruners import NONE, Race, make_pruner, reports_of
-from ..search.samplers import AUTO, GRID, UNCONDITIONAL, default_sampler, make_sampler
+from ..search.samplers import AUTO, GRID, default_sampler, is_conditional, make_sampler
 from ..search.space import Space
 from ..search.spacefile import read_space
 from ..search.status import count_complete, count_finished, standing
@@ -90,7 +90,8 @@ def run_study(
         UserError: the study is another one's, or no trial finished.
         Stopped: as raised by Ctrl-C.
     """
-    conditional = options.sampler not in UNCONDITIONAL  # a space of numbers only, which `auto` gives to cmaes, has none
+    # a space of numbers only, which `auto` gives to cmaes, has no conditions
+    conditional = options.sampler == AUTO or is_conditional(options.sampler)
     space = make_space(options, prepared, conditional=conditional)
     if options.sampler == AUTO:
         options = replace(options, sampler=default_sampler(space.parameters(), options.objective))

@@ -169,7 +169,7 @@ def test_every_option_has_help_and_its_default_is_allowed():
     for option in fields(Options):
         assert option.metadata["help"], option.name
         choices = option.metadata["choices"]
-        assert choices is None or option.default in choices
+        assert choices is None or option.default in choices()
         parse = option.metadata["parse"]
         if parse and option.default is not None:
             assert parse(option.default) == option.default

@@ -19,7 +19,7 @@ from pxp_optimize.optimize.evaluation.evaluate import Evaluation
 from pxp_optimize.optimize.evaluation.similarity import pack
 from pxp_optimize.optimize.search.loop import run_search
 from pxp_optimize.optimize.search.pruners import NONE, PRUNERS, REPORTS, Race, make_pruner, reports_of
-from pxp_optimize.optimize.search.samplers import SAMPLERS, UNCONDITIONAL, make_sampler
+from pxp_optimize.optimize.search.samplers import SAMPLERS, is_conditional, make_sampler
 from pxp_optimize.optimize.search.space import FIXED, GROUPS, Space
 from pxp_optimize.optimize.search.status import count_complete, count_finished, standing
 from pxp_optimize.optimize.study.opening import open_study
@@ -66,7 +66,7 @@ def search(
 ) -> optuna.Study:
     study = study_in(path, pruner, sampler, reports)
     race = Race(SIZES, study.user_attrs["reports"], pruner, grid=sampler == "grid")
-    space = Space(GROUPS, conditional=sampler not in UNCONDITIONAL)
+    space = Space(GROUPS, conditional=is_conditional(sampler))
     run_search(study, space, evaluate, trials=trials, race=race, **options)
     return study
 

@@ -8,14 +8,14 @@ import warnings
 import optuna
 import pytest
 from optuna.trial import TrialState
-from pxp_optimize.optimize.search.samplers import SAMPLERS, UNCONDITIONAL, default_sampler, make_sampler
+from pxp_optimize.optimize.search.samplers import SAMPLERS, default_sampler, is_conditional, make_sampler
 from pxp_optimize.optimize.search.space import Space
 
 GROUPS = ["low", "classifier"]
 
 
 def space_for(name: str) -> Space:
-    return Space(GROUPS, conditional=name not in UNCONDITIONAL)
+    return Space(GROUPS, conditional=is_conditional(name))
 
 
 def value(params: dict) -> float:

@@ -19,7 +19,7 @@ from pxp_optimize.optimize.evaluation.evaluate import Evaluation, Score, evaluat
 from pxp_optimize.optimize.evaluation.phases import HOLDOUT, PLAIN, PREPARING, RESCORING, TRIALS
 from pxp_optimize.optimize.evaluation.task import Samples, Task, Unseen
 from pxp_optimize.optimize.search.loop import run_search
-from pxp_optimize.optimize.search.samplers import SAMPLERS, UNCONDITIONAL, make_sampler
+from pxp_optimize.optimize.search.samplers import SAMPLERS, is_conditional, make_sampler
 from pxp_optimize.optimize.search.space import Space
 from pxp_optimize.optimize.study.prepare import Prepared
 from pxp_optimize.optimize.study.resampling import tasks_of
@@ -173,7 +173,7 @@ def test_no_sampler_reads_it(sampler):
     studies = []
     for holdout in (False, True):
         study = optuna.create_study(direction="maximize", sampler=make_sampler(sampler, 0))
-        space = Space(GROUPS, conditional=sampler not in UNCONDITIONAL)
+        space = Space(GROUPS, conditional=is_conditional(sampler))
         run_search(study, space, Watched(holdout), trials=16, unseen=lambda study, trial: ())
         studies.append([(trial.number, trial.params, trial.value, trial.user_attrs) for trial in study.trials])
     assert [kept_score(trial, HOLDOUT) is not None for trial in study.trials] == [True] * 16
