@@ -42,7 +42,7 @@ def chunks(targets: Tensor) -> list[Tensor]:
     """The samples of each chunk, as ascending indices. Classes are dealt out in turn, so no chunk has more than
     one sample more of a class than another, nor more than one sample more in all.
 
-    targets: int64, shape (n,). Samples are in random order by the study's seed (`data.draw_splits`), so that
+    targets: int64, shape (n,). Samples are in random order by the study's seed (`sampling.draw_splits`), so that
     who is in which chunk is random too, and the same in every trial.
     """
     count = max(1, min(MOST_CHUNKS, len(targets) // LEAST_SAMPLES))

@@ -48,8 +48,8 @@ class Evaluation:
     accuracy: top-1, one for each of the task's rates. auc: area under it, in [0, 1]. seconds: wall time of
     "relevance" (all steps, with their repairs) and of "evaluation". ranking_hash: two trials of a task share
     it exactly when they prune the same units at every rate (and repair alike). chunks: AUC of each chunk of
-    samples that was seen (`racing.chunks`). samples: how many were seen; accuracy and auc are over these. stopped:
-    whether that is not all. steps: when each unit goes (`likeness.pack`). costs: see `Curve`. unseen: the scores on
+    samples that was seen (`curve.chunks`). samples: how many were seen; accuracy and auc are over these. stopped:
+    whether that is not all. steps: when each unit goes (`similarity.pack`). costs: see `Curve`. unseen: the scores on
     samples that no search sees, by their name (`Unseen`).
     """
 

@@ -82,7 +82,7 @@ class Curve(NamedTuple):
     """What was measured of one ranking on some samples.
 
     accuracy: at each rate, over the samples that were seen. chunks: AUC of each chunk that was seen
-    (`racing.chunks`); empty where a study kept none. samples: how many were seen. costs: of the network at each
+    (`curve.chunks`); empty where a study kept none. samples: how many were seen. costs: of the network at each
     rate, as parts of the unpruned one's; empty where the task has no cost.
     """
 

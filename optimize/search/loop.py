@@ -45,7 +45,7 @@ MAX_FAILURES = 10
 
 @runtime_checkable
 class Result(Protocol):
-    """What a trial's evaluation has (`trial.Evaluation`). seconds: by step; auc: in [0, 1]."""
+    """What a trial's evaluation has (`evaluate.Evaluation`). seconds: by step; auc: in [0, 1]."""
 
     @property
     def accuracy(self) -> list[float]: ...
@@ -59,7 +59,7 @@ class Result(Protocol):
 
 @runtime_checkable
 class Raced(Result, Protocol):
-    """What an evaluation in chunks has besides. chunks: AUC of each one seen. steps: see `likeness.pack`."""
+    """What an evaluation in chunks has besides. chunks: AUC of each one seen. steps: see `similarity.pack`."""
 
     @property
     def chunks(self) -> list[float]: ...

@@ -1,6 +1,6 @@
 """Optuna's pruners by name, and the race that they decide: trials that are surely worse stop half-way.
 
-The search samples come in chunks, the same ones in every trial (`racing.chunks`). After each chunk a trial
+The search samples come in chunks, the same ones in every trial (`curve.chunks`). After each chunk a trial
 reports, and the pruner says whether to go on. A trial that was stopped is in state PRUNED, and counts as finished.
 """
 
@@ -39,7 +39,7 @@ def _median(chunks: int) -> BasePruner:
 def _hyperband(chunks: int) -> BasePruner:
     """Successive halving from several starts, chunks being what is spent (Li et al. 2018).
 
-    Which start a trial gets hangs on its number and the study's name.
+    Which start a trial gets depends on its number and the study's name.
     """
     from optuna.pruners import HyperbandPruner
 

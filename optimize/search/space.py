@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SOFTMAX = tuple(SOFTMAX_RULES)
 
 Network = Mapping[str, Mapping[str, str]]
-"""Group and type of each layer that takes a rule, by name (`export.layers_of`)."""
+"""Group and type of each layer that takes a rule, by name (`document.layers_of`)."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Space:
         pruning: Mapping[str, tuple[str, ...]] | None = None,
         gates: tuple[str, ...] = GATES[:1],
     ) -> Space:
-        """A space of `config.SPACES` for a network's layers.
+        """A space of `parsers.SPACES` for a network's layers.
 
         `depth`: the depth groups. `type`: the types of layers within them, attention projections as one.
         `layer`: gamma of each layer and nothing else. Its range reaches from epsilon's rule to z-plus, so no

@@ -82,7 +82,7 @@ def open_study(
 ) -> Study:
     """The study to run, created if there is none, with its attributes (`rates`, `config`, `layers`, ...).
 
-    objective: one of `config.OBJECTIVES`.
+    objective: one of `parsers.OBJECTIVES`.
 
     Raises:
         UserError: as `check_study`; nothing has been written then.
