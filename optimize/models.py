@@ -61,7 +61,7 @@ def load_model(
     std: Sequence[float] | None = None,
     device: torch.device | None = None,
     progress: Progress = no_progress,
-    check: Callable[[nn.Module, int], object] = lambda module, size: None,
+    check: Callable[[nn.Module, Transform], object] = lambda module, transform: None,
 ) -> LoadedModel:
     """Load the network `spec` with `weights`, and the transform that its input needs.
 
@@ -76,7 +76,7 @@ def load_model(
     torchvision's weights get images resized in proportion, weights of others the whole of the smaller edge. The
     global random state is left as it was.
 
-    check: called with the network and its image size in pixels before it is trained here, to refuse it in time.
+    check: called with the network and its transform before it is trained here, to refuse it in time.
 
     Raises:
         UserError: an unknown model or weights, no network connection, weights that do not fit, a network that
@@ -106,8 +106,8 @@ def load_model(
         if source is None:
             transform = _override(transform, image_size, resize, mean, std)
             module = build_model(spec, len(dataset.classes), transform.size)
-            side = transform.size
-            _count_logits(spec, module, side)  # before the training, not after
+            how = transform
+            _count_logits(spec, module, how)  # before the training, not after
             description = load_or_train(
                 spec,
                 module,
@@ -116,12 +116,14 @@ def load_model(
                 cache,
                 device=device,
                 progress=progress,
-                check=lambda: check(module, side),
+                check=lambda: check(module, how),
             )
         else:
             module, size, description = _fit(spec, source, image_size)
             if source.transform is None:  # nobody said that its training cut off a margin
                 resize = resize or image_size
+            if _is_grey(module, size or transform.size):
+                transform = transform.grey()
             transform = _override(transform, size, resize, mean, std)
 
     if any(is_lazy(value) for value in (*module.parameters(), *module.buffers())):
@@ -129,7 +131,7 @@ def load_model(
     if any(not isinstance(value, Tensor) for value in module.state_dict().values()):
         raise UserError(f"{spec} holds weights that are no tensors (quantized, maybe): give the model in float")
     module.eval().float().cpu().requires_grad_(False)
-    num_classes = _count_logits(spec, module, transform.size)
+    num_classes = _count_logits(spec, module, transform)
     class_logits(dataset, num_classes)
     return LoadedModel(module, num_classes, transform, description, state_hash(module.state_dict()))
 
@@ -274,36 +276,37 @@ def _override(
             raise UserError(f"--resize {resize}: the images cut out of it have {transform.size} pixels (--image-size)")
         transform = replace(transform, resize=resize)
     if mean is not None:
-        transform = replace(transform, mean=_three("--mean", mean))
+        transform = replace(transform, mean=_of_channels("--mean", mean, len(transform.mean)))
     if std is not None:
-        transform = replace(transform, std=_three("--std", std))
+        transform = replace(transform, std=_of_channels("--std", std, len(transform.std)))
         if min(transform.std) <= 0:
             raise UserError(f"--std {transform.std}: must be positive")
     return transform
 
 
-def _three(option: str, values: Sequence[float]) -> tuple[float, float, float]:
-    if len(values) not in (1, 3):
-        raise UserError(f"{option}: {len(values)} values; give one or three, for images in [0, 1]")
-    red, green, blue = values if len(values) == 3 else (values[0],) * 3
-    return (float(red), float(green), float(blue))
+def _of_channels(option: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
+    if len(values) not in (1, channels):
+        taken = "one or three, for images in [0, 1]" if channels == 3 else "one: the network takes grey images"
+        raise UserError(f"{option}: {len(values)} values; give {taken}")
+    return tuple(float(value) for value in values) * (channels // len(values))
 
 
-def _count_logits(spec: str, module: nn.Module, size: int) -> int:
-    """How many logits the network returns for an image of this size."""
+def _count_logits(spec: str, module: nn.Module, transform: Transform) -> int:
+    """How many logits the network returns for an image of this kind."""
     module.eval()
     parameter = next(module.parameters(), torch.zeros(()))
-    image = torch.zeros(1, 3, size, size, dtype=parameter.dtype, device=parameter.device)
+    size = transform.size
+    image = torch.zeros(1, *transform.shape, dtype=parameter.dtype, device=parameter.device)
     try:
         with torch.no_grad():
             logits = logits_of(module(image))
     except Exception as error:  # whatever the user's network raises
         channels = _channels(module)
-        if channels != 3 and _takes(module, image[:, :1].expand(-1, channels, -1, -1)):
+        if channels not in (1, 3) and _takes(module, image[:, :1].expand(-1, channels, -1, -1)):
             raise UserError(
-                f"{spec} takes images of {channels} channel{'s' * (channels > 1)}, and is given RGB images, of 3: "
-                f"let a function (file.py:function) return it behind a layer that makes {channels} of 3, as "
-                f"nn.Conv2d(3, {channels}, 1) does"
+                f"{spec} takes images of {channels} channels, and files have 3 or 1: give it its images in Python, "
+                f"by pxp_optimize.optimize.optimize(model, ...), or let a function (file.py:function) return it behind "
+                f"a layer that makes {channels} of 3, as nn.Conv2d(3, {channels}, 1) does"
             ) from error
         raise UserError(
             f"{spec} does not take images of {size} x {size} pixels ({reason(error)}); "
@@ -313,6 +316,14 @@ def _count_logits(spec: str, module: nn.Module, size: int) -> int:
         what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(f"{spec} returned {what} for one image; a classifier returns logits of shape (1, classes)")
     return logits.shape[1]
+
+
+def _is_grey(module: nn.Module, size: int) -> bool:
+    """Whether a network takes images of one channel, and not of three."""
+    if _channels(module) != 1:
+        return False
+    image = torch.zeros(1, 1, size, size, dtype=next(module.parameters()).dtype)
+    return _takes(module.eval(), image) and not _takes(module, image.expand(-1, 3, -1, -1))
 
 
 def _channels(module: nn.Module) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import statistics
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,22 +30,33 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 @dataclass(frozen=True)
 class Transform:
     """How an image becomes a network's input: smaller edge to `resize`, centre crop of `size` (pixels), then
-    per-channel normalisation of values in [0, 1] with `mean` and `std`."""
+    per-channel normalisation of values in [0, 1] with `mean` and `std`: three for RGB images, one for grey ones."""
 
     size: int
     resize: int
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     interpolation: InterpolationMode = InterpolationMode.BILINEAR
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an input: channels, height, width."""
+        return (len(self.mean), self.size, self.size)
+
+    def grey(self) -> Transform:
+        """The same for networks that take one channel, normalised by the mean of the three."""
+        return replace(self, mean=(statistics.mean(self.mean),), std=(statistics.mean(self.std),))
+
     def pixels(self, image: Image.Image) -> Tensor:
-        """The RGB image before normalisation: uint8, shape (3, size, size)."""
+        """An RGB image before normalisation: uint8, of `shape`. Grey is its luminance (ITU-R 601)."""
+        if len(self.mean) == 1:
+            image = image.convert("L")
         resized = tvf.resize(image, [self.resize], interpolation=self.interpolation)
         return tvf.pil_to_tensor(tvf.center_crop(resized, [self.size]))
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """float32 network input from uint8 pixels of shape (n, 3, size, size)."""
-        mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (self.mean, self.std))
+        """float32 network input from uint8 pixels, shape (n, *shape)."""
+        mean, std = (torch.tensor(v, device=pixels.device).view(-1, 1, 1) for v in (self.mean, self.std))
         return (pixels.float() / 255 - mean) / std
 
 
@@ -59,14 +71,14 @@ def decode(
 ) -> tuple[Tensor, Indices]:
     """Decode these images of `split`, in parallel, upright, as torchvision's own transform would, not normalised.
 
-    Returns uint8 pixels of shape (n, 3, transform.size, transform.size) and the indices they belong to: all
+    Returns uint8 pixels of shape (n, *transform.shape) and the indices they belong to: all
     of `indices`, in order, less the broken ones with `skip_broken`. out: a tensor for them, if not a new one.
 
     Raises:
         UserError: an image can not be read, and it is not skipped, or none is left.
     """
     chosen = split.take(indices)
-    shape = (len(indices), 3, transform.size, transform.size)
+    shape = (len(indices), *transform.shape)
     pixels = torch.empty(shape, dtype=torch.uint8) if out is None else out
 
     def read(row: int) -> Exception | None:

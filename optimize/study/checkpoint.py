@@ -65,7 +65,7 @@ def load_pruned(model: nn.Module, path: str | Path) -> nn.Module:
         TraceError: see `pruning.trace`.
     """
     image = about_pruned(path).get("image", {})
-    example = example_of(image.get("shape") or (3, image["size"], image["size"])) if image else None
+    example = example_of(image.get("shape") or (len(image["mean"]), image["size"], image["size"])) if image else None
     tensors = load_file(path)
     masks = {name.removeprefix(MASK): tensors.pop(name).bool() for name in [*tensors] if name.startswith(MASK)}
     try:

@@ -117,9 +117,9 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
         options.seed,
     )
 
-    def check(module: torch.nn.Module, size: int) -> None:
+    def check(module: torch.nn.Module, transform: Transform) -> None:
         with progress("trace the network", 1):
-            graph, _ = traced(module, example_of((3, size, size)), options.units, options.model)
+            graph, _ = traced(module, example_of(transform.shape), options.units, options.model)
         how_pruned(graph, options.schedule, options.repair)
 
     model = load_model(
@@ -138,7 +138,7 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
     of_class = class_logits(dataset, model.num_classes)
     transform = model.transform
     with progress("trace the network", 1):
-        example = example_of((3, transform.size, transform.size))
+        example = example_of(transform.shape)
         graph, units = traced(model.module, example, options.units, options.model)
         graph.to(device)
     budget = sample_budget(device) if options.sample_memory is None else options.sample_memory << 20
@@ -300,14 +300,14 @@ def _samples(
     skip_broken: bool,
     progress: Progress,
 ) -> Samples:
-    out, in_file = store.room((len(indices), 3, transform.size, transform.size))
+    out, in_file = store.room((len(indices), *transform.shape))
     pixels, kept = decode(split, indices, transform, skip_broken=skip_broken, progress=progress, out=out)
     targets = torch.tensor([of_class[label] for label in split.labels[kept]])
     return Samples(Images(pixels, _channels(transform.mean), _channels(transform.std), in_file), targets)
 
 
-def _channels(values: tuple[float, float, float]) -> Tensor:
-    return torch.tensor(values).view(3, 1, 1)
+def _channels(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values).view(-1, 1, 1)
 
 
 def _sample_mark(samples: Samples) -> dict[str, int | str]:

@@ -214,18 +214,39 @@ def test_own_network_in_a_file(own: str, tmp_path: Path, monkeypatch: pytest.Mon
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("channels", "named"), [(1, "1 channel,"), (4, "4 channels,")])
-def test_a_network_for_other_channels_than_rgb_says_so(own: str, tmp_path: Path, channels: int, named: str) -> None:
-    """The size of its images is not at fault, and another one would not help."""
-    (tmp_path / "grey.py").write_text(
+def write_grey(path: Path, channels: int) -> None:
+    path.write_text(
         f"{OWN_NETWORK}\ndef grey():\n    return nn.Sequential("
         f"nn.Conv2d({channels}, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))\n"
         f"\ndef behind():\n    return nn.Sequential(nn.Conv2d(3, {channels}, 1), *grey())\n"
+        "\ndef both():\n"
+        "    class Both(nn.Sequential):\n"
+        "        def forward(self, x):\n"
+        "            return super().forward(x.mean(1, keepdim=True))\n"
+        "    return Both(*grey())\n"
     )
-    with pytest.raises(UserError, match=named) as caught:
-        loaded("grey.py:grey", "default")
-    assert "--image-size" not in str(caught.value) and f"nn.Conv2d(3, {channels}, 1)" in str(caught.value)
-    assert loaded("grey.py:behind", "default").num_classes == 5
+
+
+def test_a_network_for_other_channels_says_so(own: str, tmp_path: Path) -> None:
+    """The size of its images is not at fault, and another one would not help."""
+    write_grey(tmp_path / "four.py", 4)
+    with pytest.raises(UserError, match="4 channels,") as caught:
+        loaded("four.py:grey", "default")
+    assert "--image-size" not in str(caught.value) and "nn.Conv2d(3, 4, 1)" in str(caught.value)
+    assert loaded("four.py:behind", "default").num_classes == 5
+
+
+def test_a_network_for_grey_images_gets_them(own: str, tmp_path: Path) -> None:
+    write_grey(tmp_path / "grey.py", 1)
+    model = loaded("grey.py:grey", "default")
+    assert model.num_classes == 5
+    assert model.transform.shape == (1, 224, 224)
+    assert model.transform.mean == pytest.approx((0.449,)) and model.transform.std == pytest.approx((0.226,))
+    assert loaded("grey.py:grey", "default", mean=[0.1], std=[0.5]).transform.mean == (0.1,)
+    with pytest.raises(UserError, match="--mean: 3 values; give one: the network takes grey images"):
+        loaded("grey.py:grey", "default", mean=[0.1, 0.2, 0.3])
+    for colours in ("behind", "both"):
+        assert loaded(f"grey.py:{colours}", "default").transform.shape == (3, 224, 224)
 
 
 def test_own_module_that_is_missing() -> None:

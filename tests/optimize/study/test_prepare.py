@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from pxp_optimize.attribution import Composite, RuleSpec
 from pxp_optimize.optimize import models
 from pxp_optimize.optimize.data import digits
+from pxp_optimize.optimize.evaluation.devices import check_precision, choose_device
+from pxp_optimize.optimize.evaluation.evaluate import evaluate
 from pxp_optimize.optimize.options import Options
-from pxp_optimize.optimize.study.prepare import Prepared, check_precision, choose_device, prepare
+from pxp_optimize.optimize.study.prepare import Prepared, prepare
 from pxp_optimize.studies.errors import UserError
 from pxp_optimize.studies.fingerprint import difference
 from torch import nn
@@ -246,3 +251,22 @@ def test_repairs_may_read_more_images(options, tmp_path):
     assert any("samples repair" in line for line in difference(plain.fingerprint, more.fingerprint))
     with pytest.raises(UserError, match=r"--repair-samples 100000: .* training images of these classes; give fewer"):
         prepare(options.changed(repair_samples=100000))
+
+
+def test_a_grey_network_is_explained_on_grey_images(options, project):
+    """What it gets of a colour image is its luminance, as Pillow has it."""
+    (project.folder / "greynet.py").write_text(
+        "import torch\nfrom torch import nn\n\ndef build():\n    torch.manual_seed(0)\n"
+        "    head = nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 3)\n"
+        "    return nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), *head)\n"
+    )
+    prepared = prepare(options.changed(model="greynet.py:build", weights="default", mean=0.25, std=0.5))
+    inputs = prepared.task.reference.inputs
+    assert inputs.pixels.shape[1:] == (1, 16, 16)
+    row = int(prepared.source.drawn["reference"][3])
+    with Image.open(prepared.source.dataset.train.images[row]) as image:
+        grey = np.asarray(image.convert("L"))
+    assert (inputs.pixels[3, 0].numpy() == grey).all()
+    assert torch.allclose(inputs[3:4][0, 0], (torch.tensor(grey) / 255 - 0.25) / 0.5)
+    assert prepared.fingerprint["image"]["mean"] == [0.25]
+    assert evaluate(prepared.task, Composite.uniform(RuleSpec("epsilon"))).accuracy[0] > 0
