@@ -62,7 +62,7 @@ class UniformProduct(UniformAttentionValue):
 
 
 RULES_BETWEEN: dict[Relevance, Hook | None] = {
-    Relevance.RULE: None,  # of convolutions that make tokens of an image, below all units
+    Relevance.RULE: Proportion(),  # of convolutions that make tokens of an image, below all units: seen in heat maps
     Relevance.UNCHANGED: Pass(),
     Relevance.ROUTED: None,  # the gradient is the rule
     Relevance.SHARED: Share(),
