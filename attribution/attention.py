@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from zennit.core import Hook
 
-from .rules import Rule, stabilize
+from .rules import Rule, per_output, stabilize
 
 Tensors = tuple[Tensor | None, ...]
 
@@ -25,7 +25,7 @@ class UniformQueryKey(Rule):
 
     def propagate(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor) -> Tensors:
         query, key = inputs
-        gradient = relevance / stabilize(2 * output) * module.scale  # type: ignore[operator]
+        gradient = per_output(relevance, 2 * output) * module.scale  # type: ignore[operator]
         return query * (gradient @ key), key * (gradient.transpose(-2, -1) @ query)
 
 
@@ -36,7 +36,7 @@ class UniformAttentionValue(Rule):
 
     def propagate(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor) -> Tensors:
         attention, value = inputs
-        gradient = relevance / stabilize(self.share * output)
+        gradient = per_output(relevance, self.share * output)
         return (
             attention * (gradient @ value.transpose(-2, -1)),
             value * (attention.transpose(-2, -1) @ gradient),
@@ -113,7 +113,7 @@ class LayerNormEpsilon(Rule):
         (x,) = inputs
         dims = tuple(range(-len(module.normalized_shape), 0))
         std = (x.var(dims, correction=0, keepdim=True) + module.eps).sqrt()
-        gradient = relevance / stabilize(output)
+        gradient = per_output(relevance, output)
         if module.weight is not None:
             gradient = gradient * module.weight
         gradient = gradient / std

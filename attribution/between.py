@@ -11,7 +11,7 @@ from zennit.core import Hook
 from ..pruning.network import Multiply, QueryKey
 from ..pruning.operations import Relevance, entry_of
 from .attention import SOFTMAX_RULES, LayerNormEpsilon, Tensors, UniformAttentionValue, UniformQueryKey
-from .rules import Halve, Normalise, Pass, Rule, Share, ShareScattered, Signal, stabilize
+from .rules import Halve, Normalise, Pass, Rule, Share, ShareScattered, Signal, per_output
 
 
 class Proportion(Rule):
@@ -20,7 +20,7 @@ class Proportion(Rule):
     def propagate(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor) -> Tensors:
         with torch.enable_grad():
             given = [value.detach().requires_grad_() for value in inputs]
-            gradients = torch.autograd.grad(module.forward(*given), given, relevance / stabilize(output))
+            gradients = torch.autograd.grad(module.forward(*given), given, per_output(relevance, output))
         return tuple(value.detach() * gradient for value, gradient in zip(given, gradients, strict=True))
 
 
@@ -42,7 +42,7 @@ class Normalised(Rule):
 
     def propagate(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor) -> Tensors:
         (x,) = inputs
-        gradient = relevance / stabilize(output)
+        gradient = per_output(relevance, output)
         if isinstance(module, nn.GroupNorm):
             grouped = x.unflatten(1, (module.num_groups, -1)).flatten(2)
             std = (grouped.var(2, correction=0, keepdim=True) + module.eps).sqrt()
@@ -62,7 +62,7 @@ class UniformProduct(UniformAttentionValue):
 
 
 RULES_BETWEEN: dict[Relevance, Hook | None] = {
-    Relevance.RULE: None,  # of convolutions that make tokens of an image, below all units
+    Relevance.RULE: Proportion(),  # of convolutions that make tokens of an image, below all units: seen in heat maps
     Relevance.UNCHANGED: Pass(),
     Relevance.ROUTED: None,  # the gradient is the rule
     Relevance.SHARED: Share(),

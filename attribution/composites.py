@@ -24,6 +24,7 @@ from ..pruning.schedule import Schedule
 from . import rules
 from .attention import SOFTMAX_RULES
 from .between import hook_for
+from .canonizer import GraphCanonizer
 from .rules import RULES
 
 FORMAT = "pxp-composite/1"
@@ -220,14 +221,20 @@ class Composite:
         """
         return resolve(self, graph.groups, graph.types)
 
-    def zennit(self, graph: Graph, *, reference: bool = False) -> ZennitComposite:
-        """As a zennit composite for `graph.network`: a hook for each layer and for what lies between them.
+    def zennit(self, model: Graph | nn.Module | None = None, *, reference: bool = False) -> ZennitComposite:
+        """As a composite for zennit: a hook for each layer and for what lies between them.
 
+        model: a graph, for a composite for its network. Otherwise it is one for any classifier, with the canonizer that
+        this takes (`GraphCanonizer`), which checks whether it fits when the model is called. Where relevance starts is
+        then up to the caller, and what a composite says of ranking has no effect.
         reference: zennit's own rules on the layers, slower and the same up to rounding.
 
         Raises:
-            CompositeError: the composite does not fit the model.
+            CompositeError: the composite does not fit the graph.
         """
+        if not isinstance(model, Graph):
+            return ZennitComposite(canonizers=[GraphCanonizer(self, reference=reference)])
+        graph = model
         specs, steps = self.resolve(graph), graph.network.modules_by_step()
 
         def hook(_: dict, name: str, module: nn.Module) -> Hook | None:

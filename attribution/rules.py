@@ -31,8 +31,9 @@ from zennit.rules import ClampMod
 from ..pruning.convolution import Convolution
 
 STABILIZER = 1e-6
+"""Of z-plus, alpha-beta and gamma, as in zennit."""
 FLOOR = 1e-12
-"""Of an epsilon relative to outputs that may all be zero: relevance over it is finite, and comes to nothing."""
+"""Of what may be zero but must not swallow relevance."""
 
 
 def stabilize(denominator: Tensor, epsilon: float | Tensor = STABILIZER) -> Tensor:
@@ -44,6 +45,18 @@ def stabilize(denominator: Tensor, epsilon: float | Tensor = STABILIZER) -> Tens
     # of the same type: a plain number would be a float32
     away = epsilon if isinstance(epsilon, Tensor) else denominator.new_full((), epsilon)
     return torch.copysign(away, denominator).add_(denominator)
+
+
+def per_output(relevance: Tensor, output: Tensor) -> Tensor:
+    """Relevance per unit of output, `relevance / output`, and zero where the output is: for what lies between layers.
+
+    Activations are of any size (after layer scale, of 1e-5 or so). Of the usual 1e-6, added to each denominator, every
+    sum and every mean takes some relevance, and some layers lose several per cent of theirs. And where an output is
+    zero but its relevance is not (two summands cancel before an unfolded BatchNorm, which passes all on), the quotient
+    over any added constant would be larger than all others.
+    """
+    squared = torch.addcmul(output.new_full((), FLOOR**2), output, output)
+    return torch.div(output, squared, out=squared).mul_(relevance)
 
 
 class Rule(Hook):
@@ -452,7 +465,7 @@ class Share(Rule):
     def propagate(
         self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor
     ) -> tuple[Tensor | None, ...]:
-        scaled = relevance / stabilize(output)
+        scaled = per_output(relevance, output)
         return tuple((value * scaled).sum_to_size(value.shape) for value in inputs)
 
 
@@ -462,7 +475,7 @@ class ShareScattered(Rule):
     def propagate(
         self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor
     ) -> tuple[Tensor | None, ...]:
-        scaled = relevance / stabilize(output)
+        scaled = per_output(relevance, output)
         summed: Any = module
         dim = summed.dim % scaled.dim()
         passed = []
@@ -480,7 +493,7 @@ class Normalise(Rule):
     ) -> tuple[Tensor | None, ...]:
         with torch.enable_grad():
             x = inputs[0].detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(module.forward(x), x, relevance / stabilize(output))
+            (gradient,) = torch.autograd.grad(module.forward(x), x, per_output(relevance, output))
         return (x.detach() * gradient,)
 
 
@@ -493,7 +506,7 @@ class Halve(Rule):
     def propagate(
         self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor
     ) -> tuple[Tensor | None, ...]:
-        half = relevance * (output / stabilize(output)) / 2
+        half = relevance * per_output(output, output) / 2
         return tuple(half.sum_to_size(value.shape) for value in inputs)
 
 
@@ -508,7 +521,7 @@ class Signal(Rule):
     def propagate(
         self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor
     ) -> tuple[Tensor | None, ...]:
-        whole = relevance * (output / stabilize(output))
+        whole = relevance * per_output(output, output)
         return tuple(
             None if index == self.gate else whole.sum_to_size(value.shape) for index, value in enumerate(inputs)
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 import zennit.rules
 from pxp_optimize.attribution import (
@@ -156,6 +157,51 @@ def test_takes_a_composite_of_zennits(graph: Graph, images: Samples, worst: Wors
     pool = [(["pool"], rules.Normalise())]
     got = collect_relevance(graph, NameMapComposite(pairs + between + add + pool), *images)
     assert worst(got, collect_relevance(graph, fitting(graph, SPECS["gamma"]), *images)) < 1e-4
+
+
+# -- against gradient times activation ----------------------------------------------------------------------
+
+
+class SmallBranch(nn.Module):
+    """Sums, means and a concatenation of activations that are as small as what layer scale leaves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.branch = nn.Conv2d(6, 6, 3, padding=1)
+        self.reduce = nn.Conv2d(6, 4, 1)
+        self.mix = nn.Conv2d(10, 8, 3, padding=1)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = 1e-5 * torch.relu(self.stem(x))
+        x = x + 1e-3 * torch.relu(self.branch(x))
+        x = F.avg_pool2d(x, 2)
+        x = torch.cat([x, torch.relu(self.reduce(x))], 1)
+        return self.fc(torch.relu(self.mix(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 1e-4)])
+def test_small_epsilon_is_gradient_times_activation(
+    dtype: torch.dtype, tolerance: float, images: Samples, worst: Worst
+) -> None:
+    """As it is by definition in a network of ReLU: what keeps sums and means from zero must not swallow relevance."""
+    torch.manual_seed(0)
+    model, expected = SmallBranch().to(dtype).eval(), {}
+    for name in ("branch", "reduce", "mix"):
+        model.get_submodule(name).bias.data *= 1e-5  # type: ignore[operator, union-attr]
+    inputs, targets = images[0].to(dtype), images[1]
+    outputs: dict[str, Tensor] = {}
+    layers = [(name, module) for name, module in model.named_children() if name != "fc"]
+    handles = [module.register_forward_hook(keep(outputs, name)) for name, module in layers]
+    logits = model(inputs).gather(1, targets.unsqueeze(1))
+    gradients = torch.autograd.grad((logits / logits.detach()).sum(), list(outputs.values()))
+    for handle in handles:
+        handle.remove()
+    for (name, output), gradient in zip(outputs.items(), gradients, strict=True):
+        expected[name] = (output * gradient).detach().sum((2, 3)).abs().sum(0)
+    tiny = Composite.uniform(RuleSpec("epsilon", {"epsilon": 1e-12}))
+    assert worst(collect_relevance(model, tiny, inputs, targets), expected) < tolerance
 
 
 # -- what is summed -----------------------------------------------------------------------------------------

@@ -372,15 +372,26 @@ def through_two(rule: Hook, module: nn.Module, a: Tensor, b: Tensor, relevance: 
 def test_sum_is_shared_in_proportion() -> None:
     a, b, relevance = torch.randn(3, 2, 4, 3, 3, dtype=torch.float64)
     got = through_two(rules.Share(), ops.Add(), a, b, relevance)
-    assert error(got[0], a / stable(a + b) * relevance) < 1e-12
-    assert error(got[1], b / stable(a + b) * relevance) < 1e-12
+    assert error(got[0], a / (a + b) * relevance) < 1e-12
+    assert error(got[1], b / (a + b) * relevance) < 1e-12
+
+
+def test_sum_of_any_size_and_where_its_summands_cancel() -> None:
+    a, b, relevance = torch.randn(3, 2, 4, 3, 3)
+    for size in (1e-9, 1e-6, 1e6):
+        got = through_two(rules.Share(), ops.Add(), size * a, size * b, relevance)
+        assert error(got[0], a / (a + b) * relevance) < 1e-5
+    b[0] = -a[0]
+    got = through_two(rules.Share(), ops.Add(), a, b, relevance)
+    assert not got[0][0].any()
+    assert not got[1][0].any()
 
 
 def test_sum_that_broadcasts() -> None:
     a, relevance = torch.randn(2, 5, 4, 6, dtype=torch.float64)
     b = torch.randn(1, 4, 6, dtype=torch.float64)  # as a position embedding
     got = through_two(rules.Share(), ops.Add(), a, b, relevance)
-    assert error(got[1], (b / stable(a + b) * relevance).sum(0, keepdim=True)) < 1e-12
+    assert error(got[1], (b / (a + b) * relevance).sum(0, keepdim=True)) < 1e-12
 
 
 @pytest.mark.parametrize(("first", "second"), [(None, [1, 2]), ([0, 2, 3], None), ([0, 2, 3], [1, 2])])
@@ -394,7 +405,7 @@ def test_sum_of_different_channels(first: list[int] | None, second: list[int] | 
         for part, where in zip(parts, indices, strict=True)
     ]
     for result, part, where in zip(got, full, indices, strict=True):
-        expected = part / stable(full[0] + full[1]) * relevance
+        expected = part / (full[0] + full[1]) * relevance
         assert error(result, expected if where is None else expected[:, where]) < 1e-12
 
 
@@ -404,7 +415,7 @@ def test_average_pooling_is_shared_in_proportion(module: nn.Module) -> None:
     output = module(x)
     relevance = torch.randn(output.shape, dtype=torch.float64)
     size = 2 if isinstance(module, nn.AvgPool2d) else 4
-    spread = (relevance / stable(output)).view(2, 3, 4 // size, 4 // size)
+    spread = (relevance / output).view(2, 3, 4 // size, 4 // size)
     expected = x / size**2 * spread.repeat_interleave(size, 2).repeat_interleave(size, 3)
     got = through(rules.Normalise(), module, x, relevance)
     assert error(got, expected) < 1e-9

@@ -1,0 +1,31 @@
+"""The examples run, as a user would run them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_runs(path: Path, tmp_path: Path) -> None:
+    """In an empty folder, without a word of complaint; pictures that it writes can be opened and show something."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, path], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+    for picture in tmp_path.glob("*.png"):
+        with Image.open(picture) as image:
+            assert any(low < high for low, high in image.convert("RGB").getextrema())
+
+
+def test_there_are_examples() -> None:
+    assert "heatmap" in {path.stem for path in EXAMPLES}
