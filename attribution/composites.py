@@ -17,7 +17,7 @@ from torch import nn
 from zennit.core import Composite as ZennitComposite
 from zennit.core import Hook
 
-from ..pruning.graph import UNIT_KINDS, Graph
+from ..pruning.graph import UNIT_KINDS, Graph, unit_kinds
 from ..pruning.repair import REPAIRS
 from ..pruning.schedule import Schedule
 from . import rules
@@ -146,7 +146,7 @@ class Composite:
             raise CompositeError(f"format: this version reads {FORMAT!r}, not {entries['format']!r}")
         units = entries.get("units")
         if units is not None and (
-            not isinstance(units, str) or any(kind not in UNIT_KINDS for kind in units.split("+"))
+            not isinstance(units, str) or any(kind not in UNIT_KINDS for kind in unit_kinds(units))
         ):
             raise CompositeError(f"units: unknown units {units!r}; choose from {', '.join(UNIT_KINDS)}")
         if "model" in entries and not isinstance(entries["model"], str):

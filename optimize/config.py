@@ -30,6 +30,7 @@ REPAIRS = ("auto", "none", "batchnorm", "least-squares", "batchnorm+least-square
 PRECISIONS = ("fp32", "tf32", "bf16")
 SPACES = ("auto", "depth", "type", "layer", "paper")
 UNITS = ("auto", "filters", "neurons", "heads")
+NO_GATES = "-gates"  # what ends units without those of layers that only feed gates
 OBJECTIVES = ("auc", "auc,macs", "auc,latency")
 DEFAULT_RATES = "0:0.95:0.05"
 
@@ -191,16 +192,17 @@ def _several(texts: Sequence[str], parse: Callable[[object], str], whole: object
 
 
 def parse_units(value: object) -> str:
-    """Kinds of units joined by "+", in alphabetical order, or "auto".
+    """Kinds of units joined by "+", in alphabetical order, with "-gates" behind them or not; or "auto".
 
     Raises:
         ValueError: an unknown kind, or one named twice.
     """
-    kinds = str(value).split("+")
+    text = str(value)
+    kinds, end = text.removesuffix(NO_GATES).split("+"), NO_GATES if text.endswith(NO_GATES) else ""
     for kind in kinds:
-        if kind not in UNITS or (kind == "auto" and len(kinds) > 1) or kinds.count(kind) > 1:
+        if kind not in UNITS or (kind == "auto" and (end or len(kinds) > 1)) or kinds.count(kind) > 1:
             raise ValueError(f"{value!r} is not made of {', '.join(UNITS[1:])} (joined by +), or auto")
-    return "+".join(sorted(kinds))
+    return "+".join(sorted(kinds)) + end
 
 
 def parse_space(value: object) -> str:
@@ -307,7 +309,8 @@ class Options:
     units: str = _option(
         "auto",
         "What is pruned: filters of convolutions, neurons of linear layers, attention heads, or several joined "
-        "by +. `auto` is filters, or heads for a transformer.",
+        "by +; with -gates at the end (filters-gates) without layers that only feed gates. `auto` is filters-gates "
+        "where there are such layers, else filters, or heads for a transformer.",
         parse=parse_units,
         metavar="KIND[+KIND]",
     )

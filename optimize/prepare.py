@@ -182,6 +182,7 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
         precision=options.precision,
         draws=options.draws,
         gated=graph.gated,
+        costs=task.cost is not None,
     )
     pruning = {"schedule": schedules, "repair": repairs}
     lines = _describe(options, dataset, task, pruning, model.description, len(classes), model.num_classes)

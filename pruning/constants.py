@@ -1,14 +1,14 @@
-"""Constants that pruning leaves behind, computed once instead of for every image.
+"""What pruning leaves of gates: constants, computed once instead of for every image, and outputs that nothing reads.
 
-The relevance of a gate's own layers is small, or zero (`attribution.rules.Signal`), so they go first. A gate whose
-squeeze has lost its filters says the same of every image, and a product with it is a scale, which the convolution
-behind it can do by its weights. The pooling, the gate's layers and the product are gone then: in small batches, where
-a step's own cost counts, up to a third of the time (`benchmarks/gates.py`).
+A gate whose squeeze has lost its filters says the same of every image, and a product with it is a scale, which the
+convolution behind it can do by its weights. The pooling, the gate's layers and the product are gone then: in small
+batches, where a step's own cost counts, up to a third of the time (`benchmarks/gates.py`). Of a gate that stays, the
+channels are needed whose signal is left: a convolution that gives others as well is narrowed to these.
 """
 
 from __future__ import annotations
 
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,11 @@ from .network import Network, Step, clone
 
 @torch.no_grad()
 def without_constants(network: Network) -> Network:
-    """The same network, up to rounding, without gates that are constant.
+    """The same network, up to rounding, without gates that are constant, nor outputs that nothing reads; one without
+    gates as it is.
 
-    Only what has one pixel, and so is one number a channel, is followed: global pooling and what gates make of it.
+    Of constants only those with one pixel, and so one number a channel, are followed: global pooling and what gates
+    make of it.
     """
     modules = network.modules_by_step()
     steps: list[Step] = []
@@ -45,9 +47,11 @@ def without_constants(network: Network) -> Network:
                 constants[step.output] = module(constants[known[0]].clone())
         steps.append(step)
     needed = ops.needed_steps(steps, network.result)
-    if len(needed) == len(steps):
+    if len(needed) < len(steps):
+        needed = _merged(needed, modules, scales, network.result)
+    steps = _read(needed, modules, network.result)
+    if len(steps) == len(network.steps):
         return network
-    steps = _merged(needed, modules, scales, network.result)
     kept = {step.name: modules[step.name] for step in steps}
     left = Network(steps, kept, network.result, network.image)
     return left.eval().requires_grad_(False)
@@ -95,6 +99,39 @@ def _merged(steps: list[Step], modules: dict[str, nn.Module], scales: dict[int, 
         for step in steps
         if step.output not in merged
     ]
+
+
+def _read(steps: list[Step], modules: dict[str, nn.Module], result: int) -> list[Step]:
+    """The steps without those that only pick channels of what one convolution gives; its weights, in `modules`, give
+    no others then."""
+    readers = ops.readers_of(steps)
+    makers = {step.output: step for step in steps if len(readers.get(step.output, [])) == 1 and step.output != result}
+    picked: dict[int, int] = {}  # slots of channels that were picked, and of what they were picked from
+    for step in steps:
+        pick = modules[step.name]
+        if not isinstance(pick, ops.Realign) or pick.dim != 1 or pick.target is not None:
+            continue
+        maker = makers.get(step.inputs[0])
+        while maker is not None and _of_each_channel(modules[maker.name]):
+            maker = makers.get(maker.inputs[0])
+        layer = None if maker is None else modules[maker.name]
+        if maker is not None and isinstance(layer, nn.Conv2d) and layer.groups == 1:
+            source: Any = pick.source
+            bias = None if layer.bias is None else layer.bias[source]
+            modules[maker.name] = clone(layer, weight=layer.weight[source], bias=bias, out_channels=len(source))
+            picked[step.output] = picked.get(step.inputs[0], step.inputs[0])
+    return [
+        Step(step.name, tuple(picked.get(slot, slot) for slot in step.inputs), step.output)
+        for step in steps
+        if step.output not in picked
+    ]
+
+
+def _of_each_channel(module: nn.Module) -> bool:
+    """Whether a step does the same to every channel."""
+    if isinstance(module, ops.Affine):
+        return not isinstance(module.scale, Tensor) and not isinstance(module.shift, Tensor)
+    return isinstance(module, ops.Activation)
 
 
 def _scaled(module: nn.Conv2d, scale: Tensor) -> Tensor:

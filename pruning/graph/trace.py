@@ -21,6 +21,13 @@ from .depth import depth_groups, layer_type
 from .export import TraceError, baked, export, unwrapped
 
 UNIT_KINDS = ("filters", "neurons", "heads")
+NO_GATES = "-gates"
+"""What ends the units that leave out those of layers that only feed gates: "filters-gates"."""
+
+
+def unit_kinds(units: str) -> list[str]:
+    """The kinds that units are made of: filters and neurons of "filters+neurons" and of "filters+neurons-gates"."""
+    return units.removesuffix(NO_GATES).split("+")
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,8 @@ class Graph:
     values: of each softmax over keys, the step that multiplies its heads by their values.
     outs: of each layer that reads what heads give, one of the layers that compute their queries.
     layouts: of layers whose values lie otherwise than usual.
+    gating: prunable layers that only feed gates (squeeze-and-excitation), or what else only scales: by whatever way one
+        goes from there to the logits, it is one that relevance does not come.
     norms: BatchNorms folded into layers, by layer.
     nonnegative: layers whose input is never negative (it comes from ReLU), so that rules may be simpler.
     rectified: layers whose output goes into ReLU only, so that a negative output never has relevance.
@@ -76,6 +85,7 @@ class Graph:
     values: Mapping[str, str] = field(default_factory=dict)
     outs: Mapping[str, str] = field(default_factory=dict)
     layouts: Mapping[str, Layout] = field(default_factory=dict)
+    gating: frozenset[str] = frozenset()
     norms: Mapping[str, Norm] = field(default_factory=dict)
     nonnegative: frozenset[str] = frozenset()
     rectified: frozenset[str] = frozenset()
@@ -83,16 +93,19 @@ class Graph:
     def units(self, kind: str | None = None) -> dict[str, int]:
         """How many units of a kind ("filters", "neurons", "heads", or several joined by "+") each layer has.
 
-        None stands for what the paper prunes in this family (`default_units`).
+        With "-gates" at the end those of layers that only feed gates are left out. None stands for what is usual in
+        this family (`default_units`).
 
         Raises:
             ValueError: unknown kind, or the model has no such units.
         """
-        wanted = (kind or self.default_units).split("+")
+        kind = kind or self.default_units
+        wanted = unit_kinds(kind)
         unknown = [name for name in wanted if name not in UNIT_KINDS]
         if unknown:
             raise ValueError(f"unknown units {unknown[0]!r}: choose from {', '.join(UNIT_KINDS)}")
-        found = {name: self.sizes[name] for name, of in self.kinds.items() if of in wanted}
+        apart = self.gating if kind.endswith(NO_GATES) else ()
+        found = {name: self.sizes[name] for name, of in self.kinds.items() if of in wanted and name not in apart}
         missing = set(wanted) - {self.kinds[name] for name in found}
         if missing:
             if not self.kinds:
@@ -103,8 +116,11 @@ class Graph:
 
     @property
     def default_units(self) -> str:
-        """Heads of transformers, filters of convolutional networks, neurons of networks with neither."""
-        return next((kind for kind in ("heads", "filters") if kind in self.kinds.values()), "neurons")
+        """Heads of transformers, filters of convolutional networks, neurons of networks with neither; without those of
+        layers that only feed gates: relevance says nothing of them (benchmarks/README.md)."""
+        kind = next((kind for kind in ("heads", "filters") if kind in self.kinds.values()), "neurons")
+        layers = {name for name, of in self.kinds.items() if of == kind}
+        return kind + NO_GATES if layers & self.gating and layers - self.gating else kind
 
     @property
     def gated(self) -> bool:
@@ -253,6 +269,7 @@ class _Analysis:
                 if {"q", "qkv"} & set(attention.parts.values())
             },
             layouts=self._layouts(kinds),
+            gating=frozenset(kinds) - self._signal(),
             norms=self.norms,
             nonnegative=frozenset(step.name for step in self.steps if step.inputs and step.inputs[0] in nonnegative),
             rectified=frozenset(self._rectified()),
@@ -385,6 +402,16 @@ class _Analysis:
             if isinstance(module, ops.Multiply):
                 found = [index for index, gate in enumerate(given) if gate]
                 module.gate = found[0] if len(found) == 1 else None
+
+    def _signal(self) -> set[str]:
+        """Steps that relevance comes to where gates get none."""
+        slots, found = {self.result}, set()
+        for step in reversed(self.steps):
+            if step.output in slots:
+                found.add(step.name)
+                module = self.modules[step.name]
+                slots.update(entry_of(module).heirs(module, step.inputs))
+        return found
 
     def _nonnegative(self) -> set[int]:
         """Slots that are never negative: outputs of ReLU and what keeps their sign."""

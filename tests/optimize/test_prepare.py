@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
 from pxp_optimize.optimize import digits, models
+from pxp_optimize.optimize.compare import check_unchanged, stored_options
 from pxp_optimize.optimize.config import Options
 from pxp_optimize.optimize.errors import UserError
 from pxp_optimize.optimize.prepare import Prepared, check_precision, choose_device, prepare
@@ -96,6 +98,45 @@ def test_what_cannot_be_pruned_is_refused_before_it_is_trained(monkeypatch, tmp_
     with pytest.raises(UserError, match=message) as caught:
         prepare(Options(**{"data": "digits", "device": "cpu"} | changes))
     assert "\n" not in str(caught.value)
+
+
+GATED = """
+import torch
+from torch import nn
+
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.gate, self.fc = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 1), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.a(x))
+        return self.fc((x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))).mean((2, 3)))
+"""
+
+
+def test_layers_that_only_feed_gates_are_units_where_that_is_said(options, tmp_path):
+    (tmp_path / "gated.py").write_text(GATED)
+    options = replace(options, model=f"{tmp_path / 'gated.py'}:Gated", weights="default")
+    usual, every = prepare(options), prepare(replace(options, units="filters"))
+    assert (usual.task.units, every.task.units) == ("filters-gates", "filters")
+    assert [prepared.description[0].split("; ")[1].split(", on")[0] for prepared in (usual, every)] == [
+        "6 filters-gates in 1 layers",
+        "12 filters in 2 layers",
+    ]
+    assert difference(every.fingerprint, usual.fingerprint) == ["units: stored filters, now filters-gates"]
+    # a study from when `auto` stood for all filters goes on with these
+    study = optuna.create_study()
+    study.set_user_attr("fingerprint", every.fingerprint)
+    study.set_user_attr("config", asdict(options))
+    again = prepare(stored_options(study))
+    check_unchanged(study, again.fingerprint)
+    assert again.task.units == "filters"
+    # costs of gates that were counted in another way are no reason to refuse what does not measure them
+    costs = prepare(replace(options, units="filters", objective="auc,macs"))
+    assert difference(every.fingerprint, costs.fingerprint) == ["gate costs: stored nothing, now 1"]
+    check_unchanged(study, costs.fingerprint)
 
 
 def test_the_description_says_how_to_use_ones_own(options):
