@@ -136,7 +136,7 @@ def source(name: str, folder: Path) -> Mapping[str, str]:
     with seeded():
         model = seresnet()
     train(model, open_dataset("digits", seed=0, cache=cache_folder()))
-    save_file(model.state_dict(), folder / "seresnet.safetensors")
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / "seresnet.safetensors")
     return {"model": f"{__file__}:seresnet", "weights": str(folder / "seresnet.safetensors")}
 
 

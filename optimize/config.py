@@ -201,7 +201,9 @@ def parse_units(value: object) -> str:
     kinds, end = text.removesuffix(NO_GATES).split("+"), NO_GATES if text.endswith(NO_GATES) else ""
     for kind in kinds:
         if kind not in UNITS or (kind == "auto" and (end or len(kinds) > 1)) or kinds.count(kind) > 1:
-            raise ValueError(f"{value!r} is not made of {', '.join(UNITS[1:])} (joined by +), or auto")
+            raise ValueError(
+                f"{value!r} is not made of {', '.join(UNITS[1:])} (joined by +; -gates may end them), or auto"
+            )
     return "+".join(sorted(kinds)) + end
 
 
