@@ -18,7 +18,7 @@ from zennit.core import Composite as ZennitComposite
 from zennit.core import Hook
 
 from ..pruning.graph import Graph
-from ..pruning.names import UNIT_KINDS
+from ..pruning.names import UNIT_KINDS, unit_kinds
 from ..pruning.repair import check_repair
 from ..pruning.schedule import Schedule
 from . import rules
@@ -148,7 +148,7 @@ class Composite:
             raise CompositeError(f"format: this version reads {FORMAT!r}, not {entries['format']!r}")
         units = entries.get("units")
         if units is not None and (
-            not isinstance(units, str) or any(kind not in UNIT_KINDS for kind in units.split("+"))
+            not isinstance(units, str) or any(kind not in UNIT_KINDS for kind in unit_kinds(units))
         ):
             raise CompositeError(f"units: unknown units {units!r}; choose from {', '.join(UNIT_KINDS)}")
         if "model" in entries and not isinstance(entries["model"], str):

@@ -87,7 +87,8 @@ class Options:
     units: str = _option(
         "auto",
         "What is pruned: filters of convolutions, neurons of linear layers, attention heads, or several joined "
-        "by +. `auto` is filters, or heads for a transformer.",
+        "by +; with -gates at the end (filters-gates) without layers that only feed gates. `auto` is filters-gates "
+        "where there are such layers, else filters, or heads for a transformer.",
         parse=parse_units,
         metavar="KIND[+KIND]",
     )

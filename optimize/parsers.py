@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..pruning.names import UNIT_KINDS
+from ..pruning.names import NO_GATES, UNIT_KINDS, unit_kinds
 from ..pruning.repair import check_repair
 
 if sys.version_info >= (3, 11):
@@ -197,16 +197,23 @@ def _several(value: object, parse: Callable[[str], str]) -> tuple[str, ...]:
 
 
 def parse_units(value: object) -> str:
-    """Kinds of units, in alphabetical order joined by "+", or "auto". From such text or from a list of kinds.
+    """Kinds of units, in alphabetical order joined by "+", with "-gates" behind them or not; or "auto".
+
+    value: such text, or a list of kinds.
 
     Raises:
         ValueError: an unknown kind, or one named twice.
     """
-    kinds = list(map(str, value)) if isinstance(value, (list, tuple)) else str(value).split("+")
+    text = "+".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    kinds, end = unit_kinds(text), NO_GATES if text.endswith(NO_GATES) else ""
+    if text == "auto":
+        return text
     for kind in kinds:
-        if kind not in (*UNIT_KINDS, "auto") or (kind == "auto" and len(kinds) > 1) or kinds.count(kind) > 1:
-            raise ValueError(f"{value!r} is not made of {', '.join(UNIT_KINDS)} (joined by +), or auto")
-    return "+".join(sorted(kinds))
+        if kind not in UNIT_KINDS or kinds.count(kind) > 1:
+            raise ValueError(
+                f"{value!r} is not made of {', '.join(UNIT_KINDS)} (joined by +; -gates may end them), or auto"
+            )
+    return "+".join(sorted(kinds)) + end
 
 
 def parse_space(value: object) -> str:

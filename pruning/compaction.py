@@ -15,12 +15,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from . import network as ops
 from .channels import Channels, State
 from .constant_folding import without_constants
 from .convolution import plain
 from .graph import Graph, trace
-from .network import Network, Norm, Step, clone, needed_steps
+from .network import Constant, HeadSoftmax, Network, Norm, Realign, Step, clone, needed_steps
 from .operations import entry_of
 from .operations.layers import real_rows
 
@@ -60,7 +59,7 @@ def masked_model(model: nn.Module | Graph, masks: Mapping[str, Tensor], *, examp
     modules = dict(graph.network.modules_by_step())
     for name, kept in masks.items():
         module = modules[name]
-        if isinstance(module, ops.HeadSoftmax):
+        if isinstance(module, HeadSoftmax):
             modules[name] = clone(module, kept=kept.to(next(graph.network.parameters())))
         else:
             weight: Tensor = module.weight  # type: ignore[assignment]
@@ -217,16 +216,16 @@ class Compactor:
         if state is not None and torch.equal(state.live, live):
             return slot
         maker = self.modules[self.steps[slot - 1].name] if slot else None
-        if isinstance(maker, ops.Constant):
+        if isinstance(maker, Constant):
             value: Tensor = maker.value  # type: ignore[assignment]
-            return self.emit(ops.Constant(value.index_select(dim, live)), (), "_part")
-        return self.emit(ops.Realign(dim, live if state is None else state.positions()[live]), (slot,), "_realign")
+            return self.emit(Constant(value.index_select(dim, live)), (), "_part")
+        return self.emit(Realign(dim, live if state is None else state.positions()[live]), (slot,), "_realign")
 
     def expand(self, slot: int, state: State) -> int:
         """All channels back, as zeros."""
         if state is None or len(state.live) == state.size:
             return slot
-        return self.emit(ops.Realign(state.dim, state.positions()), (slot,), "_realign")
+        return self.emit(Realign(state.dim, state.positions()), (slot,), "_realign")
 
 
 def live_rows(graph: Graph, masks: Mapping[str, Tensor], layer: str) -> Tensor | None:

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import network as ops
-from .network import Network, Step
+from .network import Add, Network, ScatterAdd, Step, is_relu
 
 ROOM = 2**30
 """Bytes of weights that are enough to wait in memory and be run together."""
@@ -72,12 +71,7 @@ class Family:
         readers = Counter(slot for call in self._calls for slot in call.inputs)
         for index, (call, expired) in enumerate(zip(self._calls, self._expired, strict=True)):
             slot = call.inputs[0] if len(call.inputs) == 1 else 0
-            if (
-                ops.is_relu(call.module)
-                and readers[slot] == 1
-                and slot in expired
-                and isinstance(makers.get(slot), FRESH)
-            ):
+            if is_relu(call.module) and readers[slot] == 1 and slot in expired and isinstance(makers.get(slot), FRESH):
                 self._calls[index] = call._replace(run=torch.relu_)
 
     @torch.inference_mode()
@@ -112,7 +106,7 @@ class _Call(NamedTuple):
     output: int
 
 
-FRESH = (nn.Conv2d, nn.Linear, ops.Add, ops.ScatterAdd)
+FRESH = (nn.Conv2d, nn.Linear, Add, ScatterAdd)
 """Modules whose output lies in memory of its own."""
 
 

@@ -14,6 +14,10 @@ LEAST_SQUARES = 8
 GATES = 2
 """Raised whenever composites pass a gate in another way; kept with the studies of networks that have gates."""
 
+COSTS_KEY, GATE_COSTS = "gate costs", 1
+"""Raised whenever what is left of gates costs another part; kept with the studies of networks that have gates whose
+second objective is what networks cost."""
+
 ADDED = {"precision": "fp32", "draws": 1}
 """Keys that came later, with what holds for a study without them."""
 
@@ -35,6 +39,7 @@ def fingerprint(
     precision: str = "fp32",
     draws: int = 1,
     gated: bool = False,
+    costs: bool = False,
 ) -> Fingerprint:
     """The fingerprint as plain JSON values.
 
@@ -51,6 +56,7 @@ def fingerprint(
         precision: of the networks whose accuracy is measured.
         draws: of the reference samples, which a trial's value is the mean over.
         gated: whether the network has gates.
+        costs: whether what networks cost is an objective.
     """
     return {
         "definitions": DEFINITIONS,
@@ -67,6 +73,7 @@ def fingerprint(
         "precision": precision,
         "draws": draws,
         **({"gates": GATES} if gated else {}),
+        **({COSTS_KEY: GATE_COSTS} if gated and costs else {}),
         **({"least-squares": LEAST_SQUARES} if "least-squares" in repair else {}),
     }
 

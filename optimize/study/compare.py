@@ -17,7 +17,7 @@ from ...pruning import NotFinite
 from ...studies.comparison import Line, compare
 from ...studies.document import complete_trial
 from ...studies.errors import UserError
-from ...studies.fingerprint import Fingerprint, difference
+from ...studies.fingerprint import COSTS_KEY, Fingerprint, difference
 from ..evaluation.candidate import pruning_of
 from ..evaluation.curve import networks_of, right_predictions
 from ..evaluation.evaluate import Baseline, plan_of
@@ -53,13 +53,16 @@ def stored_options(study: Study, **changes: Any) -> Options:
     known = {option.name for option in fields(Options)}
     values = {name: value for name, value in config.items() if name in known}
     # what `auto` stood for then, which may be another thing by now
-    values |= {key: study.user_attrs["fingerprint"].get(key, values.get(key)) for key in ("schedule", "repair")}
+    mark = study.user_attrs["fingerprint"]
+    values |= {key: mark.get(key, values.get(key)) for key in ("units", "schedule", "repair")}
     return replace(Options.parsed(**{key: value for key, value in values.items() if value is not None}), **changes)
 
 
 def check_unchanged(study: Study, fingerprint: Fingerprint) -> None:
-    """Raises UserError, every difference named, unless this is what the study was run on."""
-    if found := difference(study.user_attrs["fingerprint"], fingerprint):
+    """Raises UserError, every difference named, unless this is what the study was run on. How gates' costs were counted
+    does not matter: costs are not measured again."""
+    stored = study.user_attrs["fingerprint"]
+    if found := difference(stored, {**fingerprint, COSTS_KEY: stored.get(COSTS_KEY)}):
         raise UserError(
             f"what study {study.study_name!r} was run on is not there any more ({'; '.join(found)}): "
             "run this from the same folder, with the same weights and images"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...pruning import Graph, Schedule, TraceError, make_repair, repair_rows, trace
 from ...pruning.graph import logits_of
+from ...pruning.names import NO_GATES
 from ...pruning.repair import REPAIRS, check_repair
 from ...studies.document import layers_of
 from ...studies.errors import UserError
@@ -222,6 +223,7 @@ def assemble(
         precision=options.precision,
         draws=options.draws,
         gated=graph.gated,
+        costs=task.cost is not None,
     )
     pruning = {"schedule": schedules, "repair": repairs}
     lines = (*_describe(options, subject, source, task, pruning), *warnings)
@@ -330,8 +332,10 @@ def _describe(
     stored = [name for name in SPLITS if getattr(task, name).inputs.in_file]
     where = f"; {', '.join(stored)} on disk (--sample-memory)" if stored else ""
     by_name = dataset.name != GIVEN
+    kinds = task.units.removesuffix(NO_GATES)
+    apart = ", others only feed gates" if kinds != task.units else ""
     return (
-        f"model   {subject.name}, {subject.description}; {sum(units.values())} {task.units} in {len(units)} layers, "
+        f"model   {subject.name}, {subject.description}; {sum(units.values())} {kinds} in {len(units)} layers{apart}, "
         f"on {task.graph.device}{coarser}{' (--model, --weights)' * by_name}",
         f"data    {dataset.name}, {n_classes} classes at {height} x {width}{masked}"
         f"{' (--data DIR for your own)' * by_name}",

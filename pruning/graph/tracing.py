@@ -9,10 +9,23 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .. import network as ops
 from ..convolution import convolution
-from ..names import UNIT_KINDS
-from ..network import BATCH, Network, Norm, Step, clone
+from ..names import NO_GATES, UNIT_KINDS, unit_kinds
+from ..network import (
+    BATCH,
+    Add,
+    AttentionValue,
+    Constant,
+    Multiply,
+    Network,
+    Norm,
+    Step,
+    clone,
+    gates_of,
+    needed_steps,
+    readers_of,
+    rectifies,
+)
 from ..operations import entry_of
 from ..operations.normalization import BATCH_NORMS
 from ..operations.routing import Reshape
@@ -60,6 +73,8 @@ class Graph:
     values: of each softmax over keys, the step that multiplies its heads by their values.
     outs: of each layer that reads what heads give, one of the layers that compute their queries.
     layouts: of layers whose values lie otherwise than usual.
+    gating: prunable layers that only feed gates (squeeze-and-excitation), or what else only scales: by whatever way one
+        goes from there to the logits, it is one that relevance does not come.
     norms: BatchNorms folded into layers, by layer.
     nonnegative: layers whose input is never negative (it comes from ReLU), so that rules may be simpler.
     rectified: layers whose output goes into ReLU only, so that a negative output never has relevance.
@@ -75,6 +90,7 @@ class Graph:
     values: Mapping[str, str] = field(default_factory=dict)
     outs: Mapping[str, str] = field(default_factory=dict)
     layouts: Mapping[str, Layout] = field(default_factory=dict)
+    gating: frozenset[str] = frozenset()
     norms: Mapping[str, Norm] = field(default_factory=dict)
     nonnegative: frozenset[str] = frozenset()
     rectified: frozenset[str] = frozenset()
@@ -82,16 +98,19 @@ class Graph:
     def units(self, kind: str | None = None) -> dict[str, int]:
         """How many units of a kind ("filters", "neurons", "heads", or several joined by "+") each layer has.
 
-        None stands for what the paper prunes in this family (`default_units`).
+        With "-gates" at the end those of layers that only feed gates are left out. None stands for what is usual in
+        this family (`default_units`).
 
         Raises:
             ValueError: unknown kind, or the model has no such units.
         """
-        wanted = (kind or self.default_units).split("+")
+        kind = kind or self.default_units
+        wanted = unit_kinds(kind)
         unknown = [name for name in wanted if name not in UNIT_KINDS]
         if unknown:
             raise ValueError(f"unknown units {unknown[0]!r}: choose from {', '.join(UNIT_KINDS)}")
-        found = {name: self.sizes[name] for name, of in self.kinds.items() if of in wanted}
+        apart = self.gating if kind.endswith(NO_GATES) else ()
+        found = {name: self.sizes[name] for name, of in self.kinds.items() if of in wanted and name not in apart}
         missing = set(wanted) - {self.kinds[name] for name in found}
         if missing:
             if not self.kinds:
@@ -102,13 +121,16 @@ class Graph:
 
     @property
     def default_units(self) -> str:
-        """Heads of transformers, filters of convolutional networks, neurons of networks with neither."""
-        return next((kind for kind in ("heads", "filters") if kind in self.kinds.values()), "neurons")
+        """Heads of transformers, filters of convolutional networks, neurons of networks with neither; without those of
+        layers that only feed gates: relevance says nothing of them (benchmarks/README.md)."""
+        kind = next((kind for kind in ("heads", "filters") if kind in self.kinds.values()), "neurons")
+        layers = {name for name, of in self.kinds.items() if of == kind}
+        return kind + NO_GATES if layers & self.gating and layers - self.gating else kind
 
     @property
     def gated(self) -> bool:
         """Whether the network has gates (squeeze-and-excitation)."""
-        return bool(ops.gates_of(self.network))
+        return bool(gates_of(self.network))
 
     @property
     def device(self) -> torch.device:
@@ -166,7 +188,7 @@ def _of_network(network: Network, image: Sequence[int]) -> Graph:
     attentions = {
         softmax: step.name
         for step in network.steps
-        if isinstance(modules[step.name], ops.AttentionValue)
+        if isinstance(modules[step.name], AttentionValue)
         for softmax in [softmax_of(step, makers, modules)]
         if softmax
     }
@@ -252,13 +274,14 @@ class _Analysis:
                 if {"q", "qkv"} & set(attention.parts.values())
             },
             layouts=self._layouts(kinds),
+            gating=frozenset(kinds) - self._signal(),
             norms=self.norms,
             nonnegative=frozenset(step.name for step in self.steps if step.inputs and step.inputs[0] in nonnegative),
             rectified=frozenset(self._rectified()),
         )
 
     def _drop_unused(self) -> None:
-        self.steps = ops.needed_steps(self.steps, self.result)
+        self.steps = needed_steps(self.steps, self.result)
         self.modules = {step.name: self.modules[step.name] for step in self.steps}
 
     def _rows(self) -> dict[str, Tensor]:
@@ -273,7 +296,7 @@ class _Analysis:
 
     def _fold_batch_norms(self) -> None:
         makers = {step.output: step for step in self.steps}
-        readers = ops.readers_of(self.steps)
+        readers = readers_of(self.steps)
         shapes = Network(self.steps, self.modules, self.result, self.image).shapes()
         moved: dict[int, int] = {}
         kept = []
@@ -317,13 +340,13 @@ class _Analysis:
             elif reached or is_layer(module):
                 above.add(step.output)
             if not sums.isdisjoint(step.inputs) or (
-                isinstance(module, (ops.Add, ops.Multiply)) and not self._is_constant(step.inputs[1])
+                isinstance(module, (Add, Multiply)) and not self._is_constant(step.inputs[1])
             ):
                 sums.add(step.output)
         return frozenset(found)
 
     def _is_constant(self, slot: int) -> bool:
-        return any(step.output == slot and isinstance(self.modules[step.name], ops.Constant) for step in self.steps)
+        return any(step.output == slot and isinstance(self.modules[step.name], Constant) for step in self.steps)
 
     def _units(self, embedding: frozenset[str], apart: set[str]) -> tuple[dict[str, str], dict[str, int]]:
         """Kinds and sizes of what can be pruned. apart: layers of attention that heads stand for, or take with them."""
@@ -381,9 +404,19 @@ class _Analysis:
             module = self.modules[step.name]
             given = [gates.get(slot, False) for slot in step.inputs]
             gates[step.output] = entry_of(module).gate(module, given) if given else False
-            if isinstance(module, ops.Multiply):
+            if isinstance(module, Multiply):
                 found = [index for index, gate in enumerate(given) if gate]
                 module.gate = found[0] if len(found) == 1 else None
+
+    def _signal(self) -> set[str]:
+        """Steps that relevance comes to where gates get none."""
+        slots, found = {self.result}, set()
+        for step in reversed(self.steps):
+            if step.output in slots:
+                found.add(step.name)
+                module = self.modules[step.name]
+                slots.update(entry_of(module).heirs(module, step.inputs))
+        return found
 
     def _nonnegative(self) -> set[int]:
         """Slots that are never negative: outputs of ReLU and what keeps their sign."""
@@ -396,7 +429,7 @@ class _Analysis:
 
     def _rectified(self) -> set[str]:
         """Layers read by ReLU alone whose every reader, in turn, gives no relevance to a zero input."""
-        readers = ops.readers_of(self.steps)
+        readers = readers_of(self.steps)
 
         def blind_to_zeros(slot: int) -> bool:
             following = readers.get(slot, [])
@@ -410,7 +443,7 @@ class _Analysis:
             following = readers.get(step.output, [])
             if is_layer(self.modules[step.name]) and len(following) == 1 and step.output != self.result:
                 after = self.modules[following[0].name]
-                if ops.rectifies(after) and blind_to_zeros(following[0].output):
+                if rectifies(after) and blind_to_zeros(following[0].output):
                     found.add(step.name)
         return found
 

@@ -205,6 +205,9 @@ class Product(KeepsSigns, Binary):
             return _affine(b, node, value, scale=b.constant(constant))
         return b.emit(node, Multiply(), (b.slot(first), b.slot(second)))
 
+    def heirs(self, module: Any, inputs: tuple[int, ...]) -> tuple[int, ...]:
+        return inputs if module.gate is None else (inputs[1 - module.gate],)
+
     def joined(
         self,
         module: Any,

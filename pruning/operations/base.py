@@ -64,6 +64,12 @@ class Operation(ABC):
         """Whether the result only scales what it is multiplied with, given whether each input does."""
         return False
 
+    def heirs(self, module: Any, inputs: tuple[int, ...]) -> tuple[int, ...]:
+        """Of the inputs' slots, those that get relevance; what only scales the others gets none."""
+        if self.relevance is Relevance.STOPPED:
+            return ()
+        return inputs[:1] if self.relevance is Relevance.NUMERATOR else inputs
+
     @abstractmethod
     def reduce(self, module: Any, c: Compactor, inputs: tuple[int, ...]) -> tuple[int, State]:
         """The step with live channels only, added to `c`: its slot there, and what is live in its value."""

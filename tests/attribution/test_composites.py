@@ -124,6 +124,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "model of another type": (document(model=18), "model"),
     "unknown units": (document(units="filter"), "units"),
     "units of another type": (document(units=["filters"]), "units"),
+    "no units but of gates": (document(units="-gates"), "units"),
     "one unknown of several units": (document(units="heads+neuron"), "units"),
     "groups of another type": (document(groups=[EPSILON]), "groups"),
     "groups null": (document(groups=None), "groups"),

@@ -739,6 +739,17 @@ def test_relevance_passes_a_gate_as_if_it_were_a_constant(images: Samples, worst
     assert not got["excite"].any()
 
 
+@pytest.mark.parametrize("rule", ["epsilon", "zplus"])
+def test_layers_that_only_feed_gates_are_those_without_relevance(images: Samples, rule: str) -> None:
+    graph = trace(Gated(constant=False))
+    composite = fitting(graph, SPECS[rule])
+    every = collect_relevance(graph, composite, *images)
+    assert {name for name, values in every.items() if not values.any()} == graph.gating == {"squeeze", "excite"}
+    usual = collect_relevance(graph, composite, *images, units=None)
+    assert [*usual] == ["a", "b"]
+    assert all(torch.equal(values, every[name]) for name, values in usual.items())
+
+
 def test_half_of_the_relevance_may_go_to_the_gate(images: Samples) -> None:
     graph = trace(Gated(constant=False))
     signal, half = (

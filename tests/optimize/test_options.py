@@ -134,10 +134,10 @@ def test_a_class_name_with_a_comma_stands_in_quotes():
 
 
 def test_units_are_kinds_joined_by_plus():
-    for good in ("auto", "filters", "heads+neurons"):
+    for good in ("auto", "filters", "heads+neurons", "filters-gates", "filters+neurons-gates"):
         assert parse_units(good) == good
     assert parse_units("neurons+heads") == "heads+neurons"
-    for bad in ("", "channels", "filters+", "auto+heads", "heads+heads", None):
+    for bad in ("", "channels", "filters+", "auto+heads", "heads+heads", "auto-gates", "-gates", "gates", None):
         with pytest.raises(ValueError, match="filters, neurons, heads"):
             parse_units(bad)
 

@@ -10,7 +10,7 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pxp_optimize.pruning import Graph, Network, compact, compact_model, make_repair, masked_model, trace
+from pxp_optimize.pruning import Graph, Network, compact, compact_model, make_repair, masked_model, prune_masks, trace
 from pxp_optimize.pruning import network as ops
 from pxp_optimize.pruning.constant_folding import without_constants
 from torch import Tensor, nn
@@ -73,6 +73,31 @@ def test_a_repaired_network_too(gated: Graph) -> None:
     lean = without_constants(repaired)
     assert products(lean) == 0
     assert relative(lean(IMAGES), repaired(IMAGES)) < 1e-5
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(value.numel() for value in network.parameters())
+
+
+def test_of_a_gate_that_stays_only_what_is_read_is_computed(gated: Graph) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = {name: torch.rand(size, generator=generator) for name, size in gated.units().items()}
+    cut = prune_masks(scores, 0.3)
+    assert not gated.gating & set(cut)
+    network = compact(gated, cut).network
+    lean = without_constants(network)
+    assert relative(lean(IMAGES), network(IMAGES)) < 1e-5
+    assert relative(lean(IMAGES), masked_model(gated, cut)(IMAGES)) < 1e-5
+    modules = lean.modules_by_step()
+    whole = gated.network.modules_by_step()
+    unread = 0
+    for name in squeezes(gated):
+        excite = name.removesuffix("fc1") + "fc2"
+        assert modules[excite].out_channels == modules[name].in_channels < whole[excite].out_channels
+        assert modules[excite].in_channels == whole[excite].in_channels
+        unread += (whole[excite].out_channels - modules[excite].out_channels) * (whole[excite].in_channels + 1)
+    assert 0 < unread <= parameters(network) - parameters(lean)
+    assert parameters(lean) < 0.7 * parameters(gated.network)
 
 
 def test_networks_without_constants_stay_what_they_are(gated: Graph) -> None:

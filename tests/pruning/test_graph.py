@@ -603,6 +603,47 @@ def test_gates_are_found(case: str) -> None:
     assert graph.gated == (gate is not None)
 
 
+def squeezed(x: Tensor) -> Tensor:
+    return x.mean((2, 3), keepdim=True)
+
+
+GATING: dict[str, tuple[Callable[[Any, Tensor], Tensor], set[str]]] = {
+    "squeeze and excitation": (lambda s, x: (y := s.a(x), y * torch.sigmoid(s.c(torch.relu(squeezed(y)))))[1], {"c"}),
+    "two layers": (lambda s, x: s.a(x) * torch.sigmoid(s.c(torch.relu(s.b(x)))), {"b", "c"}),
+    "a gate and a signal": (lambda s, x: (y := s.b(x), s.c(y + s.a(x) * torch.sigmoid(y)))[1], set()),
+    "two gates of one layer": (lambda s, x: (y := s.b(x).sigmoid(), s.c(s.a(x) * y) * y)[1], {"b"}),
+    "a gate in a gate": (lambda s, x: s.a(x) * torch.sigmoid(s.c(s.b(x) * torch.sigmoid(s.d(x)))), {"b", "c", "d"}),
+    "a gate above a gate": (lambda s, x: s.c(s.a(x) * torch.sigmoid(s.b(x))) * torch.sigmoid(s.d(x)), {"b", "d"}),
+    "what divides": (lambda s, x: s.a(x) / (1 + torch.relu(s.b(x))), {"b"}),
+    "gates only": (lambda s, x: torch.sigmoid(s.a(x)) * torch.sigmoid(s.b(x)), set()),
+    "no gate": (lambda s, x: s.c(s.a(x) * torch.relu(s.b(x))), set()),
+}
+
+
+@pytest.mark.parametrize("case", GATING)
+def test_layers_that_only_feed_gates_are_no_units_unless_asked_for(case: str) -> None:
+    body, gating = GATING[case]
+    layers = {name: layer for name, layer in (("d", conv(3, 6)),) if name in gating}
+    graph = trace(written(lambda s, x: s.fc(body(s, x).mean((2, 3))), **layers))
+    every = dict.fromkeys(graph.kinds, 6)
+    assert graph.gating == gating < set(every)
+    assert graph.default_units == ("filters-gates" if gating else "filters")
+    assert graph.units() == graph.units("filters-gates") == {name: 6 for name in every if name not in gating}
+    assert graph.units("filters") == every
+
+
+def test_where_all_layers_feed_gates_they_are_units() -> None:
+    body = written(
+        lambda s, x: s.fc(x.mean((2, 3)) * torch.sigmoid(s.a(x).mean((2, 3)))), a=conv(3, 3), fc=nn.Linear(3, 2)
+    )
+    graph = trace(body)
+    assert graph.gating == {"a"}
+    assert graph.default_units == "filters"
+    assert graph.units() == {"a": 3}
+    with pytest.raises(ValueError, match="no filters"):
+        graph.units("filters-gates")
+
+
 class Namesakes(nn.Module):
     """Layers named as the tracer would name the operations that come before them."""
 

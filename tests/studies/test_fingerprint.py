@@ -45,10 +45,17 @@ def test_it_survives_json():
         ({"repair": "batchnorm"}, "repair: stored none, now batchnorm"),
         ({"precision": "bf16"}, "precision: stored fp32, now bf16"),
         ({"gated": True}, f"gates: stored nothing, now {GATES}"),
+        ({"units": "filters-gates"}, "units: stored filters, now filters-gates"),
     ],
 )
 def test_each_difference_is_named(change, named):
     assert difference(fingerprint(**BASE), fingerprint(**{**BASE, **change})) == [named]
+
+
+def test_costs_of_gates_matter_where_both_are():
+    assert fingerprint(**BASE, costs=True) == fingerprint(**BASE)
+    gated = fingerprint(**BASE, gated=True)
+    assert difference(gated, fingerprint(**BASE, gated=True, costs=True)) == ["gate costs: stored nothing, now 1"]
 
 
 def test_lists_of_the_same_ends_still_tell_apart():

@@ -135,7 +135,7 @@ def test_how_gates_are_passed_is_searched_where_cost_counts(project):
     exec(GATED, namespace)
     torch.manual_seed(0)
     torch.save(namespace["Gated"]().state_dict(), project.folder / "gated.pt")
-    model = ["--model", "gated:Gated", "--weights", "gated.pt"]
+    model = ["--model", "gated:Gated", "--weights", "gated.pt", "--units", "filters"]
     found = {}
     for objective in ("auc", "auc,macs"):
         names = ["--storage", f"{objective}.db", "--export", "gated.json", "--objective", objective, "--trials", "24"]

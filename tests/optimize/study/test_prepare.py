@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +16,7 @@ from pxp_optimize.optimize.data import digits
 from pxp_optimize.optimize.evaluation.devices import check_precision, choose_device
 from pxp_optimize.optimize.evaluation.evaluate import evaluate
 from pxp_optimize.optimize.options import Options
+from pxp_optimize.optimize.study.compare import check_unchanged, stored_options
 from pxp_optimize.optimize.study.prepare import Prepared, prepare
 from pxp_optimize.studies.errors import UserError
 from pxp_optimize.studies.fingerprint import difference
@@ -102,6 +104,45 @@ def test_what_cannot_be_pruned_is_refused_before_it_is_trained(monkeypatch, tmp_
     with pytest.raises(UserError, match=message) as caught:
         prepare(Options.parsed(**{"data": "digits", "device": "cpu"} | changes))
     assert "\n" not in str(caught.value)
+
+
+GATED = """
+import torch
+from torch import nn
+
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.gate, self.fc = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 1), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.a(x))
+        return self.fc((x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))).mean((2, 3)))
+"""
+
+
+def test_layers_that_only_feed_gates_are_units_where_that_is_said(options, tmp_path):
+    (tmp_path / "gated.py").write_text(GATED)
+    options = options.changed(model=f"{tmp_path / 'gated.py'}:Gated", weights="default")
+    usual, every = prepare(options), prepare(options.changed(units="filters"))
+    assert (usual.task.units, every.task.units) == ("filters-gates", "filters")
+    assert [prepared.description[0].split("; ")[1].split(", on")[0] for prepared in (usual, every)] == [
+        "6 filters in 1 layers, others only feed gates",
+        "12 filters in 2 layers",
+    ]
+    assert difference(every.fingerprint, usual.fingerprint) == ["units: stored filters, now filters-gates"]
+    # a study from when `auto` stood for all filters goes on with these
+    study = optuna.create_study()
+    study.set_user_attr("fingerprint", every.fingerprint)
+    study.set_user_attr("config", options.stored())
+    again = prepare(stored_options(study))
+    check_unchanged(study, again.fingerprint)
+    assert again.task.units == "filters"
+    # costs of gates that were counted in another way are no reason to refuse what does not measure them
+    costs = prepare(options.changed(units="filters", objective="auc,macs"))
+    assert difference(every.fingerprint, costs.fingerprint) == ["gate costs: stored nothing, now 1"]
+    check_unchanged(study, costs.fingerprint)
 
 
 def test_the_description_says_how_to_use_ones_own(options):
