@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ...attribution import GROUPS, Composite, CompositeError, RuleSpec
 from ...attribution.attention import SOFTMAX_RULES
 from ...attribution.composites import AGGREGATIONS, ATTENTION_TYPES, GATES, keys_of, resolve
+from ...attribution.rules import RULES as KNOWN_RULES
 from ..evaluation.candidate import Pruning
 
 if TYPE_CHECKING:
@@ -45,21 +46,23 @@ class Range:
 
 Rules = Mapping[str, Range | None]
 
-RULES: dict[str, Range | None] = {
-    # In units of the layer's mean output, so that one range fits every layer: from 1e-3, where epsilon only guards
-    # against dividing by zero (rankings no longer differ), to 10, where it swallows most contributions.
-    "epsilon_relative": Range("epsilon", 1e-3, 10.0, log=True, label="epsilon_relative"),
-    # Towards 0 gamma is epsilon's rule, far above 1 it is z-plus: the range reaches both ends.
-    "gamma": Range("gamma", 1e-2, 10.0, log=True),
-    # beta is alpha - 1; alpha = 1 is z-plus where inputs are not negative.
-    "alpha_beta": Range("alpha", 1.0, 3.0, log=False),
-    "zplus": None,
-}
-"""The rules that are searched, with the range of their number."""
 
-# Below 1e-6 epsilon only guards; above 1 it swallows most of what activations of order one contribute.
-ALL_RULES: dict[str, Range | None] = {"epsilon": Range("epsilon", 1e-6, 1.0, log=True), **RULES}
-"""With those that only a space of one's own has (`spacefile`)."""
+def range_of(rule: str) -> Range | None:
+    """The number of a rule that is searched, or None where it has none."""
+    kind = KNOWN_RULES[rule]
+    for name, parameter in kind.parameters.items():
+        if (found := parameter.searched) is not None:
+            return Range(name, found.low, found.high, found.log, kind.label)
+    return None
+
+
+def all_rules() -> dict[str, Range | None]:
+    """Every rule that there is, for a space of one's own (`spacefile`)."""
+    return {name: range_of(name) for name in KNOWN_RULES}
+
+
+RULES = {name: range_of(name) for name in ("epsilon_relative", "gamma", "alpha_beta", "zplus")}
+"""The rules that are searched where a space of one's own says nothing else, with the range of their number."""
 
 # Without "max": no composite with it came near the best (resnet18: 0.52 against 0.65, 49 random trials).
 SEARCHED = ("none", "l1", "l2")
@@ -80,7 +83,7 @@ FIXED_RULES: Rules = {
     name: number and replace(number, low=spec[number.name], high=spec[number.name])
     for spec in FIXED.values()
     for name in [spec["rule"]]
-    for number in [ALL_RULES[name]]
+    for number in [range_of(name)]
 }
 """The rules with the numbers of the fixed composites."""
 

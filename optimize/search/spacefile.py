@@ -59,7 +59,7 @@ from ...attribution.composites import (
     refuse_unknown,
 )
 from ...studies.errors import UserError
-from .space import ALL_RULES, SOFTMAX, Network, Part, Range, Space
+from .space import SOFTMAX, Network, Part, Range, Space, all_rules, range_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -198,9 +198,9 @@ def _rules(data: Any, path: str) -> dict[str, Range | None]:
     """The rules of a part with their numbers."""
     entries = _table(data, path)
     if "rules" not in entries:
-        raise SpaceError(f"{path}.rules: missing; choose from {', '.join(ALL_RULES)}")
-    names = _choices(entries["rules"], tuple(ALL_RULES), f"{path}.rules")
-    numbers = {name: number for name in names if (number := ALL_RULES[name]) is not None}
+        raise SpaceError(f"{path}.rules: missing; choose from {', '.join(all_rules())}")
+    names = _choices(entries["rules"], tuple(all_rules()), f"{path}.rules")
+    numbers = {name: number for name in names if (number := range_of(name)) is not None}
     refuse_unknown(entries, ("rules", *(number.parameter for number in numbers.values())), path, SpaceError)
     return {
         name: _range(entries[number.parameter], name, number, f"{path}.{number.parameter}")
