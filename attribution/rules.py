@@ -436,7 +436,7 @@ RULES: dict[str, RuleKind] = {
 
 
 class Pass(Rule):
-    """Relevance goes through an elementwise function unchanged (ReLU, GELU, an unfolded BatchNorm)."""
+    """Relevance goes through an elementwise function unchanged (ReLU, GELU)."""
 
     keeps_tensors = False
 
