@@ -11,7 +11,8 @@ masked: the largest difference of the compact network's logits from those of the
     hooks on its own modules, with 10, 50 and 90 % of the units pruned (`hooked.py`).
 conserved: by the epsilon rule with an epsilon of 1e-12, in double precision, where relevance of 1 at the target's logit
     goes: to the image (or, in networks that have no rule for what makes tokens, to the tokens), to biases and to
-    constants (position embeddings, class tokens); and what is missing. Attention as in `cp`, which conserves.
+    constants (position embeddings, class tokens); and what is missing, as a part of the largest of these (or of 1).
+    Attention as in `cp`, which conserves.
 activation: by the same rule, in networks of ReLU, pooling and sums only, the largest difference of a layer's relevance
     from gradient times activation on the user's own modules, relative (L2).
 parameters: what is left with 50 % of the units pruned, and what Torch-Pruning leaves at a ratio of 0.5 of each layer
@@ -49,6 +50,8 @@ PROPORTIONAL = {
     "attention": {"softmax": "cp"},
 }
 LINEAR = (Relevance.RULE, Relevance.ROUTED, Relevance.SHARED, Relevance.PROPORTIONAL, Relevance.UNCHANGED)
+SHIFTING = (Relevance.RULE, Relevance.PROPORTIONAL, Relevance.NORMALISED)
+"""Of what may have a bias."""
 SECONDS = 60
 """That Torch-Pruning may take for an architecture."""
 HEADER = ("architecture", "units", "logits", "masked", "conserved", "activation", "parameters", "Torch-Pruning", "s")
@@ -136,11 +139,9 @@ def conserved(model: nn.Module, x: Tensor, target: Tensor) -> str:
         return output.detach()  # so that biases between softmax and values take nothing, which `cp` gives to both
 
     def count_bias(module: nn.Module, args: Any, output: Tensor) -> None:
-        if not output.requires_grad:
-            return
-        value, axis = output.detach(), -1 if isinstance(module, (nn.Linear, nn.LayerNorm)) else 1
-        bias = module.bias.view(-1, *[1] * (value.dim() - 2)) if axis == 1 else module.bias
-        output.register_hook(lambda gradient: biases.append((bias / value * gradient).nan_to_num(0, 0, 0).sum()))
+        if output.requires_grad and len(args) == 1:
+            part = module.forward(torch.zeros_like(args[0])) / output.detach()
+            output.register_hook(lambda relevance: biases.append((part * relevance).nan_to_num(0, 0, 0).sum()))
 
     ends.append(image)
     with load_composite(PROPORTIONAL).zennit(graph).context(graph.network):
@@ -152,15 +153,16 @@ def conserved(model: nn.Module, x: Tensor, target: Tensor) -> str:
                 handles.append(module.register_forward_hook(cut))
             elif isinstance(module, Constant):
                 handles.append(module.register_forward_hook(start_here(constants)))
-            elif isinstance(module, (nn.Conv2d, nn.Linear, nn.LayerNorm, nn.GroupNorm)) and module.bias is not None:
+            elif entry_of(module).relevance in SHIFTING or isinstance(module, Affine):
                 handles.append(module.register_forward_hook(count_bias))
         logits = graph.network(image)
         logits.backward(torch.zeros_like(logits).scatter_(1, target[:, None], 1))
         for handle in handles:
             handle.remove()
     given, held = (sum(float(v.grad.sum()) for v in values if v.grad is not None) for values in (ends, constants))
-    taken = float(sum(biases))
-    return f"{given:.3g}, {taken:.3g}, {held:.3g}; {1 - given - taken - held:.0e}"
+    parts = given, float(sum(biases)), held
+    missing = (1 - sum(parts)) / max(1.0, *map(abs, parts))
+    return f"{', '.join(f'{part:.3g}' for part in parts)}; {missing:.0e}"
 
 
 def activation(model: nn.Module, graph: Graph, x: Tensor, targets: Tensor) -> str:
@@ -177,8 +179,6 @@ def homogeneous(graph: Graph) -> bool:
     line = torch.linspace(-8, 8, 65)
     for module in graph.network.modules_by_step().values():
         if isinstance(module, Activation) and not torch.allclose(module(2 * line), 2 * module(line)):
-            return False
-        if isinstance(module, Affine) and not module.zero_preserving:
             return False
         if entry_of(module).relevance not in LINEAR:
             return False

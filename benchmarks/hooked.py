@@ -121,7 +121,6 @@ def gradient_times_activation(
     """Of each filter, its output times the gradient of the target's logit over that logit, summed over space; then the
     sum over samples of absolute values: what LRP-0 gives in a network of ReLU, max pooling and linear operations.
 
-    A BatchNorm that follows no layer passes relevance unchanged: its output counts as its input times a constant.
     layers: of each layer the module whose output its filters are (`places`).
     """
     values: dict[str, Tensor] = {}
@@ -134,17 +133,7 @@ def gradient_times_activation(
 
         return on_forward
 
-    def scale(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        (given,) = args
-        return torch.where(given == 0, output.detach(), given * (output / given).detach())
-
     handles = [module.register_forward_hook(record(name)) for name, module in layers.items()]
-    folded = set(layers.values())
-    handles += [
-        module.register_forward_hook(scale)
-        for module in model.modules()
-        if isinstance(module, _BatchNorm) and module not in folded
-    ]
     picked = logits_of(model(x)).gather(1, targets[:, None])[:, 0]
     picked.backward(1 / picked.detach())
     for handle in handles:
