@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from zennit.core import Hook
 
-from ..pruning.network import Multiply, QueryKey
+from ..pruning.network import Affine, Multiply, QueryKey
 from ..pruning.operations import Relevance, entry_of
 from .attention import SOFTMAX_RULES, LayerNormEpsilon, Tensors, UniformAttentionValue, UniformQueryKey
 from .rules import Halve, Normalise, Pass, Rule, Share, ShareScattered, Signal, per_output
@@ -96,6 +96,8 @@ def hook_for(module: nn.Module, softmax: str, gates: str) -> Hook | None:
         return UniformQueryKey()
     if isinstance(module, Multiply) and module.gate is not None and gates == "signal":
         return Signal(module.gate)
+    if isinstance(module, Affine) and not module.zero_preserving:
+        return Proportion()  # as a BatchNorm
     if isinstance(module, (nn.AvgPool2d, nn.AdaptiveAvgPool2d)):
         return Normalise()
     return RULES_BETWEEN[how]

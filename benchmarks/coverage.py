@@ -1,112 +1,98 @@
 """Which architectures are accepted, and how exactly: one line of a Markdown table for each.
 
-    python benchmarks/coverage.py [LIBRARY:NAME ...]
+    OMP_NUM_THREADS=1 python benchmarks/coverage.py [LIBRARY:NAME ...]
 
-LIBRARY is tv (torchvision), timm or hf (a small configuration of Hugging Face transformers, with random weights);
-without names, the whole list. Of each: its default units, the largest error of the graph's logits (as a part of the
-largest logit), that of the compact network against the masked one with 10, 50 and 90 % of the units pruned by their
-relevance, the part of the parameters that is left at 50 %, and seconds for it all.
+LIBRARY is tv (torchvision), timm or hf (a small configuration of Hugging Face transformers); without names, the whole
+list. Weights are random, units are the default ones, ranked by relevance. Errors are parts of the largest logit.
+
+units: how many, and of how many layers; "without": in how many of these none has any relevance (gates).
+logits: the graph's against the model's.
+masked: the largest difference of the compact network's logits from those of the model whose pruned units are zeroed by
+    hooks on its own modules, with 10, 50 and 90 % of the units pruned (`hooked.py`).
+conserved: by the epsilon rule with an epsilon of 1e-12, in double precision, where relevance of 1 at the target's logit
+    goes: to the image (or, in networks that have no rule for what makes tokens, to the tokens), to biases and to
+    constants (position embeddings, class tokens); and what is missing, as a part of the largest of these (or of 1).
+    Attention as in `cp`, which conserves.
+activation: by the same rule, in networks of ReLU, pooling and sums only, the largest difference of a layer's relevance
+    from gradient times activation on the user's own modules, relative (L2).
+parameters: what is left with 50 % of the units pruned, and what Torch-Pruning leaves at a ratio of 0.5 of each layer
+    (`other_pruner.py`; "fails" also where the pruned network does not run).
+seconds: for export, relevance of two images, and the compact network.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import pathlib
+import subprocess
+import sys
 import time
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from pxp_optimize.attribution import collect_relevance
-from pxp_optimize.pruning import compact_model, masked_model, prune_masks, trace
-from pxp_optimize.pruning.graph import logits_of
-from torch import nn
+from architectures import NAMES, build
+from hooked import gradient_times_activation, places, pruned
+from pxp_optimize.attribution import collect_relevance, load_composite
+from pxp_optimize.pruning import compact_model, prune_masks, trace
+from pxp_optimize.pruning.graph import Graph, logits_of
+from pxp_optimize.pruning.network import Activation, Affine, Constant, HeadSoftmax
+from pxp_optimize.pruning.operations import Relevance, entry_of
+from torch import Tensor, nn
 
-ARCHITECTURES = {
-    "tv": (
-        "alexnet resnet18 resnet50 vgg16_bn densenet121 googlenet shufflenet_v2_x0_5 squeezenet1_1 mobilenet_v2 "
-        "mobilenet_v3_small efficientnet_b0 regnet_y_400mf convnext_tiny vit_b_32 swin_t maxvit_t"
-    ),
-    "timm": (
-        "resnet50d seresnet50 resnetv2_50 ecaresnet50d skresnet18 nf_resnet50 efficientnet_b0 tf_efficientnetv2_b0 "
-        "mobilenetv3_small_100 mobilenetv4_conv_small mobilenetv4_hybrid_medium ghostnet_100 regnety_002 repvgg_a0 "
-        "cspresnet50 inception_v4 densenet121 resnet50_gn hrnet_w18_small convnextv2_atto poolformer_s12 fastvit_t8 "
-        "edgenext_xx_small mobilevit_xxs vit_tiny_patch16_224 deit3_small_patch16_224 vit_small_patch14_reg4_dinov2 "
-        "beit_base_patch16_224 swin_tiny_patch4_window7_224 coatnet_nano_rw_224 cait_xxs24_224 pvt_v2_b0 levit_128s "
-        "xcit_nano_12_p16_224 resmlp_12_224 mixer_s32_224 tiny_vit_5m_224"
-    ),
-    "hf": "ViT Beit Swin ConvNextV2 ResNet MobileNetV2",
+RATES = (0.1, 0.5, 0.9)
+RULES = {"low": "epsilon", "mid": "gamma", "high": "zplus", "classifier": "epsilon"}
+MIXED = {"groups": {group: {"rule": rule} for group, rule in RULES.items()}}
+PROPORTIONAL = {
+    "groups": {group: {"rule": "epsilon", "epsilon": 1e-12} for group in RULES},
+    "attention": {"softmax": "cp"},
 }
-SMALL = {"num_labels": 10, "image_size": 64}
-VIT = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 96, "patch_size": 16}
-WINDOWS = {"embed_dim": 24, "depths": [1, 1, 2], "num_heads": [1, 2, 4], "window_size": 4, "patch_size": 4}
-STAGES = {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 2, 1], "num_labels": 10}
-CONFIGS = {
-    **{name: {**VIT, **SMALL} for name in ("ViT", "DeiT", "Beit", "Dinov2")},
-    "Swin": {**WINDOWS, **SMALL},
-    **dict.fromkeys(("ConvNext", "ConvNextV2", "ResNet"), STAGES),
-    "MobileNetV2": {"num_labels": 10},
-}
+LINEAR = (Relevance.RULE, Relevance.ROUTED, Relevance.SHARED, Relevance.PROPORTIONAL, Relevance.UNCHANGED)
+SHIFTING = (Relevance.RULE, Relevance.PROPORTIONAL, Relevance.NORMALISED)
+"""Of what may have a bias."""
+SECONDS = 60
+"""That Torch-Pruning may take for an architecture."""
+HEADER = ("architecture", "units", "logits", "masked", "conserved", "activation", "parameters", "Torch-Pruning", "s")
 
 
-@torch.no_grad()
-def build(library: str, name: str) -> tuple[nn.Module, int]:
-    """A network of random weights, each of which matters, and the size of its images."""
-    torch.manual_seed(0)
-    size = 64
-    if library == "tv":
-        import torchvision
-
-        extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-        model, size = torchvision.models.get_model(name, weights=None, num_classes=10, **extra), 224
-    elif library == "timm":
-        import timm
-
-        model = timm.create_model(name, pretrained=False, num_classes=10)
-        size = model.default_cfg["input_size"][-1]
-    else:
-        import transformers
-
-        config = getattr(transformers, f"{name}Config")(**CONFIGS[name])
-        model = getattr(transformers, f"{name}ForImageClassification")(config)
-    for key, value in [*model.named_parameters(), *model.named_buffers()]:
-        if key.endswith("running_mean"):
-            value.normal_(std=0.1)
-        elif key.endswith("running_var"):
-            value.uniform_(0.5, 1.5)
-        elif value.is_floating_point() and (value.dim() < 2 or not value.any() or float(value.abs().max()) < 1e-3):
-            value.add_(0.1 * torch.randn(value.shape))
-    return model.eval(), size
-
-
-def error(found: torch.Tensor, expected: torch.Tensor) -> float:
+def error(found: Tensor, expected: Tensor) -> float:
     """The largest difference, as a part of the largest value."""
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-def row(library: str, name: str) -> str:
-    """The architecture's line."""
-    model, size = build(library, name)
-    x, t = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(2)), torch.tensor([1, 7])
-    rules = {"low": "epsilon", "mid": "gamma", "high": "zplus", "classifier": "epsilon"}
-    start = time.time()
-    graph = trace(model, x)
-    with torch.no_grad():
-        logits = error(graph.network(x), logits_of(model(x)))
-    relevance = collect_relevance(graph, {"groups": {k: {"rule": v} for k, v in rules.items()}}, x, t, units=None)
+def row(name: str) -> list[str]:
+    """The architecture's line, without what Torch-Pruning makes of it."""
+    model, x = build(name)
+    targets = torch.tensor([1, 7])
+    graph, exported = timed(lambda: trace(model, x))
+    relevance, explained = timed(lambda: collect_relevance(graph, MIXED, x, targets, units=None))
     if not all(bool(value.isfinite().all()) for value in relevance.values()):
         raise ValueError("relevance is not finite")
     count = sum(value.numel() for value in relevance.values())
     silent = sum(not bool(value.any()) for value in relevance.values())
-    errors, left = [], 0.0
-    for rate in (0.1, 0.5, 0.9):
-        masks = prune_masks(relevance, rate)
-        small = compact_model(graph, masks)
-        with torch.no_grad():
-            errors.append(error(small(x), masked_model(graph, masks)(x)))
-        if rate == 0.5:
-            left = parameters(small) / parameters(graph.network)
-    units = f"{count} {graph.default_units} in {len(relevance)} layers" + (f", {silent} without" if silent else "")
-    found = ", ".join(f"{value:.0e}" for value in errors)
-    return f"{units} | {logits:.0e} | {found} | {left:.0%} | {time.time() - start:.0f}"
+    units = f"{count} {graph.default_units} in {len(relevance)}" + (f", {silent} without" if silent else "")
+    with torch.no_grad():
+        logits = error(graph.network(x), logits_of(model(x)))
+    small, compacted = timed(lambda: compact_model(graph, prune_masks(relevance, 0.5)))
+    left = parameters(small) / parameters(graph.network)
+    exact = copy.deepcopy(model).double()
+    return [
+        units,
+        f"{logits:.0e}",
+        masked(model, graph, relevance, x),
+        conserved(exact, x[:1].double(), targets[:1]),
+        activation(exact, graph, x.double(), targets),
+        f"{left:.0%}",
+        f"{exported:.1f}, {explained:.1f}, {compacted:.1f}",
+    ]
+
+
+def timed(function: Callable[[], Any]) -> tuple[Any, float]:
+    """What a function gives, and how many seconds it takes."""
+    start = time.perf_counter()
+    return function(), time.perf_counter() - start
 
 
 def parameters(network: nn.Module) -> int:
@@ -114,23 +100,120 @@ def parameters(network: nn.Module) -> int:
     return sum(value.numel() for value in network.parameters())
 
 
+@torch.no_grad()
+def masked(model: nn.Module, graph: Graph, relevance: dict[str, Tensor], x: Tensor) -> str:
+    """How far compact networks are from the model whose own modules' outputs are zeroed."""
+    names = [name for name in relevance if graph.kinds[name] != "heads"]
+    layers, errors = places(model, names, x), []
+    for rate in RATES:
+        masks = prune_masks(relevance, rate)
+        found = compact_model(graph, masks)(x)
+        try:
+            with pruned(model, layers, graph.kinds, masks):
+                errors.append(error(found, logits_of(model(x))))
+        except LookupError as problem:
+            return str(problem)
+    return f"{max(errors):.0e}"
+
+
+def conserved(model: nn.Module, x: Tensor, target: Tensor) -> str:
+    """Where the relevance of one image's target goes."""
+    graph = trace(model, x)
+    ruleless = {
+        name
+        for name, module in graph.network.modules_by_step().items()
+        if isinstance(module, nn.Conv2d) and name not in graph.groups
+    }
+    image, ends, constants, biases = x.clone().requires_grad_(), [], [], []
+
+    def start_here(found: list[Tensor]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+        def on_forward(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            if not output.is_floating_point():
+                return output
+            found.append(output.detach().requires_grad_())
+            return found[-1]
+
+        return on_forward
+
+    def cut(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return output.detach()  # so that biases between softmax and values take nothing, which `cp` gives to both
+
+    def count_bias(module: nn.Module, args: Any, output: Tensor) -> None:
+        if output.requires_grad and len(args) == 1:
+            part = module.forward(torch.zeros_like(args[0])) / output.detach()
+            output.register_hook(lambda relevance: biases.append((part * relevance).nan_to_num(0, 0, 0).sum()))
+
+    ends.append(image)
+    with load_composite(PROPORTIONAL).zennit(graph).context(graph.network):
+        handles = []
+        for name, module in graph.network.modules_by_step().items():
+            if name in ruleless:
+                handles.append(module.register_forward_hook(start_here(ends)))
+            elif isinstance(module, HeadSoftmax):
+                handles.append(module.register_forward_hook(cut))
+            elif isinstance(module, Constant):
+                handles.append(module.register_forward_hook(start_here(constants)))
+            elif entry_of(module).relevance in SHIFTING or isinstance(module, Affine):
+                handles.append(module.register_forward_hook(count_bias))
+        logits = graph.network(image)
+        logits.backward(torch.zeros_like(logits).scatter_(1, target[:, None], 1))
+        for handle in handles:
+            handle.remove()
+    given, held = (sum(float(v.grad.sum()) for v in values if v.grad is not None) for values in (ends, constants))
+    parts = given, float(sum(biases)), held
+    missing = (1 - sum(parts)) / max(1.0, *map(abs, parts))
+    return f"{', '.join(f'{part:.3g}' for part in parts)}; {missing:.0e}"
+
+
+def activation(model: nn.Module, graph: Graph, x: Tensor, targets: Tensor) -> str:
+    """How far relevance is from gradient times activation, where they are the same; otherwise a dash."""
+    if not homogeneous(graph):
+        return "-"
+    expected = gradient_times_activation(model, places(model, list(graph.units(None)), x), x, targets, logits_of)
+    found = collect_relevance(model, PROPORTIONAL, x, targets, units=None)
+    return f"{max(float((found[k] - v).norm() / v.norm()) for k, v in expected.items()):.0e}"
+
+
+def homogeneous(graph: Graph) -> bool:
+    """Whether a network consists of linear operations, choices among values, and ReLU or leaky ReLU."""
+    line = torch.linspace(-8, 8, 65)
+    for module in graph.network.modules_by_step().values():
+        if isinstance(module, Activation) and not torch.allclose(module(2 * line), 2 * module(line)):
+            return False
+        if entry_of(module).relevance not in LINEAR:
+            return False
+    return True
+
+
+def torch_pruning(name: str) -> str:
+    """What Torch-Pruning leaves of an architecture, in a process of its own."""
+    script = pathlib.Path(__file__).with_name("other_pruner.py")
+    try:
+        done = subprocess.run([sys.executable, script, name], capture_output=True, text=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"fails: takes more than {SECONDS} s"
+    if done.returncode == 0:
+        return done.stdout.strip().splitlines()[-1]
+    kind = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1].partition(":")[0]
+    return f"fails: {kind}"
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="LIBRARY:NAME")
-    names = parser.parse_args().names or [
-        f"{key}:{name}" for key, text in ARCHITECTURES.items() for name in text.split()
-    ]
+    names = parser.parse_args().names or NAMES
     warnings.simplefilter("ignore")
-    print("| architecture | units | logits | compact against masked | parameters | s |\n|---|---|---|---|---|---|")
+    print(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}")
     accepted = 0
     for name in names:
         try:
-            found = row(*name.split(":", 1))
+            *cells, seconds = row(name)
             accepted += 1
         except Exception as problem:
-            found = f"refused: {type(problem).__name__} {str(problem).splitlines()[0] if str(problem) else ''} | | | |"
-        print(f"| {name} | {found} |", flush=True)
+            text = str(problem).splitlines()[0] if str(problem) else ""
+            cells, seconds = [f"refused: {type(problem).__name__} {text}", *[""] * (len(HEADER) - 4)], ""
+        print(f"| {' | '.join([name, *cells, torch_pruning(name), seconds])} |", flush=True)
     print(f"\n{accepted} of {len(names)} accepted")
 
 

@@ -278,7 +278,7 @@ class Multiply(nn.Module):
 
 
 class Affine(nn.Module):
-    """Elementwise `scale * x + shift` with constants: relevance passes it as it passes an activation."""
+    """Elementwise `scale * x + shift` with constants: the shift takes a bias's share of relevance."""
 
     def __init__(self, scale: Tensor | float = 1.0, shift: Tensor | float = 0.0) -> None:
         super().__init__()

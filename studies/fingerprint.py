@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-DEFINITIONS = 1
+DEFINITIONS = 2
 """Raised whenever a definition changes what a trial's value is: relevance, ranking, curve, AUC."""
 
 LEAST_SQUARES = 8
@@ -17,6 +17,9 @@ GATES = 2
 COSTS_KEY, GATE_COSTS = "gate costs", 1
 """Raised whenever what is left of gates costs another part; kept with the studies of networks that have gates whose
 second objective is what networks cost."""
+
+VERSIONS = ("definitions", "least-squares", "gates", COSTS_KEY)
+"""Keys that say how a version of the project measures, not what."""
 
 ADDED = {"precision": "fp32", "draws": 1}
 """Keys that came later, with what holds for a study without them."""
@@ -94,6 +97,11 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
             key, before, now = f"{key} number {place + 1}", before[place], now[place]
         found.append(f"{key}: stored {_short(before)}, now {_short(now)}")
     return found
+
+
+def same_task(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """As `difference`, whatever version measured: for what measures all of it anew."""
+    return difference(*({key: value for key, value in mark.items() if key not in VERSIONS} for mark in (old, new)))
 
 
 def _short(value: Any) -> str:

@@ -11,7 +11,7 @@ from .base import Rule, per_output
 
 
 class Pass(Rule):
-    """Relevance goes through an elementwise function unchanged (ReLU, GELU, an unfolded BatchNorm)."""
+    """Relevance goes through an elementwise function unchanged (ReLU, GELU)."""
 
     keeps_tensors = False
 

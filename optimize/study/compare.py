@@ -17,7 +17,7 @@ from ...pruning import NotFinite
 from ...studies.comparison import Line, compare
 from ...studies.document import complete_trial
 from ...studies.errors import UserError
-from ...studies.fingerprint import COSTS_KEY, Fingerprint, difference
+from ...studies.fingerprint import Fingerprint, same_task
 from ..evaluation.candidate import pruning_of
 from ..evaluation.curve import networks_of, right_predictions
 from ..evaluation.evaluate import Baseline, plan_of
@@ -59,10 +59,8 @@ def stored_options(study: Study, **changes: Any) -> Options:
 
 
 def check_unchanged(study: Study, fingerprint: Fingerprint) -> None:
-    """Raises UserError, every difference named, unless this is what the study was run on. How gates' costs were counted
-    does not matter: costs are not measured again."""
-    stored = study.user_attrs["fingerprint"]
-    if found := difference(stored, {**fingerprint, COSTS_KEY: stored.get(COSTS_KEY)}):
+    """Raises UserError, every difference named, unless this is what the study was run on, by whatever version."""
+    if found := same_task(study.user_attrs["fingerprint"], fingerprint):
         raise UserError(
             f"what study {study.study_name!r} was run on is not there any more ({'; '.join(found)}): "
             "run this from the same folder, with the same weights and images"
@@ -87,7 +85,7 @@ def paper_study(storage: BaseStorage, study: Study, name: str | None = None) -> 
         problem = None
         if config.get("space") != "paper" or not complete:
             problem = "has no trials of --space paper"
-        elif differences := difference(study.user_attrs["fingerprint"], mark):
+        elif differences := same_task(study.user_attrs["fingerprint"], mark):
             problem = f"is of another task ({'; '.join(differences)})"
         if problem is None:
             found.append((complete, other))

@@ -51,6 +51,9 @@ class Builder:
         self._targets: dict[str, str] = {}
         self._reserved = {name for name, _ in exported.model.named_modules() if name}
         self._leaves = {name for name, module in exported.model.named_modules() if not [*module.children()]}
+        held = [*exported.model.named_parameters(), *exported.model.named_buffers()]
+        # whatever else these compute, such as padding, leaves their names to the layers
+        self._leaves -= {name.rpartition(".")[0] for name, value in held if value.dim() > 1}
 
     def build(self) -> None:
         """All steps.

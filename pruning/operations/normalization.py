@@ -23,7 +23,11 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 @operation("aten.batch_norm.default", modules=(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
 class BatchNorm(Operation):
-    relevance = Relevance.UNCHANGED
+    """What follows no layer that it could be folded into. Its shift takes a bias's share: were all relevance passed on
+    to a sum before it, which may be near zero where the result is not, it would grow from block to block."""
+
+    relevance = Relevance.PROPORTIONAL
+    blind = True
 
     def build(self, b: Builder, node: Any) -> int:
         source, weight, bias, mean, variance, training, _, eps = node.args[:8]

@@ -28,6 +28,7 @@ from pxp_optimize.attribution import (
 )
 from pxp_optimize.attribution.relevance import balance, per_unit, start_relevance
 from pxp_optimize.pruning import Graph, TraceError, compact, compact_model, masked_model, prune_masks, trace
+from pxp_optimize.pruning.network import Affine
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 from zennit.composites import LayerMapComposite, NameMapComposite
@@ -795,3 +796,38 @@ def test_a_composite_of_zennits_on_a_network_with_sums() -> None:
         handle.remove()
     for name, values in found.items():
         assert float((values - expected[name]).norm() / expected[name].norm()) < 1e-3
+
+
+class Unfolded(nn.Module):
+    """BatchNorms that follow no layer: before an activation, on a branch of its own, and a scale with a shift."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3, padding=1)
+        self.norm, self.branch = nn.BatchNorm2d(6), nn.BatchNorm2d(6)
+        self.fc = nn.Linear(6, 4)
+        self.shift = nn.Parameter(torch.zeros(6, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        x = x + self.conv((self.norm(x)).relu())
+        x = torch.addcmul(self.shift, self.branch(x.relu()), self.shift + 1).relu()
+        return self.fc(x.mean((2, 3)))
+
+
+def test_what_shifts_takes_a_biass_share(randomise: Callable[[nn.Module], nn.Module]) -> None:
+    """Without an epsilon, relevance is gradient times activation over the logit."""
+    torch.manual_seed(0)
+    model, x, targets = randomise(Unfolded()).double(), torch.randn(3, 3, 9, 9).double(), torch.tensor([0, 1, 3])
+    graph = trace(model, x)
+    kinds = {type(module) for module in graph.network.modules_by_step().values()}
+    assert {nn.BatchNorm2d, Affine} <= kinds
+    found = collect_relevance(graph, fitting(graph, RuleSpec("epsilon", {"epsilon": 1e-12})), x, targets)
+    outputs: dict[str, Tensor] = {}
+    for name in found:
+        model.get_submodule(name).register_forward_hook(keep(outputs, name))
+    logits = model(x).gather(1, targets[:, None])
+    gradients = torch.autograd.grad(logits.sum(), [outputs[name] for name in found])
+    for name, gradient in zip(found, gradients, strict=True):
+        expected = (outputs[name] * gradient / logits[..., None, None]).sum((2, 3)).abs().sum(0).detach()
+        assert float((found[name] - expected).norm() / expected.norm()) < 1e-4

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,6 +60,12 @@ COMPOSITE = {
 }
 
 
+_spec = importlib.util.spec_from_file_location("hooked", Path(__file__).parents[2] / "benchmarks" / "hooked.py")
+assert _spec is not None and _spec.loader is not None
+hooked = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(hooked)
+
+
 def images(size: int) -> Tensor:
     return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
 
@@ -69,7 +77,8 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 @torch.no_grad()
 def check(model: nn.Module, x: Tensor) -> None:
-    """The graph's logits are the model's, the compact network's those of the masked one, and relevance is finite."""
+    """The graph's logits are the model's, the compact network's those of the masked one and of the model itself with
+    what pruned units give zeroed by hooks, and relevance is finite."""
     graph = trace(model, x)
     expected = logits_of(model(x))
     assert expected.std() > 1e-3, "these logits could not tell a wrong network"
@@ -84,6 +93,9 @@ def check(model: nn.Module, x: Tensor) -> None:
             masks = prune_masks(scores, rate)
             small = compact_model(graph, masks)
             assert relative(small(x), masked_model(graph, masks)(x)) < 1e-4
+            layers = hooked.places(model, [name for name in masks if graph.kinds[name] != "heads"], x)
+            with hooked.pruned(model, layers, graph.kinds, masks):
+                assert relative(small(x), logits_of(model(x))) < 1e-4
             before, after = (sum(p.numel() for p in network.parameters()) for network in (graph.network, small))
             assert after < before
 

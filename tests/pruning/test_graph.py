@@ -668,6 +668,18 @@ def test_layers_keep_their_names() -> None:
     assert torch.allclose(graph.network(x), model(x), atol=1e-6)
 
 
+class Padding(nn.Conv2d):
+    """A convolution that pads by itself, as TensorFlow's "same"."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (0, 1, 0, 1)))
+
+
+def test_layers_keep_their_names_whatever_else_their_modules_compute() -> None:
+    model = nn.Sequential(Padding(3, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).eval()
+    assert list(trace(model, torch.rand(2, 3, 8, 8)).units("filters")) == ["0"]
+
+
 def test_units_of_a_network_without_convolutions() -> None:
     graph = trace(nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 2)))
     assert graph.units() == {"1": 5}
