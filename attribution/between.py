@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from zennit.core import Hook
 
-from ..pruning.network import Affine, Multiply, QueryKey
+from ..pruning.modules import Affine, Multiply, QueryKey
 from ..pruning.operations import Relevance, entry_of
 from .attention import SOFTMAX_RULES, LayerNormEpsilon, Tensors, UniformAttentionValue, UniformQueryKey
 from .rules import Halve, Normalise, Pass, Rule, Share, ShareScattered, Signal, per_output

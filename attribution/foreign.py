@@ -9,7 +9,7 @@ from zennit.core import Composite as ZennitComposite
 from zennit.core import Hook
 from zennit.layer import Sum
 
-from ..pruning.network import Activation, Add, ScatterAdd
+from ..pruning.modules import Activation, Add, ScatterAdd
 from .rules import Share, ShareScattered
 
 STAND_INS: dict[type[nn.Module], nn.Module] = {Activation: nn.ReLU(), Add: Sum(), ScatterAdd: Sum()}

@@ -38,7 +38,7 @@ from hooked import gradient_times_activation, places, pruned
 from pxp_optimize.attribution import collect_relevance, load_composite
 from pxp_optimize.pruning import compact_model, prune_masks, trace
 from pxp_optimize.pruning.graph import Graph, logits_of
-from pxp_optimize.pruning.network import Activation, Affine, Constant, HeadSoftmax
+from pxp_optimize.pruning.modules import Activation, Affine, Constant, HeadSoftmax
 from pxp_optimize.pruning.operations import Relevance, entry_of
 from torch import Tensor, nn
 

@@ -23,7 +23,7 @@ import torchvision
 from pxp_optimize.attribution import Composite, RuleSpec, attention, between, collect_relevance, rules
 from pxp_optimize.attribution.relevance import scores_of
 from pxp_optimize.pruning import Graph, trace
-from pxp_optimize.pruning.network import Activation, Affine
+from pxp_optimize.pruning.modules import Activation, Affine
 from torch import Tensor, nn
 
 

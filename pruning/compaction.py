@@ -19,7 +19,8 @@ from .channels import Channels, State
 from .constant_folding import without_constants
 from .convolution import plain
 from .graph import Graph, trace
-from .network import Constant, HeadSoftmax, Network, Norm, Realign, Step, clone, needed_steps
+from .modules import Constant, HeadSoftmax, Realign
+from .network import Network, Norm, Step, clone, needed_steps
 from .operations import entry_of
 from .operations.layers import real_rows
 

@@ -13,19 +13,8 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from .network import (
-    Activation,
-    Affine,
-    Multiply,
-    Network,
-    Realign,
-    Step,
-    clone,
-    gates_of,
-    needed_steps,
-    readers_of,
-    zero_preserving,
-)
+from .modules import Activation, Affine, Multiply, Realign, gates_of, zero_preserving
+from .network import Network, Step, clone, needed_steps, readers_of
 
 
 @torch.no_grad()

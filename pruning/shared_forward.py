@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .network import Add, Network, ScatterAdd, Step, is_relu
+from .modules import Add, ScatterAdd, is_relu
+from .network import Network, Step
 
 ROOM = 2**30
 """Bytes of weights that are enough to wait in memory and be run together."""

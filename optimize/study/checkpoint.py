@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ...attribution import Composite
 from ...pruning import Graph, Masks, Network, NotFinite, compact, macs, sparsity_at, trace, without_constants
 from ...pruning.convolution import plain
-from ...pruning.network import gates_of
+from ...pruning.modules import gates_of
 from ...studies.document import write_whole
 from ...studies.errors import UserError
 from ..evaluation.candidate import pruning_of

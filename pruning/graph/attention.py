@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..network import BATCH, HeadSoftmax, QueryKey, Step, clone, readers_of
+from ..modules import HeadSoftmax, QueryKey
+from ..network import BATCH, Step, clone, readers_of
 from ..operations import Relevance, entry_of
 from ..operations.attention import MatrixProduct
 from ..operations.normalization import LayerNorm

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..network import BATCH, Add, AttentionValue, Constant, HeadSoftmax, Step
+from ..modules import Add, AttentionValue, Constant, HeadSoftmax
+from ..network import BATCH, Step
 from ..operations import TARGETS, Operation
 from ..operations.attention import NEVER, MatrixProduct, Softmax
 from ..operations.routing import Expand, Tile

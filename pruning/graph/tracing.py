@@ -10,25 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..convolution import convolution
+from ..modules import Add, AttentionValue, Constant, Multiply, gates_of, rectifies
 from ..names import NO_GATES, UNIT_KINDS, unit_kinds
-from ..network import (
-    BATCH,
-    Add,
-    AttentionValue,
-    Constant,
-    Multiply,
-    Network,
-    Norm,
-    Step,
-    clone,
-    gates_of,
-    needed_steps,
-    readers_of,
-    rectifies,
-)
+from ..network import BATCH, Network, Norm, Step, clone, needed_steps, readers_of
 from ..operations import entry_of
 from ..operations.normalization import BATCH_NORMS
-from ..operations.routing import Reshape
+from ..operations.reshaping import Reshape
 from .attention import find, is_layer, softmax_of
 from .build import Builder
 from .depth import depth_groups, layer_type

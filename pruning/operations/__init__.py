@@ -1,6 +1,6 @@
 """Operations that networks are made of, each an entry in one table (`base`)."""
 
-from . import activation, arithmetic, attention, layers, normalization, pooling, routing
+from . import activation, arithmetic, attention, layers, normalization, pooling, reshaping, routing
 from .base import MODULES, TARGETS, Operation, Relevance, entry_of, operation
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "normalization",
     "operation",
     "pooling",
+    "reshaping",
     "routing",
 ]

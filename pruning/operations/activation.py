@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..channels import State
-from ..network import ELEMENTWISE, Activation, Partial, is_sigmoid, nonnegative
+from ..modules import ELEMENTWISE, Activation, Partial, is_sigmoid, nonnegative
 from .base import Operation, Relevance, operation
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..channels import Channels, State, channels
-from ..network import Add, Affine, Multiply, ScatterAdd
+from ..modules import Add, Affine, Multiply, ScatterAdd
 from .base import KeepsSigns, Operation, Relevance, operation
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..channels import State, channels
-from ..network import AttentionValue, HeadSoftmax, NoFeatures, Permute, QueryKey, clone
+from ..modules import AttentionValue, HeadSoftmax, NoFeatures, Permute, QueryKey
+from ..network import clone
 from .base import Operation, Relevance, operation
 from .layers import LinearMap, parameters, product_before
 

@@ -85,6 +85,11 @@ class KeepsSigns(Operation):
         return all(inputs)
 
 
+class Routing(KeepsSigns):
+    relevance = Relevance.ROUTED
+    passes_zeros = False
+
+
 TARGETS: dict[str, Operation] = {}
 """Entries by the operation of ATen: "aten.conv2d.default"."""
 MODULES: dict[type[nn.Module], Operation] = {}

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..channels import State, select
 from ..convolution import Convolution
-from ..network import NoFeatures, Norm, Realign, clone
+from ..modules import NoFeatures, Realign
+from ..network import Norm, clone
 from .base import Operation, Relevance, operation
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..channels import State
-from ..network import BATCH, Mean
+from ..modules import Mean
+from ..network import BATCH
 from .base import KeepsSigns, Relevance, operation
 
 if TYPE_CHECKING:

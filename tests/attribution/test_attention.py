@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from pxp_optimize.attribution import GROUPS, Composite, RuleSpec, attention, collect_relevance
-from pxp_optimize.pruning import network as ops
+from pxp_optimize.pruning import modules as ops
 from pxp_optimize.pruning import trace
 from torch import Tensor, nn
 from zennit.core import Hook

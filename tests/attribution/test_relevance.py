@@ -28,7 +28,7 @@ from pxp_optimize.attribution import (
 )
 from pxp_optimize.attribution.relevance import balance, per_unit, start_relevance
 from pxp_optimize.pruning import Graph, TraceError, compact, compact_model, masked_model, prune_masks, trace
-from pxp_optimize.pruning.network import Affine
+from pxp_optimize.pruning.modules import Affine
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 from zennit.composites import LayerMapComposite, NameMapComposite

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import zennit.rules
 from pxp_optimize.attribution import rules
 from pxp_optimize.attribution.rules import RULES, AlphaBeta, Epsilon, Gamma, LinearRule, RelativeEpsilon, ZPlus
-from pxp_optimize.pruning import network as ops
+from pxp_optimize.pruning import modules as ops
 from torch import Tensor, nn
 from zennit.composites import LayerMapComposite, NameMapComposite
 from zennit.core import Hook

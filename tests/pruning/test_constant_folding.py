@@ -11,7 +11,7 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pxp_optimize.pruning import Graph, Network, compact, compact_model, make_repair, masked_model, prune_masks, trace
-from pxp_optimize.pruning import network as ops
+from pxp_optimize.pruning import modules as ops
 from pxp_optimize.pruning.constant_folding import without_constants
 from torch import Tensor, nn
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from pxp_optimize.pruning import Graph, TraceError, trace
-from pxp_optimize.pruning import network as ops
+from pxp_optimize.pruning import modules as ops
 from torch import Tensor, nn
 
 

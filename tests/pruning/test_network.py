@@ -9,8 +9,9 @@ import weakref
 import pytest
 import torch
 from pxp_optimize.pruning import Network, trace
-from pxp_optimize.pruning import network as ops
-from pxp_optimize.pruning.network import Step, clone, zero_preserving
+from pxp_optimize.pruning import modules as ops
+from pxp_optimize.pruning.modules import zero_preserving
+from pxp_optimize.pruning.network import Step, clone
 from torch import Tensor, nn
 
 

@@ -19,7 +19,7 @@ from pxp_optimize.pruning import (
     pruned,
     trace,
 )
-from pxp_optimize.pruning.network import ScatterAdd
+from pxp_optimize.pruning.modules import ScatterAdd
 from torch import Tensor, nn
 
 

@@ -21,7 +21,8 @@ from pxp_optimize.pruning import (
     trace,
 )
 from pxp_optimize.pruning import shared_forward as family_module
-from pxp_optimize.pruning.network import Affine, Network
+from pxp_optimize.pruning.modules import Affine
+from pxp_optimize.pruning.network import Network
 from pxp_optimize.pruning.shared_forward import same_module
 from torch import Tensor, nn
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from pxp_optimize.studies.fingerprint import GATES, difference, fingerprint
+from pxp_optimize.studies.fingerprint import GATES, difference, fingerprint, same_task
 
 BASE = {
     "model": "resnet18",
@@ -74,3 +74,12 @@ def test_a_study_from_before_there_were_precisions_is_fp32():
 def test_a_part_that_is_new_or_gone():
     assert difference({"model": "a"}, {"model": "a", "repair": "none"}) == ["repair: stored nothing, now none"]
     assert difference({"model": "a", "repair": "none"}, {"model": "a"}) == ["repair: stored none, now nothing"]
+
+
+def test_what_measures_anew_does_not_ask_which_version_measured_before():
+    now = fingerprint(**{**BASE, "repair": "least-squares"}, gated=True, costs=True)
+    before = {**now, "definitions": 1, "gates": 1, "least-squares": 3}
+    del before["gate costs"]
+    assert len(difference(before, now)) == 4
+    assert same_task(before, now) == []
+    assert same_task({**before, "model": "other"}, now) == ["model: stored other, now " + now["model"]]
