@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..attribution import Composite
 from ..pruning import Masks, Network, NotFinite, area_over, without_constants
 from ..pruning.convolution import plain
 from ..pruning.curve import sparsity_at
-from ..studies.best import best_trial
+from ..studies.best import auc_of, best_trial
 from ..studies.comparison import Line
 from ..studies.document import check_target, composite_document, write_json
 from ..studies.errors import UserError
@@ -214,13 +214,17 @@ class Objective:
         return _network(_pruned(self.prepared, trial, rate)[0])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What a search found. study: with all trials and the scores of the best ones."""
 
     study: Study
-    options: Options = field(repr=False)
-    prepared: Prepared = field(repr=False)
+    options: Options
+    prepared: Prepared
+
+    def __repr__(self) -> str:
+        trial = self.trial
+        return f"Result(study={self.study.study_name!r}, trial={trial.number}, auc={auc_of(trial):.4f})"
 
     @property
     def trial(self) -> FrozenTrial:
