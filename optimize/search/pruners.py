@@ -155,8 +155,9 @@ def mean_auc(aucs: Sequence[float], sizes: Sequence[int]) -> float:
     return sum(size * part for size, part in zip(sizes, aucs, strict=True)) / sum(sizes)
 
 
-def asking(trial: Trial, sizes: Sequence[int]) -> Stop | None:
-    """What reports a trial to the pruner of its study, which may be any of Optuna's, and asks it after each chunk.
+def asking(trial: Trial, sizes: Sequence[int]) -> Callable[[int, float], bool] | None:
+    """What reports a trial to the pruner of its study, which may be any of Optuna's, and asks it after each chunk (a
+    `curve.Stop`).
 
     A Wilcoxon pruner reads the AUC of each chunk, all others that of the samples so far. None where nothing is asked:
     there is no pruner, there are two objectives, or the samples, of these sizes, are one chunk only.
