@@ -1,7 +1,7 @@
 """Prune a model of your own, with images from a DataLoader.
 
 Trains a small convolutional network on scikit-learn's digits for a few seconds, searches for the LRP composite whose
-relevance prunes it best, and makes the network half as wide. Run it with `python own_model.py`; it needs no download
+relevance prunes it best, and removes half of its filters. Run it with `python own_model.py`; it needs no download
 and no GPU, takes about half a minute and writes `digits.db` (the study) and `best.json` (the composite).
 """
 
@@ -51,12 +51,7 @@ for rate, accuracy in result.curve()[::2]:
 result.export("best.json")
 
 small = result.prune(rate=0.5)  # an ordinary module: fewer filters, no masks and no hooks
-
-
-def parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
 inputs, targets = next(iter(DataLoader(test, batch_size=len(test))))
-correct = (small(inputs).argmax(1) == targets).float().mean()
-print(f"{parameters(model)} parameters before, {parameters(small)} after; {correct:.1%} accuracy on the holdout images")
+accuracy = (small(inputs).argmax(1) == targets).float().mean()
+before, after = (sum(parameter.numel() for parameter in network.parameters()) for network in (model, small))
+print(f"{before} parameters before, {after} after; {accuracy:.1%} accuracy on the holdout images")
