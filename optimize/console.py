@@ -142,11 +142,8 @@ class Screen:
             return f"{_duration(spent / max(now.done - before, 1) * (now.total - now.done + now.after))} left"
 
         if not self.live:
-
-            def tell(now: SearchStatus, trial: str) -> None:
-                self.line(f"trial {now.done} of {now.total}: {trial}; {now}; {left(now)}")
-
-            yield tell
+            tell = self._replaced() if self.console.is_jupyter and not self.quiet else self.line
+            yield lambda now, trial: tell(f"trial {now.done} of {now.total}: {trial}; {now}; {left(now)}")
             return
         with Progress(
             SpinnerColumn(),
@@ -172,6 +169,14 @@ class Screen:
                 )
 
             yield show
+
+    @staticmethod
+    def _replaced() -> Callable[[str], None]:
+        """What shows a line in a notebook, in place of the one that it showed before."""
+        from IPython.display import display
+
+        shown = display({"text/plain": ""}, raw=True, display_id=True)
+        return lambda text: shown.update({"text/plain": text}, raw=True)
 
 
 def _duration(seconds: float) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from rich.table import Table
 from torch import nn
 
 from ..attribution import Composite
-from ..pruning import NotFinite, area_over, without_constants
+from ..pruning import Masks, Network, NotFinite, area_over, without_constants
 from ..pruning.convolution import plain
 from ..pruning.curve import sparsity_at
-from ..studies.best import best_trial
+from ..studies.best import auc_of, best_trial
 from ..studies.comparison import Line
 from ..studies.document import check_target, composite_document, write_json
 from ..studies.errors import UserError
@@ -30,9 +30,11 @@ from ..studies.report import result_lines, result_table
 from .console import Screen
 from .data.given import Given
 from .evaluation.candidate import candidate, keep_candidate, pruning_of
+from .evaluation.curve import chunks
 from .evaluation.evaluate import mean_evaluation
 from .evaluation.phases import PREPARING, phase, recorded
 from .options import GIVEN, Options
+from .search.pruners import asking
 from .study.checkpoint import prune_task, save_pruned
 from .study.compare import compare_study, methods_of, pruned_as_best
 from .study.given import prepare_given
@@ -44,6 +46,8 @@ SAMPLE_OPTIONS = ("reference_samples", "search_samples", "holdout_samples")
 """Options that the command has a number for; here None stands for all that is given."""
 ELSEWHERE = {"model", "data", "weights", "image_size", "resize", "export", "skip_broken", "sample_memory", "start_from"}
 """Options of the command about networks and images that it is to find by name."""
+OF_THE_STUDY = ("trials", "timeout", "sampler", "pruner", "storage", "study", "rescore", "holdout_samples")
+"""Options that an `Objective` has no use for: the study of one's own has what they say."""
 
 
 def optimize(
@@ -130,12 +134,15 @@ class Objective:
     gives NaN, which fails the trial and lets the study go on. What was tried and found is in the trial's user
     attributes: `composite`, `accuracy` (at each of the rates) and `seconds`.
 
+    The study's pruner is asked after each of up to 20 chunks of the search samples. `optuna.create_study` has a
+    `MedianPruner` where none is given; `optuna.pruners.NopPruner()` stops nothing.
+
     Args:
         model: as in `optimize`.
         reference: as in `optimize`.
         search: as in `optimize`. No holdout is kept back.
         units: as in `optimize`.
-        **options: as in `optimize`.
+        **options: as in `optimize`, but for those that are the study's own, such as `trials` and `sampler`.
 
     Raises:
         UserError: bad input, in one line that says how to mend it.
@@ -167,6 +174,8 @@ class Objective:
         name: str | None = None,
         **options: Any,
     ) -> None:
+        if owned := [key for key in OF_THE_STUDY if key in options]:
+            raise UserError(f"{owned[0]} is the study's own: give it to optuna.create_study or study.optimize")
         per_class, settings = _settings(model, name, options)
         if units is not None:
             settings = settings.changed(units=units)
@@ -175,32 +184,47 @@ class Objective:
         self.prepared = prepared
         self.tasks = tasks_of(prepared, settings.draws)
         self.space = make_space(settings, prepared)
+        self.chunks = [len(rows) for rows in chunks(prepared.task.search.targets)]
 
     def __call__(self, trial: Trial) -> float | tuple[float, float]:
-        """The AUC of what the trial's sampler proposes; with a second objective also the area over its cost."""
+        """The AUC of what the trial's sampler proposes; with a second objective also the area over its cost.
+
+        Raises:
+            optuna.TrialPruned: the study's pruner says so.
+        """
         composite, pruning = self.space.suggest(trial), self.space.suggest_pruning(trial)
         keep_candidate(trial, composite, pruning)
         try:
-            found = mean_evaluation(self.tasks, candidate(composite, pruning))
+            found = mean_evaluation(self.tasks, candidate(composite, pruning), None, asking(trial, self.chunks))
         except NotFinite as error:
             trial.set_user_attr("error", str(error))
             return float("nan")
         trial.set_user_attr("accuracy", found.accuracy)
         trial.set_user_attr("seconds", found.seconds)
+        if found.stopped:
+            raise optuna.TrialPruned(f"stopped after {found.samples} samples")
         return (found.auc, area_over(found.costs, found.accuracy)) if found.costs else found.auc
 
     def composite(self, trial: FrozenTrial) -> Composite:
         """What a trial tried."""
         return Composite.from_dict(trial.user_attrs["composite"])
 
+    def prune(self, trial: FrozenTrial, *, rate: float | None = None) -> nn.Module:
+        """The network without its least relevant units, as the trial measured it. Otherwise as `Result.prune`."""
+        return _network(_pruned(self.prepared, trial, rate)[0])
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Result:
     """What a search found. study: with all trials and the scores of the best ones."""
 
     study: Study
-    options: Options = field(repr=False)
-    prepared: Prepared = field(repr=False)
+    options: Options
+    prepared: Prepared
+
+    def __repr__(self) -> str:
+        trial = self.trial
+        return f"Result(study={self.study.study_name!r}, trial={trial.number}, auc={auc_of(trial):.4f})"
 
     @property
     def trial(self) -> FrozenTrial:
@@ -218,7 +242,10 @@ class Result:
         return list(zip(self.prepared.task.rates, holdout["accuracy"], strict=True))
 
     def table(self) -> Table:
-        """The command's last table: the fixed composites and the best one, on search and holdout samples."""
+        """The command's last table: the fixed composites and the best one, on search and holdout samples.
+
+        `print` shows it, and so does a notebook.
+        """
         return result_table(result_lines(self.study))
 
     def prune(self, *, rate: float | None = None) -> nn.Module:
@@ -230,8 +257,7 @@ class Result:
         Raises:
             ValueError: a rate out of range.
         """
-        network, _ = self._pruned(rate)
-        return without_constants(plain(network)).requires_grad_()
+        return _network(_pruned(self.prepared, self.trial, rate)[0])
 
     def save_pruned(self, path: str | Path, *, rate: float | None = None) -> None:
         """Write the pruned network as safetensors, for `load_pruned`. rate: as in `prune`.
@@ -239,19 +265,10 @@ class Result:
         Raises:
             UserError: the file cannot be written.
         """
-        network, masks = self._pruned(rate)
+        network, masks = _pruned(self.prepared, self.trial, rate)
         mark = self.prepared.fingerprint
         keys = ("model", "weights", "data", "units", "classes", "image")
         save_pruned(path, network, masks, {**{key: mark[key] for key in keys}, "study": self.study.study_name})
-
-    def _pruned(self, rate: float | None) -> tuple[Any, Any]:
-        trial = self.trial
-        task = self.prepared.task.pruned_as(pruning_of(trial))
-        chosen = sparsity_at(task.rates, trial.user_attrs["accuracy"]) if rate is None else rate
-        if not 0 <= chosen < 1:
-            raise ValueError(f"rate is {rate}: give a part of the units, from 0 up to, but not, 1")
-        graph, masks = prune_task(task, self.composite, chosen)
-        return graph.network, masks
 
     def export(self, path: str | Path) -> None:
         """Write the best composite as JSON, as the command does.
@@ -274,6 +291,20 @@ class Result:
         best, methods = methods_of(self.study, self.options, prepared, None)
         lines, _ = compare_study(prepared, methods, best, seeds, Screen(quiet=self.options.quiet))
         return lines
+
+
+def _pruned(prepared: Prepared, trial: FrozenTrial, rate: float | None) -> tuple[Network, Masks]:
+    task = prepared.task.pruned_as(pruning_of(trial))
+    chosen = sparsity_at(task.rates, trial.user_attrs["accuracy"]) if rate is None else rate
+    if not 0 <= chosen < 1:
+        raise ValueError(f"rate is {rate}: give a part of the units, from 0 up to, but not, 1")
+    graph, masks = prune_task(task, Composite.from_dict(trial.user_attrs["composite"]), chosen)
+    return graph.network, masks
+
+
+def _network(pruned: Network) -> nn.Module:
+    """As the user gets it: an ordinary module, to be trained."""
+    return without_constants(plain(pruned)).requires_grad_()
 
 
 def _settings(model: nn.Module, name: str | None, options: dict[str, Any], **more: Any) -> tuple[int | None, Options]:

@@ -210,9 +210,10 @@ def result_table(lines: Iterable[ResultLine]) -> Table:
 def new_table(*headings: str, numbers: Sequence[int]) -> Table:
     """An empty table. numbers: columns that hold numbers, and are aligned to the right."""
     from rich import box
-    from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    from .tables import PrintedTable
+
+    table = PrintedTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="right" if index in numbers else "left", no_wrap=index == 0)
     return table

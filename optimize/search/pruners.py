@@ -102,8 +102,7 @@ class Race:
         """What is reported after the last of these chunks."""
         if reports == "chunk":
             return aucs[-1]
-        sizes = self.sizes[: len(aucs)]  # over samples, since the area is linear in the accuracies
-        return sum(size * part for size, part in zip(sizes, aucs, strict=True)) / sum(sizes)
+        return mean_auc(aucs, self.sizes)
 
     def close(
         self, study: Study, trial: Trial, aucs: Sequence[float], stopper: Stopper | None, stopped_at: float | None
@@ -148,6 +147,35 @@ class Race:
                     copied.intermediate_values = self._values(aucs, stopped_at, REPORTS[self.pruner])
             storage.create_new_trial(number, template_trial=copied)
         return optuna.Study(study.study_name, storage, pruner=study.pruner)
+
+
+def mean_auc(aucs: Sequence[float], sizes: Sequence[int]) -> float:
+    """The AUC over all samples of the first chunks, since the area is linear in the accuracies."""
+    sizes = sizes[: len(aucs)]
+    return sum(size * part for size, part in zip(sizes, aucs, strict=True)) / sum(sizes)
+
+
+def asking(trial: Trial, sizes: Sequence[int]) -> Callable[[int, float], bool] | None:
+    """What reports a trial to the pruner of its study, which may be any of Optuna's, and asks it after each chunk (a
+    `curve.Stop`).
+
+    A Wilcoxon pruner reads the AUC of each chunk, all others that of the samples so far. None where nothing is asked:
+    there is no pruner, there are two objectives, or the samples, of these sizes, are one chunk only.
+    """
+    from optuna.pruners import NopPruner, WilcoxonPruner
+
+    study = getattr(trial, "study", None)  # a FixedTrial has none
+    if study is None or isinstance(study.pruner, NopPruner) or len(study.directions) > 1 or len(sizes) < 2:
+        return None
+    each = isinstance(study.pruner, WilcoxonPruner)
+    aucs: list[float] = []
+
+    def stop(chunk: int, auc: float) -> bool:
+        aucs.append(auc)
+        trial.report(auc + _tie_break(trial.number, chunk) if each else mean_auc(aucs, sizes), chunk)
+        return chunk < len(sizes) and trial.should_prune()
+
+    return stop
 
 
 def is_given(trial: Trial | FrozenTrial) -> bool:

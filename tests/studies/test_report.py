@@ -107,3 +107,12 @@ def test_a_baseline_that_was_run_again_counts_once(study):
     add(study, 0.1, "epsilon")
     found = fixed_trials(study)
     assert {name: trial.number for name, trial in found.items()} == {"epsilon": 0, "zplus": 3}
+
+
+def test_print_shows_a_table(study):
+    table = result_table(result_lines(study))
+    shown = str(table)
+    assert [line.split() for line in shown.splitlines()[-2:]] == [
+        line.split() for line in text(table).splitlines()[-2:]
+    ]
+    assert "\x1b" not in shown and "epsilon" in shown
