@@ -22,9 +22,9 @@ from ..attribution import Composite
 from ..pruning import Masks, Network, NotFinite, area_over, without_constants
 from ..pruning.convolution import plain
 from ..pruning.curve import sparsity_at
-from ..studies.best import auc_of, best_trial
+from ..studies.best import PRUNING, auc_of, best_trial
 from ..studies.comparison import Line
-from ..studies.document import check_target, composite_document, write_json
+from ..studies.document import check_target, composite_document, described, write_json
 from ..studies.errors import UserError
 from ..studies.report import result_lines, result_table
 from .console import Screen
@@ -212,6 +212,19 @@ class Objective:
     def prune(self, trial: FrozenTrial, *, rate: float | None = None) -> nn.Module:
         """The network without its least relevant units, as the trial measured it. Otherwise as `Result.prune`."""
         return _network(_pruned(self.prepared, trial, rate)[0])
+
+    def export(self, trial: FrozenTrial, path: str | Path) -> None:
+        """Write what a trial tried as JSON, with the schedule and repair that it was measured with: for `prune`,
+        `load_composite` and the command's `--from`.
+
+        Raises:
+            UserError: the file cannot be written, or holds something else.
+        """
+        check_target(path)
+        attrs, prepared = trial.user_attrs, self.prepared
+        document = described(attrs["composite"], attrs.get(PRUNING, {}), prepared.fingerprint, prepared.layers)
+        result = {"trial": trial.number, "rates": list(prepared.task.rates), "accuracy": attrs["accuracy"]}
+        write_json(path, {**document, "result": {"auc": auc_of(trial), **result}})
 
 
 @dataclass(frozen=True, repr=False)

@@ -55,8 +55,6 @@ def composite_document(study: Study, number: int | None = None) -> dict[str, Any
     Raises:
         UserError: as `complete_trial`, or the study was not made by pxp-optimize.
     """
-    from ..attribution import FORMAT
-
     fingerprint, layers = (study.user_attrs.get(key) for key in ("fingerprint", "layers"))
     if fingerprint is None or layers is None:
         raise UserError(f"study {study.study_name!r} was not made by pxp-optimize")
@@ -66,20 +64,7 @@ def composite_document(study: Study, number: int | None = None) -> dict[str, Any
     first = search_best(study)
     cost = study.user_attrs.get("config", {}).get("objective", "auc").partition(",")[2]
     return {
-        "format": FORMAT,
-        "model": fingerprint["model"],
-        "units": fingerprint["units"],
-        **composite,
-        "pruning": {
-            **{key: fingerprint.get(key, plain) for key, plain in PLAIN.items()},
-            **trial.user_attrs.get(PRUNING, {}),  # where the study searches it
-            **(
-                {"repair_samples": unlabelled["count"]}
-                if (unlabelled := fingerprint.get("samples", {}).get("repair"))
-                else {}
-            ),
-        },
-        "layers": resolve_layers(composite, layers),
+        **described(composite, trial.user_attrs.get(PRUNING, {}), fingerprint, layers),
         "result": {
             "auc": auc_of(trial),
             **({f"auc_over_{cost}": trial.values[1]} if cost else {}),
@@ -92,6 +77,33 @@ def composite_document(study: Study, number: int | None = None) -> dict[str, Any
             "rates": fingerprint["rates"],
             "accuracy": trial.user_attrs["accuracy"],
         },
+    }
+
+
+def described(
+    composite: Mapping[str, Any],
+    pruning: Mapping[str, str],
+    fingerprint: Mapping[str, Any],
+    layers: Mapping[str, Mapping[str, str]],
+) -> dict[str, Any]:
+    """A `pxp-composite/1` document without a result: what ranks, how it is used, and the rule of each layer.
+
+    pruning: what a trial had of its own, where the study searches it. layers: as `layers_of` gives them.
+    """
+    from ..attribution import FORMAT
+
+    unlabelled = fingerprint.get("samples", {}).get("repair")
+    return {
+        "format": FORMAT,
+        "model": fingerprint["model"],
+        "units": fingerprint["units"],
+        **composite,
+        "pruning": {
+            **{key: fingerprint.get(key, plain) for key, plain in PLAIN.items()},
+            **pruning,
+            **({"repair_samples": unlabelled["count"]} if unlabelled else {}),
+        },
+        "layers": resolve_layers(composite, layers),
     }
 
 

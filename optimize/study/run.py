@@ -290,5 +290,9 @@ def rescored_trials(options: Options, prepared: Prepared) -> int:
 
 
 def default_study_name(fingerprint: Mapping[str, Any]) -> str:
-    """Model, data and units, so that each has a study of its own."""
-    return "-".join(fingerprint[key] for key in ("model", "data", "units") if fingerprint[key] != GIVEN)
+    """Model, data and units, so that each has a study of its own. Of a network that a program gives, which is often
+    trained again under the same name, its weights too."""
+    data = fingerprint["data"]
+    if data == GIVEN:
+        return f"{fingerprint['model']}-{fingerprint['units']}-{fingerprint['weights'][:6]}"
+    return f"{fingerprint['model']}-{data}-{fingerprint['units']}"

@@ -1,11 +1,14 @@
 """A study of the user's own: its pruner is asked, its options stay out of the objective, its trials prune networks."""
 
+import json
+
 import optuna
 import pytest
 import torch
 from optuna.pruners import MedianPruner, NopPruner, PercentilePruner, WilcoxonPruner
 from optuna.trial import TrialState
-from pxp_optimize.optimize import Objective, UserError
+from pxp_optimize.attribution import load_composite
+from pxp_optimize.optimize import Objective, UserError, prune
 from pxp_optimize.optimize.search.pruners import asking, mean_auc
 from torch import nn
 
@@ -100,3 +103,19 @@ def test_prune_gives_the_network_that_a_trial_measured(objective):
         found = objective.prune(trial, rate=rate)(samples.inputs[:]).argmax(1) == samples.targets
         assert found.double().mean().item() == pytest.approx(accuracy, abs=1e-9)
     assert len({round(accuracy, 6) for accuracy in trial.user_attrs["accuracy"]}) > 1
+
+
+def test_a_trial_is_exported_with_what_it_was_measured_with(objective, tmp_path):
+    objective.tasks[0].curves.clear()
+    trial = studied(objective, NopPruner(), 2)[1]
+    objective.export(trial, tmp_path / "mine.json")
+    document = json.loads((tmp_path / "mine.json").read_text())
+    assert document["pruning"] == {"schedule": "oneshot", "repair": "none"}
+    assert document["result"]["auc"] == trial.value
+    assert set(document["layers"]) == set(objective.prepared.layers)
+    assert load_composite(document).groups == objective.composite(trial).groups
+    task = objective.tasks[0]
+    images = task.reference.inputs[0 : len(task.reference)]
+    model = task.graph.network
+    again = prune(model, tmp_path / "mine.json", images, task.reference.targets, 0.6)
+    assert torch.allclose(again(images), objective.prune(trial, rate=0.6)(images), atol=1e-5)
