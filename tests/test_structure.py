@@ -21,7 +21,7 @@ LAYERS = (
     ("optimize.search",),
     ("optimize.options", "optimize.console"),
     ("optimize.study",),
-    ("optimize.front",),
+    ("optimize.front", "optimize.apply", "optimize.pruned"),
     ("optimize.commands",),
 )
 """From the ground up: each imports from its own and from those before it."""

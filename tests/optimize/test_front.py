@@ -295,6 +295,13 @@ def test_names_are_imported_when_they_are_asked_for():
         package.optimise  # noqa: B018
 
 
+def test_what_was_documented_before_is_where_it_was():
+    from pxp_optimize.optimize.apply import prune as first_prune
+    from pxp_optimize.optimize.pruned import load_pruned as first_load
+
+    assert first_prune is prune and first_load is load_pruned
+
+
 def test_docstrings_run(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = doctest.testmod(front)
