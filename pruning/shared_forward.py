@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .modules import Add, ScatterAdd, is_relu
 from .network import Network, Step
 
-ROOM = 2**30
+GROUP_BYTES = 2**30
 """Bytes of weights that are enough to wait in memory and be run together."""
 
 
@@ -133,13 +133,13 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def groups(networks: Iterable[Network]) -> Iterator[list[Network]]:
-    """The networks in their order, as many together as it takes to have `ROOM` bytes of weights."""
+    """The networks in their order, as many together as it takes to have `GROUP_BYTES` bytes of weights."""
     group: list[Network] = []
     size = 0
     for network in networks:
         group.append(network)
         size += network_bytes(network)
-        if size >= ROOM:
+        if size >= GROUP_BYTES:
             yield group
             group, size = [], 0
     if group:

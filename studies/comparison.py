@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bootstrap import CONFIDENCE, RESAMPLES, Estimate, estimate, holm
+from .document import is_json
 from .report import KEPT, new_table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-FORMAT = "pxp-comparison/1"
+COMPARISON_FORMAT = "pxp-comparison/1"
 MAX_COLUMNS = 7
 """Rates that the second table shows, at most; the files have all."""
 NAMES = ("auc", "sparsity")
@@ -170,7 +171,7 @@ def comparison_document(lines: Sequence[Line], rates: Sequence[float], about: Ma
         return None if value is None else {**vars(value), "significant": value.significant}
 
     return {
-        "format": FORMAT,
+        "format": COMPARISON_FORMAT,
         **about,
         "confidence": CONFIDENCE,
         "resamples": RESAMPLES,
@@ -213,6 +214,11 @@ def comparison_csv(lines: Sequence[Line], rates: Sequence[float]) -> str:
                 row += [found.value, found.low, found.high, found.p, found.corrected, str(found.significant).lower()]
         writer.writerow(row)
     return text.getvalue()
+
+
+def is_document(path: Path) -> bool:
+    """Whether a file is empty, or holds a comparison as JSON: whether it may be written over by another one."""
+    return is_json(path, COMPARISON_FORMAT)
 
 
 def is_csv(path: Path) -> bool:

@@ -60,7 +60,7 @@ def _mapped(size: int, folder: Path) -> Tensor:
 Copy = tuple[Tensor, torch.cuda.Event | None]
 
 
-class Ahead:
+class Prefetcher:
     """Copies batches of pixels to a device, the next one while the present one is worked on.
 
     It takes batches to be asked for one after the other, from the first sample on again after the last; others

@@ -13,7 +13,7 @@ from torch import Tensor
 from .datasets import Indices, Split
 
 DEVIATIONS = 3.0
-SHARE = 0.1
+WAY_TO_CERTAIN = 0.1
 """An accuracy is near chance up to so many standard errors above it, or up to this part of the way from it to 1."""
 LARGEST_SCALE = 2.0
 """How much larger than in its file an image may become: beyond, a network sees blur that it was not trained on."""
@@ -30,7 +30,7 @@ def near_chance(accuracy: float, targets: Tensor) -> str | None:
     """A warning, where an accuracy on these targets is hardly better than `chance_of` them."""
     chance = chance_of(targets)
     error = (chance * (1 - chance) / len(targets)) ** 0.5
-    least = chance + max(DEVIATIONS * error, SHARE * (1 - chance))
+    least = chance + max(DEVIATIONS * error, WAY_TO_CERTAIN * (1 - chance))
     if accuracy >= least:
         return None
     return (

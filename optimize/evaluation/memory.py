@@ -24,7 +24,7 @@ LARGEST = {"cpu": 64, "mps": 32, "cuda": 256}
 MOST_BYTES = {"cpu": 2**31}
 """Of the free memory no more is counted, by type of device: a CPU is not faster with more than half of that for a batch
 (a few images of 224 x 224), and other processes want some too."""
-SHARE = 0.5
+PART_OF_FREE = 0.5
 """The part of the free memory that a batch may take: compact networks and a repair need some as well."""
 WORKING_COPIES = 6
 """How many tensors of the size of the largest activation a rule works with in the backward pass."""
@@ -85,7 +85,7 @@ def fitting_batch_size(need: int, free: int, kind: str) -> int:
 
     need: bytes for each sample. free: bytes there are.
     """
-    fits = max(1, int(free * SHARE) // max(need, 1))
+    fits = max(1, int(free * PART_OF_FREE) // max(need, 1))
     return min(1 << fits.bit_length() - 1, LARGEST[kind])
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...pruning import Graph, Plan, Repair, Schedule, make_repair
-from ..data.prefetch import Ahead
+from ..data.prefetch import Prefetcher
 from .candidate import Pruning
 from .memory import Batching
 
@@ -28,7 +28,7 @@ class Images:
     mean: Tensor | None = None
     std: Tensor | None = None
     in_file: bool = False
-    ahead: Ahead | None = field(default=None, compare=False, repr=False)
+    ahead: Prefetcher | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -48,7 +48,7 @@ class Images:
         mean, std = (None if value is None else value.to(device) for value in (self.mean, self.std))
         if not self.in_file:
             return Images(self.pixels.to(device), mean, std)
-        return Images(self.pixels, mean, std, True, Ahead(self.pixels, device) if device.type == "cuda" else None)
+        return Images(self.pixels, mean, std, True, Prefetcher(self.pixels, device) if device.type == "cuda" else None)
 
 
 @dataclass(frozen=True)

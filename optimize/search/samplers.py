@@ -117,7 +117,7 @@ def default_sampler(parameters: Mapping[str, tuple[str, ...] | Range], objective
     return "local" if choices == {True} else "cmaes"
 
 
-RELATIVE = "pxp:relative_params"
+DRAWN_TOGETHER = "pxp:relative_params"
 
 
 class _Within:
@@ -185,10 +185,10 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
         ) -> dict[str, Any]:
             # Kept with the trial: on a second try Optuna's GP would take the first one for a trial of its own.
             # Not if another sampler goes on, which draws others together.
-            drawn = trial.system_attrs.get(RELATIVE)
+            drawn = trial.system_attrs.get(DRAWN_TOGETHER)
             if drawn is None or not drawn.keys() <= search_space.keys():
                 drawn = self._current.sample_relative(_within(study), trial, search_space)
-                internals.set_system_attr(study, trial, RELATIVE, drawn)
+                internals.set_system_attr(study, trial, DRAWN_TOGETHER, drawn)
             return drawn
 
         def sample_independent(

@@ -30,7 +30,7 @@ from ..evaluation.evaluate import make_plan
 from ..evaluation.task import Task
 from .prepare import Prepared, example_of
 
-FORMAT = "pxp-pruned/1"
+PRUNED_FORMAT = "pxp-pruned/1"
 MASK = "pxp.mask."
 """What the names of masks begin with."""
 
@@ -51,7 +51,7 @@ def save_pruned(path: str | Path, network: Network, masks: Masks, about: Mapping
     """
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in plain(network).state_dict().items()}
     tensors |= {MASK + name: kept.cpu().to(torch.uint8) for name, kept in masks.items()}
-    metadata = {"format": FORMAT, "about": json.dumps(about)}
+    metadata = {"format": PRUNED_FORMAT, "about": json.dumps(about)}
     write_whole(path, save(tensors, metadata))
 
 
@@ -88,7 +88,7 @@ def about_pruned(path: str | Path) -> dict[str, Any]:
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") != PRUNED_FORMAT:
         raise ValueError(f"{path} holds no pruned network: pxp-optimize prune writes one")
     about: dict[str, Any] = json.loads(metadata.get("about", "{}"))
     return about

@@ -29,7 +29,7 @@ from ..search.status import count_complete, count_finished
 from .prepare import Prepared
 from .resampling import mean_shared, with_reference
 
-Method = Composite | Baseline
+Compared = Composite | Baseline
 FIRST_DRAW = 101
 """Draws before this one are for choosing (`rescore`), those from it on for comparing what was chosen."""
 
@@ -98,11 +98,11 @@ def paper_study(storage: BaseStorage, study: Study, name: str | None = None) -> 
 
 def methods_of(
     study: Study, options: Options, prepared: Prepared, paper: Study | None
-) -> tuple[str, dict[str, Method]]:
+) -> tuple[str, dict[str, Compared]]:
     """The best composite's name, and the methods by name: it, the paper's winner, the fixed ones, the baselines."""
     best = complete_trial(study)
     name = f"best (trial {best.number})"
-    methods: dict[str, Method] = {name: Composite.from_dict(best.user_attrs["composite"])}
+    methods: dict[str, Compared] = {name: Composite.from_dict(best.user_attrs["composite"])}
     if paper is not None:
         winner = complete_trial(paper)
         trials = count_finished(paper)
@@ -118,7 +118,7 @@ def pruned_as_best(study: Study, prepared: Prepared) -> Prepared:
 
 
 def compare_study(
-    prepared: Prepared, methods: Mapping[str, Method], best: str, seeds: int, progress: Progress
+    prepared: Prepared, methods: Mapping[str, Compared], best: str, seeds: int, progress: Progress
 ) -> tuple[list[Line], list[str]]:
     """A line for each method, and lines about methods that are missing.
 
@@ -153,7 +153,7 @@ def draws_of(seeds: int) -> range:
     return range(FIRST_DRAW, FIRST_DRAW + seeds)
 
 
-def correctness(task: Task, method: Method) -> NDArray[np.bool_]:
+def correctness(task: Task, method: Compared) -> NDArray[np.bool_]:
     """Whether the network at each rate is right on each holdout sample, shape (rates, samples)."""
     return right_predictions(task, networks_of(task, plan_of(task, method)), task.holdout).cpu().numpy()
 

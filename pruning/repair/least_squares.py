@@ -25,7 +25,7 @@ ENOUGH = 8
 """Rows for each feature of a layer: more make it hardly better (benchmarks/README.md)."""
 FEW = 256
 """Features of which a layer has at least so many when rows are drawn: more rows cost nothing there."""
-ROOM = 2**27
+LAYER_BYTES = 2**27
 """Bytes that the images may take which walk through a network abreast, of what one layer reads or gives."""
 PIXELS = 2**18
 """Pixels in a chunk of images, about: enough for a layer to be fast, few enough to come up to the others later."""
@@ -41,7 +41,7 @@ class LeastSquaresRepair(Repair):
     output of that layer and V the layer's own weights, sliced: so with few rows the layer stays what it was
     (`ridge.fit`). Rows that are tokens count by how much the prediction depends on them (`token_weights`): a class
     token for more than one of many patches. Where a layer's values are so large that all images' would not fit into
-    `ROOM`, it is fitted to as many as do; the others join further up. So memory does not grow with the images.
+    `LAYER_BYTES`, it is fitted to as many as do; the others join further up. So memory does not grow with the images.
 
     inputs: float images, unlabelled; averages of two are read too (`Mixed`).
     most: a layer whose rows and features are both more is left as it is.
@@ -71,11 +71,11 @@ class LeastSquaresRepair(Repair):
         return replace(small, network=small.network.replaced(modules))
 
     def wanted(self, layer: nn.Module, weights: Tensor | None) -> int:
-        """How many rows a layer is fitted to, where there are so many: no more than fit into `ROOM`, or are needed."""
+        """How many rows a layer is fitted to, where there are so many: those needed that fit into `LAYER_BYTES`."""
         weight: Tensor = layer.weight  # type: ignore[assignment]
         features, groups = weight[0].numel(), getattr(layer, "groups", 1)
         wanted = max(self.enough * max(features, FEW), 0 if weights is None else self.least)
-        return min(wanted, max(features, ROOM // max(1, features * groups * weight.element_size())))
+        return min(wanted, max(features, LAYER_BYTES // max(1, features * groups * weight.element_size())))
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class _Unpruned:
         wanted = repair.wanted(layer, weights)
         size = max(1, max(visit.arguments[0][0].nbytes, visit.outputs[0].nbytes) // of_chunk)
         positions = -(-len(_goal_rows(layer, visit.outputs[0])) // of_chunk)  # of an image
-        images = min(len(self.chunks.images), max(ROOM // size, -(-wanted // positions)))
+        images = min(len(self.chunks.images), max(LAYER_BYTES // size, -(-wanted // positions)))
         visit.join(-(-images // of_chunk))
         goals = [_goal_rows(layer, output) for output in visit.outputs[: -(-images // of_chunk)]]
         count = min(images * positions, sum(map(len, goals)))

@@ -228,7 +228,7 @@ def test_large_layers_are_fitted_to_fewer_images(
     resnet: nn.Module, photos: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As many as there is room for; the others join above, and all that is known of a layer fits into memory."""
-    monkeypatch.setattr("pxp_optimize.pruning.repair.least_squares.ROOM", 2**18)
+    monkeypatch.setattr("pxp_optimize.pruning.repair.least_squares.LAYER_BYTES", 2**18)
     monkeypatch.setattr("pxp_optimize.pruning.repair.least_squares.PIXELS", 2**12)
     monkeypatch.setattr("pxp_optimize.pruning.repair.least_squares.FEW", 1)
     graph, repair = trace(resnet), LeastSquaresRepair(photos, enough=1)

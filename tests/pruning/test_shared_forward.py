@@ -191,7 +191,7 @@ def test_groups_hold_what_there_is_room_for(everything, images, most, monkeypatc
     targets = torch.arange(8) % 5
     small = images[:, :, :8, :8]
     expected = correct_each(Family(networks), small, targets)
-    monkeypatch.setattr(family_module, "ROOM", sum(map(network_bytes, networks[:most])))
+    monkeypatch.setattr(family_module, "GROUP_BYTES", sum(map(network_bytes, networks[:most])))
     built = []
     found = []
     for group in groups(built.append(network) or network for network in networks):

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pxp_optimize.attribution import Composite, RuleSpec, collect_relevance
-from pxp_optimize.optimize.data.prefetch import Ahead, Store
+from pxp_optimize.optimize.data.prefetch import Prefetcher, Store
 from pxp_optimize.optimize.evaluation.evaluate import evaluate
 from pxp_optimize.optimize.evaluation.task import Images
 from pxp_optimize.optimize.options import Options
@@ -82,7 +82,7 @@ PIXELS = torch.randint(256, (23, 3, 4, 5), dtype=torch.uint8, generator=torch.Ge
 SLICES = st.builds(slice, st.integers(0, 25), st.integers(0, 25), st.integers(1, 3))
 
 
-def check_batches(ahead: Ahead, slices: list[slice]) -> None:
+def check_batches(ahead: Prefetcher, slices: list[slice]) -> None:
     """All batches against the pixels, only when all are there: none may lie in a buffer that is used again."""
     batches = [ahead[item] for item in slices]
     for item, batch in zip(slices, batches, strict=True):
@@ -92,15 +92,15 @@ def check_batches(ahead: Ahead, slices: list[slice]) -> None:
 
 @given(st.lists(SLICES, max_size=8))
 def test_batches_in_any_order_are_those_of_the_pixels(slices: list[slice]) -> None:
-    check_batches(Ahead(PIXELS, torch.device("cpu")), slices)
+    check_batches(Prefetcher(PIXELS, torch.device("cpu")), slices)
 
 
 @pytest.mark.parametrize("size", [1, 4, 23, 64])
 def test_the_next_batch_is_read_before_it_is_asked_for(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[range] = []
-    copy = Ahead._copy
-    monkeypatch.setattr(Ahead, "_copy", lambda self, rows: asked.append(rows) or copy(self, rows))
-    ahead = Ahead(PIXELS, torch.device("cpu"))
+    copy = Prefetcher._copy
+    monkeypatch.setattr(Prefetcher, "_copy", lambda self, rows: asked.append(rows) or copy(self, rows))
+    ahead = Prefetcher(PIXELS, torch.device("cpu"))
     one_pass = [slice(start, start + size) for start in range(0, 23, size)]
     check_batches(ahead, one_pass * 2)
     ahead._reader.shutdown()
@@ -109,16 +109,16 @@ def test_the_next_batch_is_read_before_it_is_asked_for(size: int, monkeypatch: p
 
 
 def test_an_error_of_the_reader_comes_through_and_is_over_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    ahead = Ahead(PIXELS, torch.device("cpu"))
-    copy = Ahead._copy
+    ahead = Prefetcher(PIXELS, torch.device("cpu"))
+    copy = Prefetcher._copy
     failures = iter([False, True, False, False, False])
 
-    def failing(self: Ahead, rows: range):
+    def failing(self: Prefetcher, rows: range):
         if next(failures):
             raise torch.cuda.OutOfMemoryError
         return copy(self, rows)
 
-    monkeypatch.setattr(Ahead, "_copy", failing)
+    monkeypatch.setattr(Prefetcher, "_copy", failing)
     assert torch.equal(ahead[0:8], PIXELS[0:8])
     with pytest.raises(torch.cuda.OutOfMemoryError):
         ahead[8:16]
@@ -130,7 +130,7 @@ def test_an_error_of_the_reader_comes_through_and_is_over_then(monkeypatch: pyte
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("size", [1, 4, 23, 64])
 def test_batches_on_cuda(size: int) -> None:
-    ahead = Ahead(PIXELS, torch.device("cuda"))
+    ahead = Prefetcher(PIXELS, torch.device("cuda"))
     check_batches(ahead, [slice(start, start + size) for start in range(0, 23, size)] * 3)
     assert all(buffer is None or buffer.is_pinned() for buffer in ahead._buffers)
 
@@ -170,7 +170,7 @@ def test_batches_ahead_of_time_give_the_same_study(options):
     task = first.task
     for samples in (task.reference, task.search, task.holdout):
         images: Images = samples.inputs
-        object.__setattr__(images, "ahead", Ahead(images.pixels, torch.device("cpu")))
+        object.__setattr__(images, "ahead", Prefetcher(images.pixels, torch.device("cpu")))
     same(first, second)
 
 

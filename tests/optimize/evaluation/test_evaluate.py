@@ -173,7 +173,7 @@ def test_a_trial_keeps_no_networks_but_those_of_its_steps(make_task, repair, mon
         alive.append(len(networks))
         return correct_each(*arguments, **named)
 
-    monkeypatch.setattr(family, "ROOM", 0)
+    monkeypatch.setattr(family, "GROUP_BYTES", 0)
     monkeypatch.setattr(racing, "correct_each", counting)
     evaluate(task, GAMMA)
     steps = len(task.schedule.starts(RATES[-1])) - 1

@@ -68,7 +68,7 @@ def score(found: Evaluation) -> Score:
 @pytest.mark.parametrize("group", [1, 30_000, 2**30])
 @pytest.mark.parametrize("raced", [False, True])
 def test_the_same_bits_as_on_networks_built_anew(prepared, fresh, monkeypatch, group, raced):
-    monkeypatch.setattr(family, "ROOM", group)  # one network at a time, a few, or all
+    monkeypatch.setattr(family, "GROUP_BYTES", group)  # one network at a time, a few, or all
     stop = (lambda chunk, auc: False) if raced else None
     task = anew(prepared.task)
     found = evaluate(task, GAMMA, stop=stop, unseen=all_of(prepared, fresh))
@@ -95,7 +95,7 @@ def test_no_network_is_built_for_it(prepared, fresh, monkeypatch):
 @pytest.mark.parametrize("group", [1, 2**30])
 @pytest.mark.parametrize("raced", [False, True])
 def test_only_of_a_trial_that_is_good_enough(prepared, fresh, monkeypatch, group, raced):
-    monkeypatch.setattr(family, "ROOM", group)
+    monkeypatch.setattr(family, "GROUP_BYTES", group)
     stop = (lambda chunk, auc: False) if raced else None
     auc = evaluate(anew(prepared.task), GAMMA).auc
     seen = []
