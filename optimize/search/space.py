@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -41,6 +40,9 @@ class Range:
     @property
     def fixed(self) -> bool:
         return self.low == self.high
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
 
 
 Rules = Mapping[str, Range | None]
@@ -261,24 +263,22 @@ class Space:
         return Composite.from_dict({"groups": {key: rules[_depth(key)] for key in keys}, **more})
 
     def params_of(self, composite: Composite) -> dict[str, Any] | None:
-        """The parameters with which `suggest` gives this composite back, or one as close as the ranges allow; used as
-        `known_pruning` says.
+        """The parameters with which `suggest` gives exactly this composite back; used as `known_pruning` says.
 
-        So a sampler can learn from a trial of a composite that lies outside. A rule that the space lacks is near
-        another one's limit (`LIMITS`), or nowhere: then None.
+        None where the space lacks a rule, a choice or a number of it: a sampler would learn from the nearest
+        parameters what was not tried.
 
         Raises:
             CompositeError: it does not fit the network, or has several rules within a part of the space.
         """
         params: dict[str, Any] = {}
         for part, spec in self._specs(composite):
-            found = _nearest(part.rules, spec)
-            if found is None:
+            number = part.rules.get(spec.rule)
+            value = 0.0 if number is None else spec.parameters[number.name]
+            if spec.rule not in part.rules or (number is not None and value not in number):
                 return None
-            rule, value = found
             if len(part.rules) > 1:
-                params[f"{part.name}.rule"] = rule
-            number = part.rules[rule]
+                params[f"{part.name}.rule"] = spec.rule
             if number is not None and not number.fixed:
                 params[f"{part.name}.{number.parameter}"] = value
         own = {
@@ -293,9 +293,10 @@ class Space:
             return None
         params |= {name: own[name] for name, choices in self.choices.items() if len(choices) > 1}
         params |= {name: choices[0] for name, choices in self.pruning.items() if len(choices) > 1}
-        if self.mixed:
-            params[BALANCE.name] = _clipped(composite.balance, BALANCE)
-        return params
+        numbers = {BALANCE: composite.balance} if self.mixed else {}
+        if any(value not in number for number, value in numbers.items()):
+            return None
+        return params | {number.name: value for number, value in numbers.items()}
 
     def _specs(self, composite: Composite) -> Iterable[tuple[Part, RuleSpec]]:
         """The rule that a composite has for each part."""
@@ -330,31 +331,6 @@ class Space:
         points = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
         random.Random(seed).shuffle(points)
         return points
-
-
-LIMITS = {
-    "epsilon": (("epsilon_relative", 0.0), ("gamma", 0.0)),
-    "zplus": (("gamma", math.inf),),
-    "alpha_beta": (("gamma", math.inf),),
-}
-"""Rules that are the limit of another one's number, or (alpha-beta, which begins as z-plus) nearest to that."""
-
-
-def _nearest(rules: Rules, spec: RuleSpec) -> tuple[str, float] | None:
-    """The rule and the number of a part that come closest to a rule; the number is of no account without one."""
-    rule = spec.rule
-    number = rules.get(rule)
-    value = 0.0 if number is None else spec.parameters[number.name]
-    if rule not in rules:
-        rule, value = next((limit for limit in LIMITS.get(rule, ()) if limit[0] in rules), (rule, value))
-        number = rules.get(rule)
-    if rule not in rules or (number is not None and number.fixed and value != number.low):
-        return None
-    return rule, value if number is None else _clipped(value, number)
-
-
-def _clipped(value: float, number: Range) -> float:
-    return min(max(value, number.low), number.high)
 
 
 def _depth(key: str) -> str:
