@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ...attribution import GROUPS, Composite, CompositeError, RuleSpec
@@ -70,6 +70,27 @@ SEARCHED = ("none", "l1", "l2")
 # How much more a mean neuron counts, where neurons are ranked together with filters or heads.
 BALANCE = Range("balance", 0.1, 10.0, log=True)
 
+COST_EXPONENT = Range("cost_exponent", 0.0, 2.0, log=False)
+PRICED = ", priced"
+"""What the names of known composites end with where units are ranked by relevance over their price."""
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What units are priced in, where trials are judged by a cost: see `Composite.cost` and `Composite.seconds`."""
+
+    cost: str = "macs"
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def on(self, composite: Composite, exponent: float) -> Composite:
+        """The composite, ranked by relevance / price^exponent."""
+        return replace(composite, cost_exponent=exponent, cost=self.cost, seconds=self.seconds)
+
+    def known(self, composites: Mapping[str, Composite]) -> dict[str, Composite]:
+        """Known composites as they are, and with the exponent 1."""
+        return {**composites, **{f"{name}{PRICED}": self.on(c, 1.0) for name, c in composites.items()}}
+
+
 FIXED: dict[str, dict[str, Any]] = {
     "epsilon": {"rule": "epsilon", "epsilon": 1e-6},
     "zplus": {"rule": "zplus"},
@@ -120,6 +141,7 @@ class Space:
         network: the layers, so that a composite with other groups or with single layers can be found in the space.
         pruning: "schedule" and "repair" that a study may use, best known first; of several one is searched.
         gates: how relevance may pass gates, the usual way first; of several one is searched. Empty: there are none.
+        prices: what units are priced in: search the exponent too. None where units are what counts.
     """
 
     def __init__(
@@ -134,6 +156,7 @@ class Space:
         network: Network | None = None,
         pruning: Mapping[str, tuple[str, ...]] | None = None,
         gates: tuple[str, ...] = GATES[:1],
+        prices: Prices | None = None,
     ) -> None:
         rules = FIXED_RULES if fixed_numbers else RULES
         present = [part if isinstance(part, Part) else Part(part, rules) for part in dict.fromkeys(parts)]
@@ -148,6 +171,7 @@ class Space:
         self.mixed = mixed and not fixed_numbers
         self.network = network
         self.pruning = dict(pruning or {})
+        self.prices = prices
         ranking = {"aggregation": AGGREGATIONS, "normalization": SEARCHED}
         if fixed_numbers:
             ranking = {"aggregation": ("abs",), "normalization": ("none",)}
@@ -164,6 +188,7 @@ class Space:
         mixed: bool,
         pruning: Mapping[str, tuple[str, ...]] | None = None,
         gates: tuple[str, ...] = GATES[:1],
+        prices: Prices | None = None,
     ) -> Space:
         """A space of `parsers.SPACES` for a network's layers.
 
@@ -195,6 +220,7 @@ class Space:
             network=layers,
             pruning=pruning,
             gates=gates,
+            prices=prices,
         )
 
     def parameters(self) -> dict[str, tuple[str, ...] | Range]:
@@ -205,7 +231,12 @@ class Space:
                 found[f"{part.name}.rule"] = tuple(part.rules)
             found |= {f"{part.name}.{n.parameter}": n for n in part.rules.values() if n is not None and not n.fixed}
         found |= {name: choices for name, choices in {**self.choices, **self.pruning}.items() if len(choices) > 1}
-        return {**found, BALANCE.name: BALANCE} if self.mixed else found
+        return found | {number.name: number for number in self.numbers}
+
+    @property
+    def numbers(self) -> tuple[Range, ...]:
+        """The network's own numbers."""
+        return (*([BALANCE] if self.mixed else []), *([COST_EXPONENT] if self.prices is not None else []))
 
     def suggest(self, trial: Trial) -> Composite:
         """The composite that the trial's sampler proposes."""
@@ -221,9 +252,11 @@ class Space:
         if self.transformer:
             data["attention"] = {"softmax": chosen.pop("softmax")}
         data["ranking"] = chosen
-        if self.mixed:
-            data["ranking"]["balance"] = _suggest(trial, BALANCE.name, BALANCE)
-        return Composite.from_dict(data)
+        own = {number.name: _suggest(trial, number.name, number) for number in self.numbers}
+        exponent = own.pop(COST_EXPONENT.name, 0.0)
+        data["ranking"] |= own
+        composite = Composite.from_dict(data)
+        return composite if self.prices is None else self.prices.on(composite, exponent)
 
     def suggest_pruning(self, trial: Trial) -> Pruning | None:
         """How the sampler proposes to use the ranking; None where there is nothing to choose."""
@@ -250,8 +283,13 @@ class Space:
         return spec
 
     def fixed_composites(self) -> dict[str, Composite]:
-        """The baselines by name: each rule uniform over the network, absolute relevance, no normalisation."""
-        return {name: self.composite(dict.fromkeys(GROUPS, rule)) for name, rule in FIXED.items()}
+        """The baselines by name: each rule uniform over the network, absolute relevance, no normalisation; where units
+        have prices, with and without these."""
+        return self.priced({name: self.composite(dict.fromkeys(GROUPS, rule)) for name, rule in FIXED.items()})
+
+    def priced(self, composites: Mapping[str, Composite]) -> dict[str, Composite]:
+        """Known composites, also ranked by relevance over the price where units have prices."""
+        return dict(composites) if self.prices is None else self.prices.known(composites)
 
     def composite(self, rules: Mapping[str, Mapping[str, Any]]) -> Composite:
         """The composite with these rules at the depths, ranked plainly, in the groups that the space has."""
@@ -293,10 +331,13 @@ class Space:
             return None
         params |= {name: own[name] for name, choices in self.choices.items() if len(choices) > 1}
         params |= {name: choices[0] for name, choices in self.pruning.items() if len(choices) > 1}
-        numbers = {BALANCE: composite.balance} if self.mixed else {}
-        if any(value not in number for number, value in numbers.items()):
+        numbers = {number.name: getattr(composite, number.name) for number in self.numbers}
+        exponent = composite.cost_exponent
+        if any(numbers[number.name] not in number for number in self.numbers):
             return None
-        return params | {number.name: value for number, value in numbers.items()}
+        if exponent and (self.prices is None or self.prices.on(composite, exponent) != composite):
+            return None
+        return params | numbers
 
     def _specs(self, composite: Composite) -> Iterable[tuple[Part, RuleSpec]]:
         """The rule that a composite has for each part."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -19,13 +19,14 @@ from ...studies.document import complete_trial
 from ...studies.errors import UserError
 from ...studies.fingerprint import Fingerprint, difference
 from ..evaluation.candidate import pruning_of
-from ..evaluation.curve import networks_of, right_predictions
+from ..evaluation.curve import networks_of, networks_of_curve, right_predictions
 from ..evaluation.evaluate import Baseline, plan_of
 from ..evaluation.task import Task
 from ..options import GIVEN, Options
 from ..progress import Progress
 from ..search.space import Space
 from ..search.status import count_complete, count_finished
+from .costs import prices_of, timed
 from .prepare import Prepared
 from .resampling import mean_shared, with_reference
 
@@ -106,13 +107,15 @@ def methods_of(
         winner = complete_trial(paper)
         trials = count_finished(paper)
         methods[f"paper's best of {trials}"] = Composite.from_dict(winner.user_attrs["composite"])
-    space = Space.named("auto", prepared.layers, True, mixed="+" in prepared.task.units)
+    task = prepared.task
+    space = Space.named("auto", prepared.layers, True, mixed="+" in task.units, prices=prices_of(task))
     methods |= space.fixed_composites()
     return name, {**methods, **{criterion: Baseline(criterion) for criterion in CRITERIA}}
 
 
 def pruned_as_best(study: Study, prepared: Prepared) -> Prepared:
     """The task in the pruning of the study's best trial, where the study searches it: all methods are used so."""
+    prepared = timed(prepared, study)
     return replace(prepared, task=prepared.task.pruned_as(pruning_of(complete_trial(study))))
 
 
@@ -128,7 +131,7 @@ def compare_study(
         UserError: the best composite gives relevance that is not finite with other reference images.
     """
     task = prepared.task
-    measured: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in methods}
+    measured: dict[str, list[tuple[NDArray[np.bool_], list[float]]]] = {name: [] for name in methods}
     problems: dict[str, str] = {}
     with progress("compare on holdout samples", seeds * len(methods)) as advance:
         for draw in draws_of(seeds):
@@ -142,8 +145,10 @@ def compare_study(
                 advance(1)
     if best in problems:
         raise UserError(f"{best}: {problems[best]} with other reference images; give another --study")
-    right = {name: np.stack(found) for name, found in measured.items() if name not in problems}
-    lines = compare(right, best, task.rates, prepared.source.seed)
+    complete = {name: found for name, found in measured.items() if name not in problems}
+    right = {name: _stacked([flags for flags, _ in found]) for name, found in complete.items()}
+    costs = {name: _stacked([np.array(of) for _, of in found]) for name, found in complete.items()}
+    lines = compare(right, best, task.rates, prepared.source.seed, costs if task.by_cost else None)
     return lines, [f"{name} is left out: {problem}" for name, problem in problems.items()]
 
 
@@ -152,9 +157,19 @@ def draws_of(seeds: int) -> range:
     return range(FIRST_DRAW, FIRST_DRAW + seeds)
 
 
-def correctness(task: Task, method: Method) -> NDArray[np.bool_]:
-    """Whether the network at each rate is right on each holdout sample, shape (rates, samples)."""
-    return right_predictions(task, networks_of(task, plan_of(task, method)), task.holdout).cpu().numpy()
+def correctness(task: Task, method: Method) -> tuple[NDArray[np.bool_], list[float]]:
+    """Whether each network of a curve is right on each holdout sample, shape (networks, samples); and what they cost,
+    as parts of the unpruned one's cost, where trials are judged by that."""
+    plan, costs = plan_of(task, method), list[float]()
+    networks = networks_of_curve(task, plan, costs) if task.by_cost else networks_of(task, plan)
+    flags = right_predictions(task, networks, task.holdout).cpu().numpy()
+    return flags, [cost / costs[0] for cost in costs]
+
+
+def _stacked(of_draws: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """The draws' rows for each network, with the last network of a shorter curve once more: it saves no more."""
+    longest = max(map(len, of_draws))
+    return np.stack([np.concatenate([rows, rows[len(rows) - 1 :].repeat(longest - len(rows), 0)]) for rows in of_draws])
 
 
 def about(study: Study, prepared: Prepared, best: str, paper: Study | None, seeds: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import optuna
 import pytest
-from pxp_optimize.attribution import Composite, CompositeError, RuleSpec
+from pxp_optimize.attribution import Composite, CompositeError
 from pxp_optimize.attribution.composites import resolve
 from pxp_optimize.optimize.search.samplers import make_sampler
 from pxp_optimize.optimize.search.space import FIXED, GROUPS, RULES, Space
