@@ -146,7 +146,7 @@ def _grid(module: nn.Conv2d | nn.Linear, source: tuple[int, ...], network: Netwo
     else:
         kept = []
         rows, columns = (sorted({max(1, round(size * part)) for part in WIDTHS}) for size in weight.shape[:2])
-    seconds = []
+    seconds: list[list[float]] = []
     for index, row in enumerate(rows):
         seconds.append([])
         for column in columns:
