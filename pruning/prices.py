@@ -24,7 +24,7 @@ from .operations.layers import real_rows
 from .precision import computed_in
 
 WEIGHTED = (nn.Conv2d, nn.Linear)
-MEMORY = 2**26
+MEMORY = 2**24
 """Numbers that one value of all images may have."""
 LEAST = 1e-3
 """A unit's lowest price, as a part of the mean: nothing is divided by zero."""

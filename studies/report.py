@@ -22,8 +22,8 @@ KEPT = 0.95
 
 @dataclass(frozen=True)
 class StudyLine:
-    """One study of a storage. best: the highest AUC, None without a complete trial. updated: local time.
-    stopped: trials that ended early, since they were worse."""
+    """One study of a storage. best: the highest AUC, or area over the cost where that is what trials are judged by;
+    None without a complete trial. updated: local time. stopped: trials that ended early, since they were worse."""
 
     name: str
     complete: int
@@ -34,6 +34,7 @@ class StudyLine:
     units: str
     updated: datetime | None
     stopped: int = 0
+    cost: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def list_studies(storage: BaseStorage) -> list[StudyLine]:
                 units=mark.get("units", "-"),
                 updated=max(times, default=None),
                 stopped=sum(trial.state == TrialState.PRUNED for trial in trials),
+                cost=cost_of(study),
             )
         )
     return lines
@@ -91,7 +93,8 @@ def studies_table(lines: Iterable[StudyLine]) -> Table:
     for line in lines:
         updated = line.updated.strftime("%Y-%m-%d %H:%M") if line.updated else "-"
         count = f"{line.complete} of {line.total}" + (f", {line.stopped} stopped early" if line.stopped else "")
-        table.add_row(line.name, line.model, line.data, line.units, count, _number(line.best), updated)
+        best = _number(line.best) + ("" if line.cost is None else f" over {line.cost}")
+        table.add_row(line.name, line.model, line.data, line.units, count, best, updated)
     return table
 
 

@@ -195,7 +195,7 @@ class Space:
         `depth`: the depth groups. `type`: the types of layers within them, attention projections as one.
         `layer`: gamma of each layer and nothing else. Its range reaches from epsilon's rule to z-plus, so no
         category is needed, and CMA-ES fits it (so Zhang et al. 2025, arXiv 2509.23585, search LRP's numbers).
-        `paper`: depth groups, rules with fixed numbers. `auto`: depth, for transformers type.
+        `paper`: depth groups, rules with fixed numbers, and no prices. `auto`: depth, for transformers type.
         """
         transformer = any(layer["type"] in ATTENTION_TYPES for layer in layers.values())
         if name == "auto":
@@ -220,7 +220,7 @@ class Space:
             network=layers,
             pruning=pruning,
             gates=gates,
-            prices=prices,
+            prices=None if name == "paper" else prices,
         )
 
     def parameters(self) -> dict[str, tuple[str, ...] | Range]:

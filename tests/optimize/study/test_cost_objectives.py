@@ -73,7 +73,7 @@ def test_what_is_reported(searched):
     assert f"{holdout['area']:.4f}" in result.stdout
     assert f"{found['saved']['macs']:.0%} of macs" in result.stdout
     listed = project.run("studies", "--storage", f"cost-{cost}.db")
-    assert f"{search_best(study).value:.4f}" in listed.stdout
+    assert f"{search_best(study).value:.4f} over {cost}" in listed.stdout
 
 
 def test_the_search_has_an_exponent(searched):
