@@ -131,7 +131,7 @@ def compare_study(
         UserError: the best composite gives relevance that is not finite with other reference images.
     """
     task = prepared.task
-    measured: dict[str, list[tuple[NDArray[np.bool_], list[float]]]] = {name: [] for name in methods}
+    measured: dict[str, list[tuple[NDArray[np.bool_], NDArray[np.float64]]]] = {name: [] for name in methods}
     problems: dict[str, str] = {}
     with progress("compare on holdout samples", seeds * len(methods)) as advance:
         for draw in draws_of(seeds):
@@ -139,7 +139,9 @@ def compare_study(
             for name, method in methods.items():
                 seeded = replace(method, seed=draw) if isinstance(method, Baseline) else method
                 try:
-                    measured[name].append(correctness(drawn, seeded))
+                    costs: list[float] = []
+                    flags = correctness(drawn, seeded, costs if task.by_cost else None)
+                    measured[name].append((flags, np.array(costs) / costs[0] if costs else np.ones(len(flags))))
                 except NotFinite as error:
                     problems[name] = str(error)
                 advance(1)
@@ -147,8 +149,8 @@ def compare_study(
         raise UserError(f"{best}: {problems[best]} with other reference images; give another --study")
     complete = {name: found for name, found in measured.items() if name not in problems}
     right = {name: _stacked([flags for flags, _ in found]) for name, found in complete.items()}
-    costs = {name: _stacked([np.array(of) for _, of in found]) for name, found in complete.items()}
-    lines = compare(right, best, task.rates, prepared.source.seed, costs if task.by_cost else None)
+    parts = {name: _stacked([of_draw for _, of_draw in found]) for name, found in complete.items()}
+    lines = compare(right, best, task.rates, prepared.source.seed, parts if task.by_cost else None)
     return lines, [f"{name} is left out: {problem}" for name, problem in problems.items()]
 
 
@@ -157,13 +159,14 @@ def draws_of(seeds: int) -> range:
     return range(FIRST_DRAW, FIRST_DRAW + seeds)
 
 
-def correctness(task: Task, method: Method) -> tuple[NDArray[np.bool_], list[float]]:
-    """Whether each network of a curve is right on each holdout sample, shape (networks, samples); and what they cost,
-    as parts of the unpruned one's cost, where trials are judged by that."""
-    plan, costs = plan_of(task, method), list[float]()
-    networks = networks_of_curve(task, plan, costs) if task.by_cost else networks_of(task, plan)
-    flags = right_predictions(task, networks, task.holdout).cpu().numpy()
-    return flags, [cost / costs[0] for cost in costs]
+def correctness(task: Task, method: Method, costs: list[float] | None = None) -> NDArray[np.bool_]:
+    """Whether each network of a curve is right on each holdout sample, shape (networks, samples).
+
+    costs: gets what each network costs, where trials are judged by that; there are networks beyond the rates then.
+    """
+    plan = plan_of(task, method)
+    networks = networks_of(task, plan) if costs is None else networks_of_curve(task, plan, costs)
+    return right_predictions(task, networks, task.holdout).cpu().numpy()
 
 
 def _stacked(of_draws: Sequence[NDArray[Any]]) -> NDArray[Any]:
