@@ -37,6 +37,8 @@ NORMALIZATIONS = ("none", "l1", "l2", "max")
 REDUCTIONS = ("auto", "sum", "abs", "max")
 STARTS = ("logit", "softmax", "contrastive")
 GATES = ("signal", "half")
+PRICES = ("macs", "params", "latency")
+RANKING_KEYS = ("aggregation", "normalization", "balance", "reduction", "start", "cost_exponent", "cost", "seconds")
 DOCUMENT_KEYS = (
     "format",
     "model",
@@ -117,6 +119,9 @@ class Composite:
     balance: where neurons are ranked together with filters or heads, how much more the mean neuron counts.
     reduction: how positions (space or tokens) become one number a unit: see `relevance.per_unit`.
     start: where relevance starts: see `relevance.start_relevance`.
+    cost_exponent: units are ranked by relevance / price^cost_exponent, with what a unit's removal saves as its price
+    (`pruning.unit_prices`). cost: in what, "macs", "params" or "latency". seconds: for "latency", the seconds that each
+    layer takes for a multiply-add.
     """
 
     groups: Mapping[str, RuleSpec]
@@ -129,6 +134,9 @@ class Composite:
     balance: float = 1.0
     reduction: str = "auto"
     start: str = "logit"
+    cost_exponent: float = 0.0
+    cost: str = "macs"
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def uniform(cls, spec: RuleSpec, groups: Iterable[str] = GROUPS, **options: Any) -> Composite:
@@ -171,7 +179,11 @@ class Composite:
         products = _mapping(entries.get("products", {}), "products")
         refuse_unknown(products, ("gates",), "products")
         ranking = _mapping(entries.get("ranking", {}), "ranking")
-        refuse_unknown(ranking, ("aggregation", "normalization", "balance", "reduction", "start"), "ranking")
+        refuse_unknown(ranking, RANKING_KEYS, "ranking")
+        cost = _choice(ranking, "cost", PRICES, "macs", "ranking")
+        seconds = _mapping(ranking.get("seconds", {}), "ranking.seconds")
+        if (cost == "latency") != bool(seconds):
+            raise CompositeError(f"ranking.seconds: {'missing' if cost == 'latency' else 'only with cost latency'}")
         pruning = _mapping(entries.get("pruning", {}), "pruning")
         refuse_unknown(pruning, ("schedule", "repair", "repair_samples"), "pruning")
         for key, check, usual in (("repair", check_repair, "none"), ("schedule", Schedule.parse, "oneshot")):
@@ -190,6 +202,9 @@ class Composite:
             balance=_number(ranking.get("balance", 1.0), 1e-6, 1e6, "ranking.balance"),
             reduction=_choice(ranking, "reduction", REDUCTIONS, "auto", "ranking"),  # type: ignore[arg-type]
             start=_choice(ranking, "start", STARTS, "logit", "ranking"),  # type: ignore[arg-type]
+            cost_exponent=_number(ranking.get("cost_exponent", 0.0), 0, 4, "ranking.cost_exponent"),
+            cost=cost,  # type: ignore[arg-type]
+            seconds={name: _number(value, 0, 1e9, f"ranking.seconds.{name}") for name, value in seconds.items()},
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -209,6 +224,12 @@ class Composite:
             data["ranking"]["reduction"] = self.reduction
         if self.start != "logit":
             data["ranking"]["start"] = self.start
+        if self.cost_exponent != 0:
+            data["ranking"]["cost_exponent"] = self.cost_exponent
+            if self.cost != "macs":
+                data["ranking"]["cost"] = self.cost
+            if self.seconds:
+                data["ranking"]["seconds"] = dict(self.seconds)
         if self.layers:
             data["layers"] = {name: spec.to_dict() for name, spec in self.layers.items()}
         return data

@@ -15,6 +15,7 @@ from ..pruning.curve import Batches, check_targets, checked_samples
 from ..pruning.graph import Graph, trace
 from ..pruning.operations.layers import real_rows
 from ..pruning.precision import computed_in
+from ..pruning.prices import unit_prices
 from .composites import Composite, load_composite
 from .foreign import on_graph
 
@@ -36,7 +37,8 @@ def collect_relevance(
     Relevance starts as 1 at each sample's target logit (or as the composite says, see `start_relevance`). That of
     a filter is summed over space, that of a neuron or a head taken absolute for each token and summed (or reduced as
     the composite says, see `per_unit`); then samples are summed, absolute or signed as the composite says, and
-    layers are normalised as it says.
+    layers are normalised as it says. With a `cost_exponent` it is divided by that power of the unit's price on this
+    network (`priced`).
 
     model: a classifier, which stays as it is, or its graph. composite: ours, its JSON (a file, or its content), or one
     of zennit's, whose rules are used as on the model with zennit's canonizer. inputs: float images, shape
@@ -72,7 +74,11 @@ def collect_relevance(
             competing=logits,
             input_gradient=reference,
         )
-    return balance(normalize(totals, composite.normalization), graph.kinds, composite.balance)
+    found = balance(normalize(totals, composite.normalization), graph.kinds, composite.balance)
+    if composite.cost_exponent == 0:
+        return found
+    seconds = composite.seconds if composite.cost == "latency" else None
+    return priced(found, unit_prices(graph, found, composite.cost, seconds), composite.cost_exponent)
 
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -245,3 +251,11 @@ def balance(relevance: Mapping[str, Tensor], kinds: Mapping[str, str], factor: f
         mean = values.mean().clamp(min=torch.finfo(values.dtype).tiny)
         scale[kind] = (factor if kind == "neurons" else 1.0) / mean
     return {name: value * scale[kinds[name]] for name, value in relevance.items()}
+
+
+def priced(relevance: Mapping[str, Tensor], prices: Mapping[str, Tensor], exponent: float) -> dict[str, Tensor]:
+    """Relevance divided by a power of the units' prices, each in units of the mean one; shapes (units,)."""
+    if not any(len(values) for values in prices.values()):
+        return dict(relevance)
+    mean = torch.cat([*prices.values()]).mean()
+    return {name: values / (prices[name] / mean).to(values) ** exponent for name, values in relevance.items()}

@@ -16,7 +16,7 @@ import statistics
 import torch
 import torchvision
 from pxp_optimize.pruning import compact, prune_masks, trace, without_constants
-from pxp_optimize.pruning.cost import latency
+from pxp_optimize.pruning.work import latency
 
 
 def main() -> None:

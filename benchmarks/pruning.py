@@ -5,8 +5,8 @@
 
 Each cell: mean over draws of the samples (seeds) of the AUC, and of the largest sparsity that keeps 95 % of the
 accuracy, on samples that nothing was chosen by. With --macs also the area under accuracy against the part of the
-multiply-adds that is saved. The last column is a trial's time on the processor (all threads) as a
-ratio to the plain one: unlike the wall time it does not depend on what else the machine does.
+multiply-adds that is saved (`pruning.area_saved`). The last column is a trial's time on the processor (all threads) as
+a ratio to the plain one: unlike the wall time it does not depend on what else the machine does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pxp_optimize.optimize.options import Options
 from pxp_optimize.optimize.parsers import DEFAULT_RATES, parse_rates
 from pxp_optimize.optimize.search.space import Space
 from pxp_optimize.optimize.study.prepare import prepare
-from pxp_optimize.pruning import Schedule, area_over, macs, make_repair, sparsity_at, without_constants
+from pxp_optimize.pruning import Schedule, area_saved, macs, make_repair, sparsity_at, without_constants
 from pxp_optimize.pruning.repair import least_squares, tokens
 from pxp_optimize.pruning.repair.tokens import EVEN
 
@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--repairs", default=None, help="default: those that the network can take")
     parser.add_argument("--methods", default=None, help="names, default: all fixed composites and baselines")
     parser.add_argument("--normalization", default="none", choices=NORMALIZATIONS, help="of the composites' relevance")
+    parser.add_argument("--cost-exponent", type=float, default=0.0, help="of units' prices in the composites' ranking")
     parser.add_argument("--gates", default="signal", choices=GATES, help="how the composites pass gates")
     parser.add_argument("--even", type=float, default=EVEN, help="part of tokens' weights that is even (1: all)")
     parser.add_argument("--no-averages", action="store_true", help="least squares reads the images alone")
@@ -88,7 +89,9 @@ def main() -> None:
         task = prepared.task
         space = Space.named("auto", prepared.layers, True, mixed="+" in task.units)
         fixed = {
-            name: replace(composite, normalization=args.normalization, gates=args.gates)
+            name: replace(
+                composite, normalization=args.normalization, gates=args.gates, cost_exponent=args.cost_exponent
+            )
             for name, composite in space.fixed_composites().items()
         }
         methods = {**fixed, **{name: Baseline(name, seed) for name in CRITERIA}}
@@ -116,7 +119,7 @@ def main() -> None:
                     if args.macs:
                         networks = map(without_constants, networks_of(variant, plan_of(variant, method)))
                         costs = [macs(network, task.holdout.inputs[0:1]) for network in networks]
-                    area = area_over([cost / costs[0] for cost in costs], found.accuracy) if costs else float("nan")
+                    area = area_saved([cost / costs[0] for cost in costs], found.accuracy) if costs else float("nan")
                     figures.setdefault((schedule, repair, name), []).append(
                         {
                             "auc": found.auc,

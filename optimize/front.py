@@ -22,7 +22,7 @@ from ..attribution import Composite
 from ..pruning import Masks, Network, NotFinite, area_over, without_constants
 from ..pruning.convolution import plain
 from ..pruning.curve import sparsity_at
-from ..studies.best import PRUNING, auc_of, best_trial
+from ..studies.best import AUC, PRUNING, auc_of, best_trial
 from ..studies.comparison import Line
 from ..studies.document import check_target, composite_document, described, write_json
 from ..studies.errors import UserError
@@ -37,6 +37,7 @@ from .options import GIVEN, Options
 from .search.pruners import asking
 from .study.checkpoint import prune_task, save_pruned
 from .study.compare import compare_study, methods_of, pruned_as_best
+from .study.costs import timed
 from .study.given import prepare_given
 from .study.prepare import Prepared
 from .study.resampling import tasks_of
@@ -79,7 +80,7 @@ def optimize(
         search: images that trials are scored on.
         holdout: images that the search never sees; None for a half of `search`, class by class.
         trials: finished trials to reach. The first ones are known composites.
-        objective: "auc", or with a second one "auc,macs" or "auc,latency".
+        objective: "auc", or "macs", "params" or "latency" for the area over what is saved of that; or two: "auc,macs".
         units: "filters", "neurons", "heads" or several of them; None for what the network has.
         storage: database of the studies, a file or a URL. A study that is there goes on.
         study: its name; None for one made of model and units.
@@ -130,8 +131,9 @@ def optimize(
 class Objective:
     """What Optuna calls, for a study of one's own: a trial's sampler proposes a composite, its AUC is returned.
 
-    With `objective="auc,macs"` both values, for a study with two directions. A composite whose relevance is not finite
-    gives NaN, which fails the trial and lets the study go on. What was tried and found is in the trial's user
+    With `objective="macs"` the area over what is saved, with `objective="auc,macs"` both values, for a study with two
+    directions. A composite whose relevance is not finite gives NaN, which fails the trial and lets the study go on.
+    What was tried and found is in the trial's user
     attributes: `composite`, `accuracy` (at each of the rates) and `seconds`.
 
     The study's pruner is asked after each of up to 20 chunks of the search samples. `optuna.create_study` has a
@@ -181,13 +183,13 @@ class Objective:
             settings = settings.changed(units=units)
         screen = Screen(quiet=settings.quiet, verbose=settings.verbose)
         prepared = prepare_given(settings, model, reference, search, search, per_class=per_class, progress=screen)
-        self.prepared = prepared
+        self.prepared = prepared = timed(prepared, None)
         self.tasks = tasks_of(prepared, settings.draws)
         self.space = make_space(settings, prepared)
         self.chunks = [len(rows) for rows in chunks(prepared.task.search.targets)]
 
     def __call__(self, trial: Trial) -> float | tuple[float, float]:
-        """The AUC of what the trial's sampler proposes; with a second objective also the area over its cost.
+        """The AUC, or the area over the cost, of what the trial's sampler proposes; both with two objectives.
 
         Raises:
             optuna.TrialPruned: the study's pruner says so.
@@ -203,6 +205,9 @@ class Objective:
         trial.set_user_attr("seconds", found.seconds)
         if found.stopped:
             raise optuna.TrialPruned(f"stopped after {found.samples} samples")
+        if self.prepared.task.by_cost:
+            trial.set_user_attr(AUC, found.auc)
+            return found.score
         return (found.auc, area_over(found.costs, found.accuracy)) if found.costs else found.auc
 
     def composite(self, trial: FrozenTrial) -> Composite:

@@ -25,9 +25,9 @@ else:
 from .parsers import (
     DEFAULT_RATES,
     LISTS,
-    OBJECTIVES,
     Parser,
     count_from,
+    objectives,
     parse_batch_size,
     parse_channels,
     parse_classes,
@@ -208,11 +208,11 @@ class Options:
     objective: tuple[str, ...] = _option(
         ("auc",),
         "What trials are judged by: `auc`, the area under accuracy against the part of the units that is gone, or "
-        "also, as a second objective, against the part of the multiply-adds (auc,macs) or of the time (auc,latency) "
-        "that is saved. With two, the front of the trials that none beats in both is listed, and the one with the "
-        "highest AUC exported.",
+        "against the part of the multiply-adds (`macs`), the weights (`params`) or the time (`latency`) that is saved, "
+        "up to 80 %; then units are ranked by relevance over a power of what they cost. With two (`auc,macs`) the "
+        "front of the trials that none beats in both is listed, and the one with the highest AUC exported.",
         parse=parse_objective,
-        metavar="|".join(OBJECTIVES),
+        metavar="|".join(objectives()),
         shown="auc",
     )
     trials: int = _option(
@@ -313,6 +313,8 @@ class Options:
             raise UserError(f"--pruner {self.pruner} races on one draw: give --draws 1, or --pruner none")
         if several and self.pruner != NONE:
             raise UserError(f"--pruner {self.pruner} knows one objective: give --objective auc, or --pruner none")
+        if self.objective != ("auc",) and self.pruner != NONE:
+            raise UserError(f"--pruner {self.pruner} races by the AUC: give --objective auc, or --pruner none")
         if several and self.sampler not in (AUTO, *multi_objective()):
             known = ", ".join(multi_objective())
             raise UserError(f"--sampler {self.sampler} knows one objective: give --objective auc, or one of {known}")

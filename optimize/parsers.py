@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..pruning.cost import COSTS
 from ..pruning.names import NO_GATES, UNIT_KINDS, unit_kinds
 from ..pruning.repair import check_repair
 
@@ -20,7 +21,6 @@ else:
 
 
 SPACES = ("auto", "depth", "type", "layer", "paper")
-OBJECTIVES = ("auc", "auc,macs", "auc,latency")
 DEFAULT_RATES = "0:0.95:0.05"
 
 LISTS = ("mean", "std", "classes", "rates", "units", "schedule", "repair", "objective")
@@ -175,15 +175,20 @@ def _repair(text: str) -> str:
 
 
 def parse_objective(value: object) -> tuple[str, ...]:
-    """An objective, or two of them: one of `OBJECTIVES`.
+    """An objective, or two of them: one of `objectives`.
 
     Raises:
         ValueError: something else.
     """
     found = tuple(value.split(",")) if isinstance(value, str) else tuple(map(str, _items(value)))
-    if ",".join(found) not in OBJECTIVES:
-        raise ValueError(f"{value!r} is not one of {', '.join(map(repr, OBJECTIVES))}")
+    if ",".join(found) not in objectives():
+        raise ValueError(f"{value!r} is not one of {', '.join(map(repr, objectives()))}")
     return found
+
+
+def objectives() -> tuple[str, ...]:
+    """What trials may be judged by: the area over the units or over a cost, or both of a pair."""
+    return ("auc", *COSTS, *(f"auc,{cost}" for cost in COSTS))
 
 
 def _several(value: object, parse: Callable[[str], str]) -> tuple[str, ...]:

@@ -8,26 +8,31 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .compaction import compact, compact_model, masked_model
     from .constant_folding import without_constants
-    from .cost import COSTS, Cost, area_over, macs, register_cost
+    from .cost import COSTS, END, Cost, area_over, area_saved, register_cost, saved_at
     from .curve import Batches, accuracy, accuracy_curve, auc, correct, correct_each, sparsity_at
     from .graph import Graph, TraceError, trace
+    from .layer_times import LayerTimes
     from .masks import Masks, NotFinite, Ranking, nested, prune_masks, rank
     from .names import DEFAULT_RATES, PRECISIONS, UNIT_KINDS
     from .network import Network
     from .operations import Operation, Relevance, operation
     from .precision import computed_in
+    from .prices import unit_prices
     from .registry import Registry
     from .repair import REPAIRS, Repair, make_repair, register_repair, repair_rows
     from .schedule import Plan, Schedule, pruned
     from .shared_forward import Family, groups, network_bytes
+    from .work import macs, params
 
 _HOMES = {
     "Batches": ".curve",
     "COSTS": ".cost",
     "Cost": ".cost",
     "DEFAULT_RATES": ".names",
+    "END": ".cost",
     "Family": ".shared_forward",
     "Graph": ".graph",
+    "LayerTimes": ".layer_times",
     "Masks": ".masks",
     "Network": ".network",
     "NotFinite": ".masks",
@@ -45,6 +50,7 @@ _HOMES = {
     "accuracy": ".curve",
     "accuracy_curve": ".curve",
     "area_over": ".cost",
+    "area_saved": ".cost",
     "auc": ".curve",
     "compact": ".compaction",
     "compact_model": ".compaction",
@@ -52,25 +58,29 @@ _HOMES = {
     "correct": ".curve",
     "correct_each": ".curve",
     "groups": ".shared_forward",
-    "macs": ".cost",
+    "macs": ".work",
     "make_repair": ".repair",
     "masked_model": ".compaction",
     "nested": ".masks",
     "network_bytes": ".shared_forward",
     "operation": ".operations",
+    "params": ".work",
     "prune_masks": ".masks",
     "pruned": ".schedule",
     "rank": ".masks",
     "register_cost": ".cost",
     "register_repair": ".repair",
     "repair_rows": ".repair",
+    "saved_at": ".cost",
     "sparsity_at": ".curve",
     "trace": ".graph",
+    "unit_prices": ".prices",
     "without_constants": ".constant_folding",
 }
 __all__ = [
     "COSTS",
     "DEFAULT_RATES",
+    "END",
     "PRECISIONS",
     "REPAIRS",
     "UNIT_KINDS",
@@ -78,6 +88,7 @@ __all__ = [
     "Cost",
     "Family",
     "Graph",
+    "LayerTimes",
     "Masks",
     "Network",
     "NotFinite",
@@ -92,6 +103,7 @@ __all__ = [
     "accuracy",
     "accuracy_curve",
     "area_over",
+    "area_saved",
     "auc",
     "compact",
     "compact_model",
@@ -105,14 +117,17 @@ __all__ = [
     "nested",
     "network_bytes",
     "operation",
+    "params",
     "prune_masks",
     "pruned",
     "rank",
     "register_cost",
     "register_repair",
     "repair_rows",
+    "saved_at",
     "sparsity_at",
     "trace",
+    "unit_prices",
     "without_constants",
 ]
 

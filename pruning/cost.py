@@ -1,4 +1,4 @@
-"""What a network costs: multiply-adds or time, for curves over them instead of over the number of units.
+"""Accuracy over what a network costs, instead of over the number of units. Nothing here imports torch.
 
 A filter of an early layer costs more than one of a late layer, and neither a unit's share of the units nor its share
 of the multiply-adds is its share of the time.
@@ -6,54 +6,24 @@ of the multiply-adds is its share of the time.
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
-
-from .convolution import plain
-from .network import Network
 from .registry import Registry
-from .shared_forward import Family
 
-ROUNDS = 5
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-
-def macs(network: nn.Module, images: Tensor) -> float:
-    """Multiply-adds of one image; those with padding count. images: shape (n, channels, height, width), one is used."""
-    module = plain(network) if isinstance(network, Network) else network
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(images[:1])
-    return counter.get_total_flops() / 2
-
-
-def latency(network: nn.Module, images: Tensor) -> float:
-    """Seconds for a batch: the median of `ROUNDS`, after one that does not count."""
-    family = Family([network])
-    seconds = []
-    for _ in range(ROUNDS + 1):
-        _wait(images.device)
-        start = time.perf_counter()
-        family(images)
-        _wait(images.device)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
-Cost = Callable[[nn.Module, Tensor], float]
-COSTS: Registry[Cost] = Registry("cost", {"macs": macs, "latency": latency})
+Cost: TypeAlias = "Callable[[nn.Module, Tensor], float]"
+COSTS: Registry[Cost] = Registry(
+    "cost", {"macs": ".work:macs", "params": ".work:params", "latency": ".work:latency"}, __package__
+)
+"""What a network costs, of a network and images."""
 register_cost = COSTS.register
+
+END = 0.8
+"""The part of a cost up to which it is worth saving: what is left of a network beyond it is of little use."""
 
 
 def area_over(costs: Sequence[float], accuracies: Sequence[float]) -> float:
@@ -64,3 +34,31 @@ def area_over(costs: Sequence[float], accuracies: Sequence[float]) -> float:
     """
     points = list(zip(costs, accuracies, strict=True))
     return sum((c0 - c1) * (a0 + a1) / 2 for (c0, a0), (c1, a1) in pairwise(points))
+
+
+def area_saved(costs: Sequence[float], accuracies: Sequence[float], end: float = END) -> float:
+    """Area under accuracy against the part of the cost that is saved, from 0 to `end`, divided by it: in [0, 1].
+
+    Linear between the networks of the curve; zero beyond the last one. A network that saves no more than one before
+    it counts where that one is. costs: as in `area_over`.
+    """
+    area, saved, before = 0.0, 0.0, accuracies[0]
+    for cost, accuracy in zip(costs[1:], accuracies[1:], strict=True):
+        reached = max(saved, 1 - cost)
+        if reached >= end > saved:
+            at_end = before + (accuracy - before) * (end - saved) / (reached - saved)
+            return (area + (end - saved) * (before + at_end) / 2) / end
+        area += (reached - saved) * (before + accuracy) / 2
+        saved, before = reached, accuracy
+    return area / end
+
+
+def saved_at(costs: Sequence[float], accuracies: Sequence[float], share: float = 0.95) -> float:
+    """The part of the cost that is saved at the last network up to which the accuracy never falls below `share` of the
+    unpruned one's (the first); costs as in `area_over`."""
+    kept = 0.0
+    for cost, accuracy in zip(costs, accuracies, strict=True):
+        if accuracy < share * accuracies[0]:
+            break
+        kept = 1 - cost
+    return kept

@@ -8,6 +8,7 @@ what a trial is expected to be worth rises with their mean.)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
@@ -16,15 +17,23 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
+AUC = "auc"
+"""The trial attribute that holds the AUC over the units, where a trial is judged by a cost: its value is another area
+then."""
 PRUNING = "pruning"
 """The trial attribute that holds the trial's own schedule and repair, where the study searches them: JSON values."""
 RESCORED = "rescored"
-"""The study attribute that holds the new scores: by trial number, `{"auc": ..., "on": which samples}`. The AUC is None
-where the relevance is not finite with these samples."""
+"""The study attribute that holds the new scores: by trial number, `{"auc": ..., "on": which samples}`, "area" in place
+of "auc" where trials are judged by a cost. It is None where the relevance is not finite with these samples."""
+
+SAVED = "saved"
+"""The study attribute that says, by trial number, what is saved at 95 % of the accuracy on the holdout samples: the
+`rate`, and the part of each cost."""
 
 UNSEEN = "pxp:unseen"
 """The trial attribute, one that samplers and pruners do not read (a system attribute), that holds its scores on samples
-that no search sees, as they were measured on its networks: by the samples' name, `{"auc": ..., "accuracy": [...]}`."""
+that no search sees, as they were measured on its networks: by the samples' name, `{"auc": ..., "accuracy": [...]}`
+(`stored_score`)."""
 
 
 def check_trials(study: Study) -> None:
@@ -46,9 +55,40 @@ def check_trials(study: Study) -> None:
             )
 
 
-def auc_of(trial: FrozenTrial) -> float:
-    """The AUC of a complete trial, also where it has a second objective; 0 of any other."""
+def cost_of(study: Study) -> str | None:
+    """The cost that a study's trials are judged by; None where that is the AUC, alone or beside a cost."""
+    objective: str = study.user_attrs.get("config", {}).get("objective", "auc")
+    return None if objective.startswith("auc") else objective
+
+
+def measure_of(study: Study) -> str:
+    """What a study's trials are judged by, as it is called in JSON: "auc" or "area"."""
+    return "auc" if cost_of(study) is None else "area"
+
+
+def score_of(trial: FrozenTrial) -> float:
+    """What a complete trial is judged by: the area over a cost, or the AUC, also where it has a second objective; 0 of
+    any other trial."""
     return trial.values[0] if trial.values else 0.0
+
+
+def auc_of(trial: FrozenTrial) -> float:
+    """The AUC over the units of a complete trial; 0 of any other."""
+    found: float = trial.user_attrs.get(AUC, score_of(trial))
+    return found
+
+
+def judged(score: Mapping[str, Any]) -> float | None:
+    """What a stored score says by the measure of its study."""
+    found: float | None = score["area"] if "area" in score else score["auc"]
+    return found
+
+
+def stored_score(score: Any) -> dict[str, Any]:
+    """A score on unseen samples (`evaluation.evaluate.Score`, or a whole evaluation) as a study keeps it."""
+    found = {"auc": score.auc, "accuracy": list(score.accuracy)}
+    area = getattr(score, "area", None)
+    return found if area is None else {**found, "area": area, "costs": list(score.costs)[: len(score.accuracy)]}
 
 
 def kept_score(trial: FrozenTrial, name: str) -> dict[str, Any] | None:
@@ -58,18 +98,18 @@ def kept_score(trial: FrozenTrial, name: str) -> dict[str, Any] | None:
 
 
 def search_best(study: Study) -> FrozenTrial:
-    """The complete trial with the highest AUC, the first of equal ones.
+    """The complete trial with the highest score, the first of equal ones.
 
     Raises:
         ValueError: no trial is complete.
     """
     from optuna.trial import TrialState
 
-    return max(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)), key=auc_of)
+    return max(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)), key=score_of)
 
 
 def best_trial(study: Study) -> FrozenTrial:
-    """The re-scored trial with the highest mean of its two AUCs; the search's own best where that was not re-scored
+    """The re-scored trial with the highest mean of its two scores; the search's own best where that was not re-scored
     (the study is from before, it went on since, or its run was told not to).
 
     Raises:
@@ -81,21 +121,21 @@ def best_trial(study: Study) -> FrozenTrial:
         return best
     trials = {str(trial.number): trial for trial in study.get_trials(deepcopy=False)}
     # of equal means the one that the search found better, then the earlier one
-    number = max(scores, key=lambda n: (_mean(trials[n], scores[n]["auc"]), auc_of(trials[n]), -int(n)))
+    number = max(scores, key=lambda n: (_mean(trials[n], judged(scores[n])), score_of(trials[n]), -int(n)))
     return trials[number]
 
 
 def _mean(trial: FrozenTrial, again: float | None) -> float:
-    """Of a trial's two AUCs; less than any other where there is no second one."""
-    return -1.0 if again is None else (auc_of(trial) + again) / 2
+    """Of a trial's two scores; less than any other where there is no second one."""
+    return -1.0 if again is None else (score_of(trial) + again) / 2
 
 
 def candidates(study: Study, count: int) -> list[FrozenTrial]:
-    """The complete trials with the highest AUCs, best first, one of those that rank the units alike."""
+    """The complete trials with the highest scores, best first, one of those that rank the units alike."""
     from optuna.trial import TrialState
 
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     by_ranking: dict[str, FrozenTrial] = {}
-    for trial in sorted(complete, key=lambda trial: (-auc_of(trial), trial.number)):
+    for trial in sorted(complete, key=lambda trial: (-score_of(trial), trial.number)):
         by_ranking.setdefault(trial.user_attrs.get("ranking_hash", str(trial.number)), trial)
     return list(by_ranking.values())[:count]

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.integrate import trapezoid
 
+from ..pruning.cost import area_saved
+
 Array = NDArray[np.float64]
 
 RESAMPLES = 2000
@@ -48,16 +50,26 @@ class Estimates:
     by_draw: dict[str, list[float]]
 
 
-def measures(accuracy: Array, rates: Sequence[float], kept: float) -> Array:
+def measures(accuracy: Array, rates: Sequence[float], kept: float, costs: Array | None = None) -> Array:
     """AUC, sparsity and the accuracies themselves, of curves (..., rates): shape (..., 2 + rates).
 
     The definitions of `pruning.auc` and `pruning.sparsity_at`, for many curves at once. kept: the part of the
-    unpruned accuracy that the sparsity keeps.
+    unpruned accuracy that the sparsity keeps. costs: of the networks of each draw as parts of the unpruned one's, shape
+    (draws, networks), of curves (..., draws, networks) that may go on beyond the rates: then `pruning.area_saved` and
+    `pruning.saved_at`.
     """
-    area = trapezoid(accuracy, rates, axis=-1) / (rates[-1] - rates[0])
     useful = np.cumprod(accuracy >= kept * accuracy[..., :1], axis=-1).sum(-1)
-    sparsity = np.asarray(rates)[useful - 1]
-    return np.concatenate([area[..., None], sparsity[..., None], accuracy], -1)
+    if costs is None:
+        area = trapezoid(accuracy, rates, axis=-1) / (rates[-1] - rates[0])
+        sparsity = np.asarray(rates)[useful - 1]
+    else:
+        # the area is linear in the accuracies: each counts as much as the area of a curve that is 1 there only
+        alone = np.eye(accuracy.shape[-1]).tolist()
+        weights = np.array([[area_saved(of_draw, one) for one in alone] for of_draw in costs.tolist()])
+        area = (accuracy * weights).sum(-1)
+        saved = np.broadcast_to(1 - costs, accuracy.shape)
+        sparsity = np.take_along_axis(saved, useful[..., None] - 1, -1)[..., 0]
+    return np.concatenate([area[..., None], sparsity[..., None], accuracy[..., : len(rates)]], -1)
 
 
 def estimate(
@@ -68,12 +80,15 @@ def estimate(
     *,
     seed: int,
     resamples: int = RESAMPLES,
+    costs: Mapping[str, Array] | None = None,
 ) -> Estimates:
     """The `measures` of each method with their intervals, and their differences to those of one method.
 
     correct: by method, whether each image's prediction is right, shape (draws, rates, images); the same draws and
-    images for all. against: the method that the others are compared with (difference: other less this one).
+    images for all. against: the method that the others are compared with (difference: other less this one). costs: by
+    method, as in `measures`.
     """
+    of_networks: dict[str, Array | None] = {name: None if costs is None else costs[name] for name in correct}
     draws, _, images = next(iter(correct.values())).shape
     rng = np.random.default_rng(seed)
     picks = rng.integers(0, draws, (resamples, max(1, draws - 1), 1))
@@ -85,8 +100,8 @@ def estimate(
         for name, right in correct.items():
             flat = right.reshape(-1, images).T.astype(float)
             curves = (counts @ flat / images).reshape(len(chosen), draws, -1)
-            again[name].append(np.take_along_axis(measures(curves, rates, kept), chosen, 1).mean(1))
-    points = {name: measures(right.mean(-1), rates, kept) for name, right in correct.items()}
+            again[name].append(np.take_along_axis(measures(curves, rates, kept, of_networks[name]), chosen, 1).mean(1))
+    points = {name: measures(right.mean(-1), rates, kept, of_networks[name]) for name, right in correct.items()}
     resampled = {name: np.concatenate(parts) for name, parts in again.items()}
     level = {name: _interval(points[name], resampled[name], images, (0, 1)) for name in correct}
     difference = {

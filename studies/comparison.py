@@ -23,6 +23,8 @@ COMPARISON_FORMAT = "pxp-comparison/1"
 MAX_COLUMNS = 7
 """Rates that the second table shows, at most; the files have all."""
 NAMES = ("auc", "sparsity")
+COST_NAMES = ("area", "saved")
+"""What the two measures of a method are called, where trials are judged by the AUC, and where by a cost."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,9 @@ class Difference(Figure):
 
 @dataclass(frozen=True)
 class Line:
-    """A method. by_draw: its AUC with each draw of the reference images. auc_difference, sparsity_difference: None
-    for the best composite itself."""
+    """A method. auc, sparsity: where trials are judged by a cost, the area over it and the part of it that is saved.
+    by_draw: its AUC with each draw of the reference images. auc_difference, sparsity_difference: None for the best
+    composite itself."""
 
     name: str
     auc: Figure
@@ -70,9 +73,15 @@ class Line:
         return "worse" if difference.value < 0 else "better"
 
 
-def compare(correct: Mapping[str, NDArray[np.bool_]], best: str, rates: Sequence[float], seed: int) -> list[Line]:
-    """A line for each method, in the order given; `correct` and `seed` as `bootstrap.estimate` takes them."""
-    found = estimate(correct, best, rates, KEPT, seed=seed)
+def compare(
+    correct: Mapping[str, NDArray[np.bool_]],
+    best: str,
+    rates: Sequence[float],
+    seed: int,
+    costs: Mapping[str, NDArray[np.float64]] | None = None,
+) -> list[Line]:
+    """A line for each method, in the order given; `correct`, `seed` and `costs` as `bootstrap.estimate` takes them."""
+    found = estimate(correct, best, rates, KEPT, seed=seed, costs=costs)
     others = [name for name in correct if name != best]
     corrected = [holm({name: float(found.difference[name].p[index]) for name in others}) for index in range(2)]
 
@@ -101,13 +110,15 @@ def _figure(found: Estimate, index: int) -> Figure:
     return Figure(float(found.value[index]), float(found.low[index]), float(found.high[index]))
 
 
-def comparison_tables(lines: Sequence[Line], rates: Sequence[float]) -> list[Table]:
-    """What is printed: AUC, sparsity and differences; then the accuracy at some of the rates."""
+def comparison_tables(lines: Sequence[Line], rates: Sequence[float], names: tuple[str, str] = NAMES) -> list[Table]:
+    """What is printed (names: `NAMES` or `COST_NAMES`): AUC, sparsity and differences; then the accuracy at some of the
+    rates."""
+    measure = "AUC" if names == NAMES else names[0]
     first = new_table(
         "method",
-        "AUC, holdout",
-        "sparsity",
-        "AUC less the best's",
+        f"{measure}, holdout",
+        names[1],
+        f"{measure} less the best's",
         "p (Holm)",
         "",
         numbers=(1, 2, 3, 4),
@@ -139,7 +150,9 @@ def _chance(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def explanation(lines: Sequence[Line], draws: int, images: int, sharing: str) -> list[str]:
+def explanation(
+    lines: Sequence[Line], draws: int, images: int, sharing: str, names: tuple[str, str] = NAMES
+) -> list[str]:
     """How the table is to be read, in a few lines of text. sharing: what the draws have of the study's own reference
     images, in words."""
     others = len(lines) - 1
@@ -158,14 +171,18 @@ def explanation(lines: Sequence[Line], draws: int, images: int, sharing: str) ->
     )
     return [
         f"{CONFIDENCE:.0%} intervals: {draws_text}",
-        f"sparsity: the largest rate that keeps {KEPT:.0%} of the unpruned accuracy; "
+        f"{names[1]}: the largest {'rate' if names == NAMES else 'part of the cost'} that keeps {KEPT:.0%} of the "
+        "unpruned accuracy; "
         f"p: paired, corrected by Holm for {others} comparisons (intervals are not)",
         verdict,
     ]
 
 
-def comparison_document(lines: Sequence[Line], rates: Sequence[float], about: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON values. about: what was compared, put in front."""
+def comparison_document(
+    lines: Sequence[Line], rates: Sequence[float], about: Mapping[str, Any], names: tuple[str, str] = NAMES
+) -> dict[str, Any]:
+    """As JSON values. about: what was compared, put in front. names: `NAMES` or `COST_NAMES`."""
+    area, sparsity = names
 
     def difference(value: Difference | None) -> dict[str, Any] | None:
         return None if value is None else {**vars(value), "significant": value.significant}
@@ -180,13 +197,13 @@ def comparison_document(lines: Sequence[Line], rates: Sequence[float], about: Ma
         "methods": [
             {
                 "name": line.name,
-                "auc": vars(line.auc),
-                "auc_by_draw": list(line.by_draw),
-                "sparsity": vars(line.sparsity),
+                area: vars(line.auc),
+                f"{area}_by_draw": list(line.by_draw),
+                sparsity: vars(line.sparsity),
                 "accuracy": [vars(figure) for figure in line.accuracy],
                 "difference": {
-                    "auc": difference(line.auc_difference),
-                    "sparsity": difference(line.sparsity_difference),
+                    area: difference(line.auc_difference),
+                    sparsity: difference(line.sparsity_difference),
                 },
             }
             for line in lines
@@ -194,12 +211,12 @@ def comparison_document(lines: Sequence[Line], rates: Sequence[float], about: Ma
     }
 
 
-def comparison_csv(lines: Sequence[Line], rates: Sequence[float]) -> str:
-    """As CSV, a row a method; differences are empty for the best composite itself."""
-    measures = [*NAMES, *(f"accuracy_{rate:g}" for rate in rates)]
+def comparison_csv(lines: Sequence[Line], rates: Sequence[float], names: tuple[str, str] = NAMES) -> str:
+    """As CSV, a row a method; differences are empty for the best composite itself. names: `NAMES` or `COST_NAMES`."""
+    measures = [*names, *(f"accuracy_{rate:g}" for rate in rates)]
     header = ["method", *(f"{name}{end}" for name in measures for end in ("", "_low", "_high"))]
     ends = ("", "_low", "_high", "_p", "_p_holm", "_significant")
-    header += [f"{name}_difference{end}" for name in NAMES for end in ends]
+    header += [f"{name}_difference{end}" for name in names for end in ends]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -228,4 +245,4 @@ def is_csv(path: Path) -> bool:
             first = file.readline()
     except (OSError, ValueError):
         return False
-    return not first or first.startswith("method,auc,auc_low,")
+    return not first or first.startswith(tuple(f"method,{name},{name}_low," for name in (NAMES[0], COST_NAMES[0])))

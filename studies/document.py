@@ -9,7 +9,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .best import PRUNING, RESCORED, auc_of, best_trial, check_trials, search_best
+from .best import (
+    PRUNING,
+    RESCORED,
+    SAVED,
+    auc_of,
+    best_trial,
+    check_trials,
+    cost_of,
+    judged,
+    measure_of,
+    score_of,
+    search_best,
+)
 from .errors import UserError
 from .fingerprint import ADDED
 from .storage import database_file
@@ -63,14 +75,19 @@ def composite_document(study: Study, number: int | None = None) -> dict[str, Any
     holdout, rescored = (study.user_attrs.get(key, {}).get(str(trial.number)) for key in ("holdout", RESCORED))
     first = search_best(study)
     cost = study.user_attrs.get("config", {}).get("objective", "auc").partition(",")[2]
+    judged_by = cost_of(study)
+    saved = study.user_attrs.get(SAVED, {}).get(str(trial.number))
     return {
         **described(composite, trial.user_attrs.get(PRUNING, {}), fingerprint, layers),
         "result": {
             "auc": auc_of(trial),
             **({f"auc_over_{cost}": trial.values[1]} if cost else {}),
             **({"holdout_auc": holdout["auc"]} if holdout else {}),
-            **({"rescored_auc": rescored["auc"], "rescored_on": rescored["on"]} if rescored else {}),
-            **({"search_best": {"trial": first.number, "auc": auc_of(first)}} if rescored else {}),
+            **({"objective": judged_by, "area": score_of(trial)} if judged_by else {}),
+            **({"holdout_area": holdout["area"]} if judged_by and holdout else {}),
+            **({f"rescored_{measure_of(study)}": judged(rescored), "rescored_on": rescored["on"]} if rescored else {}),
+            **({"search_best": {"trial": first.number, measure_of(study): score_of(first)}} if rescored else {}),
+            **({"saved": saved} if saved else {}),
             **{key: fingerprint[key] for key, usual in ADDED.items() if fingerprint.get(key, usual) != usual},
             "study": study.study_name,
             "trial": trial.number,

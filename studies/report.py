@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from .best import RESCORED, auc_of, best_trial, search_best
+from ..pruning.cost import saved_at
+from .best import RESCORED, SAVED, auc_of, best_trial, cost_of, judged, score_of, search_best
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -21,8 +22,8 @@ KEPT = 0.95
 
 @dataclass(frozen=True)
 class StudyLine:
-    """One study of a storage. best: the highest AUC, None without a complete trial. updated: local time.
-    stopped: trials that ended early, since they were worse."""
+    """One study of a storage. best: the highest AUC, or area over the cost where that is what trials are judged by;
+    None without a complete trial. updated: local time. stopped: trials that ended early, since they were worse."""
 
     name: str
     complete: int
@@ -33,16 +34,21 @@ class StudyLine:
     units: str
     updated: datetime | None
     stopped: int = 0
+    cost: str | None = None
 
 
 @dataclass(frozen=True)
 class ResultLine:
-    """One composite of the final table. AUCs are None where the trial failed or was not scored."""
+    """One composite of the final table. AUCs are None where the trial failed or was not scored; areas and what is saved
+    of the cost where trials are not judged by one."""
 
     name: str
     search_auc: float | None
     holdout_auc: float | None
     sparsity: float | None
+    search_area: float | None = None
+    holdout_area: float | None = None
+    saved: float | None = None
 
 
 def list_studies(storage: BaseStorage) -> list[StudyLine]:
@@ -68,6 +74,7 @@ def list_studies(storage: BaseStorage) -> list[StudyLine]:
                 units=mark.get("units", "-"),
                 updated=max(times, default=None),
                 stopped=sum(trial.state == TrialState.PRUNED for trial in trials),
+                cost=cost_of(study),
             )
         )
     return lines
@@ -77,7 +84,7 @@ def _best_value(study: Study, complete: Sequence[FrozenTrial]) -> float | None:
     """The highest AUC; of another program's study the best value, which it lacks where it has several objectives."""
     if not complete or (len(study.directions) > 1 and "fingerprint" not in study.user_attrs):
         return None
-    return auc_of(search_best(study)) if "fingerprint" in study.user_attrs else study.best_value
+    return score_of(search_best(study)) if "fingerprint" in study.user_attrs else study.best_value
 
 
 def studies_table(lines: Iterable[StudyLine]) -> Table:
@@ -86,7 +93,8 @@ def studies_table(lines: Iterable[StudyLine]) -> Table:
     for line in lines:
         updated = line.updated.strftime("%Y-%m-%d %H:%M") if line.updated else "-"
         count = f"{line.complete} of {line.total}" + (f", {line.stopped} stopped early" if line.stopped else "")
-        table.add_row(line.name, line.model, line.data, line.units, count, _number(line.best), updated)
+        best = _number(line.best) + ("" if line.cost is None else f" over {line.cost}")
+        table.add_row(line.name, line.model, line.data, line.units, count, best, updated)
     return table
 
 
@@ -107,7 +115,8 @@ def result_lines(study: Study) -> list[ResultLine]:
             return ResultLine(name, None, None, None)
         scored = holdout.get(str(trial.number))
         curve = scored["accuracy"] if scored else trial.user_attrs["accuracy"]
-        return ResultLine(name, auc_of(trial), scored["auc"] if scored else None, sparsity_at(rates, curve, KEPT))
+        found = ResultLine(name, auc_of(trial), scored["auc"] if scored else None, sparsity_at(rates, curve, KEPT))
+        return found if cost_of(study) is None else _with_areas(found, score_of(trial), scored)
 
     lines = [line(name, trial) for name, trial in fixed_trials(study).items()]
     if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
@@ -120,8 +129,19 @@ def result_lines(study: Study) -> list[ResultLine]:
         if plain:
             sparsity = sparsity_at(rates, plain["accuracy"], KEPT)
             name = "the same, ranked once, no repair"
-            lines.append(ResultLine(name, plain["auc"], plain["holdout_auc"], sparsity))
+            found = ResultLine(name, plain["auc"], plain["holdout_auc"], sparsity)
+            if cost_of(study) is not None:
+                found = _with_areas(found, plain["area"], {**plain, "area": plain["holdout_area"]})
+            lines.append(found)
     return lines
+
+
+def _with_areas(line: ResultLine, area: float, scored: Mapping[str, Any] | None) -> ResultLine:
+    """A line of a study whose trials are judged by a cost."""
+    if scored is None:
+        return replace(line, search_area=area)
+    saved = saved_at(scored["costs"], scored["accuracy"], KEPT)
+    return replace(line, search_area=area, holdout_area=scored["area"], saved=saved)
 
 
 def front_lines(study: Study) -> list[str]:
@@ -143,21 +163,23 @@ def rescored_text(study: Study) -> str | None:
     best = best_trial(study)
     if str(best.number) not in scores:
         return None
-    aucs: dict[str, float | None] = {number: score["auc"] for number, score in scores.items()}
+    aucs = {number: judged(score) for number, score in scores.items()}
     ordered = sorted(aucs, key=lambda number: (int(number) != best.number, -(aucs[number] or 0)))
     found = ", ".join(f"trial {number} {_number(aucs[number])}" for number in ordered)
     return f"re-scored on {scores[str(best.number)]['on']}: {found} (best: highest mean of both scores)"
 
 
 def no_gain_text(study: Study) -> str | None:
-    """Which fixed composite has at least the best one's AUC on the holdout samples; None where none has."""
+    """Which fixed composite has at least the best one's score on the holdout samples; None where none has."""
     scores = study.user_attrs.get("holdout", {})
     aucs = {
-        name: scores[key]["auc"] for name, trial in fixed_trials(study).items() if (key := str(trial.number)) in scores
+        name: judged(scores[key]) or 0.0
+        for name, trial in fixed_trials(study).items()
+        if (key := str(trial.number)) in scores
     }
     own = scores.get(str(best_trial(study).number))
     name = max(aucs, key=lambda name: aucs[name], default="")
-    if own is None or not name or aucs[name] < own["auc"]:
+    if own is None or not name or aucs[name] < (judged(own) or 0.0):
         return None
     return (
         f"no gain over the fixed composites on holdout samples: {name} has {aucs[name]:.4f} there "
@@ -197,14 +219,30 @@ def name_of(trial: FrozenTrial | Trial) -> str | None:
 
 def result_table(lines: Iterable[ResultLine]) -> Table:
     """The final table of a run."""
-    table = new_table(
-        "composite", "AUC, search", "AUC, holdout", f"sparsity at {KEPT:.0%} of accuracy", numbers=(1, 2, 3)
-    )
+    lines = list(lines)
+    headings, sparsity = ["AUC, search", "AUC, holdout"], f"sparsity at {KEPT:.0%} of accuracy"
+    by_cost = any(line.search_area is not None for line in lines)
+    if by_cost:
+        headings, sparsity = ["area, search", "area, holdout", "AUC, holdout"], "saved, units"
+    headings += [sparsity, *(["saved, cost"] if by_cost else [])]
+    table = new_table("composite", *headings, numbers=range(1, 1 + len(headings)))
     for line in lines:
-        sparsity = "-" if line.sparsity is None else f"{line.sparsity:.0%}"
         style = "bold" if line.name.startswith("best") else None
-        table.add_row(line.name, _number(line.search_auc), _number(line.holdout_auc), sparsity, style=style)
+        scores = (line.search_area, line.holdout_area) if by_cost else (line.search_auc,)
+        parts = (line.sparsity, line.saved) if by_cost else (line.sparsity,)
+        cells = [*map(_number, (*scores, line.holdout_auc)), *map(_part, parts)]
+        table.add_row(line.name, *cells, style=style)
     return table
+
+
+def saved_text(study: Study) -> str | None:
+    """What the best composite saves of each cost, on the holdout samples; None where that was not measured."""
+    best = best_trial(study)
+    saved = study.user_attrs.get(SAVED, {}).get(str(best.number))
+    if not saved:
+        return None
+    parts = ", ".join(f"{part:.0%} of {name}" for name, part in saved.items() if name != "rate")
+    return f"saved at {KEPT:.0%} of the accuracy (trial {best.number}): {saved['rate']:.0%} of units, {parts}"
 
 
 def new_table(*headings: str, numbers: Sequence[int]) -> Table:
@@ -217,6 +255,10 @@ def new_table(*headings: str, numbers: Sequence[int]) -> Table:
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="right" if index in numbers else "left", no_wrap=index == 0)
     return table
+
+
+def _part(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
 
 
 def _number(value: float | None) -> str:

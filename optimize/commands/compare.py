@@ -105,14 +105,15 @@ def compare(
             screen.line(f"all     {prepared.task.schedule}, repair {prepared.task.repair_name}, as the best trial")
         lines, problems = comparing.compare_study(prepared, methods, best, seeds, screen)
     rates = prepared.task.rates
-    for table in comparison.comparison_tables(lines, rates):
+    names = comparison.COST_NAMES if prepared.task.by_cost else comparison.NAMES
+    for table in comparison.comparison_tables(lines, rates, names):
         print_table(table)
         click.echo()
     shared = resampling.sharing(prepared.source, comparing.draws_of(seeds))
-    for text in (*comparison.explanation(lines, seeds, len(prepared.task.holdout), shared), *problems):
+    for text in (*comparison.explanation(lines, seeds, len(prepared.task.holdout), shared, names), *problems):
         click.echo(text)
     if output is not None:
         about = comparing.about(found, prepared, best, paper, seeds)
-        document.write_json(output, comparison.comparison_document(lines, rates, about))
+        document.write_json(output, comparison.comparison_document(lines, rates, about, names))
     if csv is not None:
-        document.write_whole(csv, comparison.comparison_csv(lines, rates).encode())
+        document.write_whole(csv, comparison.comparison_csv(lines, rates, names).encode())

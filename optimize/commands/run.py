@@ -75,7 +75,12 @@ def _report(study: Study, options: Options) -> None:
         click.echo(f"pruning:   {pruning} (of the best)")
     for line in report.front_lines(study):
         click.echo(line)
-    for text in (report.rescored_text(study), report.no_gain_text(study), report.failed_text(study)):
+    for text in (
+        report.rescored_text(study),
+        report.no_gain_text(study),
+        report.failed_text(study),
+        report.saved_text(study),
+    ):
         if text is not None:
             click.echo(text)
     database = storing.database_file(options.storage) or storing.shown(options.storage)

@@ -7,6 +7,7 @@ prediction does not hang on the batch that a sample is in, but for rounding.)
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
@@ -15,10 +16,12 @@ from torch import Tensor
 
 from ...pruning import (
     COSTS,
+    END,
     Cost,
     Family,
     Network,
     Plan,
+    area_saved,
     auc,
     computed_in,
     correct_each,
@@ -60,11 +63,11 @@ def measure(
     """
     rows = chunks(samples.targets)
     costs: list[float] = []
-    networks = networks_of(task, plan)
-    if task.cost is not None and samples is task.search:  # what is measured on others is compared by its AUC
-        networks = _weighed(task, COSTS[task.cost], networks, costs)
+    # with two objectives what is measured on other samples is compared by its AUC
+    with_costs = task.by_cost or samples is task.search
+    networks = networks_of_curve(task, plan, costs) if with_costs else networks_of(task, plan)
     if stop is None or len(rows) < 2:
-        flags, others = _together(task, networks, samples, unseen)
+        flags, others = _together(task, networks, samples, unseen, costs)
         counts = _counts(flags, rows)
     else:
         counts, others = _race(task, networks, samples, rows, stop, unseen)
@@ -72,7 +75,8 @@ def measure(
     for of in unseen:
         if of.name in others:
             of_unseen = chunks(of.samples.targets)
-            curves[of.name] = _curve(task, _counts(others[of.name], of_unseen), of_unseen)
+            of_these = costs if task.by_cost else ()
+            curves[of.name] = _curve(task, _counts(others[of.name], of_unseen), of_unseen, of_these)
     return _curve(task, counts, rows, costs), curves
 
 
@@ -83,18 +87,47 @@ def _counts(flags: Tensor, rows: Sequence[Tensor]) -> list[list[int]]:
 
 def _curve(task: Task, counts: Sequence[list[int]], rows: Sequence[Tensor], costs: Sequence[float] = ()) -> Curve:
     sizes = [len(of_chunk) for of_chunk in rows[: len(counts)]]
-    total = sum(sizes)
+    total, rates = sum(sizes), len(task.rates)
+    accuracy = [sum(at_rate) / total for at_rate in zip(*counts, strict=True)]
     return Curve(
-        accuracy=[sum(at_rate) / total for at_rate in zip(*counts, strict=True)],
+        accuracy=accuracy[:rates],
         chunks=[_auc(task, count, size) for count, size in zip(counts, sizes, strict=True)],
         samples=total,
         costs=[cost / costs[0] for cost in costs],
+        beyond=accuracy[rates:],
     )
 
 
 def networks_of(task: Task, plan: Plan) -> Iterator[Network]:
     """The network at each of the task's rates, built when it is asked for."""
     return (graph.network for graph in plan.networks(task.graph, task.rates, task.repair))
+
+
+def networks_of_curve(task: Task, plan: Plan, costs: list[float]) -> Iterator[Network]:
+    """The networks that a curve is of: those at the rates, and where trials are judged by a cost such as save more.
+
+    costs: gets what each of them costs when it is asked for, where the task has a cost.
+    """
+    networks = networks_of(task, plan)
+    if task.by_cost:
+        networks = itertools.chain(networks, _networks_beyond(task, plan, costs))
+    if task.cost is None:
+        return networks
+    return _weighed(task, COSTS[task.cost] if task.times is None else task.times.latency, networks, costs)
+
+
+FURTHER = 6
+"""At most so many networks are measured beyond the last rate, each with half of the units that the one before has."""
+
+
+def _networks_beyond(task: Task, plan: Plan, costs: Sequence[float]) -> Iterator[Network]:
+    """Smaller and smaller networks, until one saves as much of the cost as counts. costs: of those before."""
+    last = task.rates[-1]
+    for index in range(1, FURTHER + 1):
+        if 1 - costs[-1] / costs[0] >= END:
+            return
+        rate = 1 - (1 - last) / 2**index
+        yield next(plan.networks(task.graph, [rate], task.repair)).network
 
 
 def _weighed(task: Task, cost: Cost, networks: Iterable[Network], costs: list[float]) -> Iterator[Network]:
@@ -116,17 +149,22 @@ def right_predictions(task: Task, networks: Iterable[Network], samples: Samples)
 
 
 def _together(
-    task: Task, networks: Iterable[Network], samples: Samples, unseen: Sequence[Unseen]
+    task: Task,
+    networks: Iterable[Network],
+    samples: Samples,
+    unseen: Sequence[Unseen],
+    costs: Sequence[float] = (),
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Whether each network is right on each sample: bool, shape (networks, samples); and on the unseen samples whose
-    `above` the AUC is likely to reach, by name. Memory holds one group of networks at a time."""
+    `above` the score is likely to reach, by name. Memory holds one group of networks at a time. costs: of those that
+    were asked for so far."""
     right: list[Tensor] = []
     others: dict[str, list[Tensor]] = {of.name: [] for of in unseen}
     for group in groups(networks):
         right.append(_right(task, group, samples))
         if not others:
             continue
-        likely = _likely_auc(task, torch.cat(right))
+        likely = _likely_score(task, torch.cat(right), costs)
         for of in unseen:
             if of.name in others and likely > of.above:
                 with phase(of.phase):
@@ -136,10 +174,15 @@ def _together(
     return torch.cat(right), {name: torch.cat(found) for name, found in others.items()}
 
 
-def _likely_auc(task: Task, flags: Tensor) -> float:
+def _likely_score(task: Task, flags: Tensor, costs: Sequence[float]) -> float:
     """The AUC of which the first rates are measured, if accuracy stays as it is at the last one of them: mostly more
-    than it turns out to be. Once all are measured, the AUC."""
+    than it turns out to be. Once all are measured, the AUC. So too the area over the cost, where that is judged by."""
     right = flags.sum(1).tolist()
+    if task.by_cost:
+        parts = [cost / costs[0] for cost in costs[: len(right)]]
+        rest = [] if len(right) >= len(task.rates) else [0.0]
+        accuracy = [count / flags.shape[1] for count in right + right[-1:] * len(rest)]
+        return area_saved([*parts, *rest], accuracy)
     return _auc(task, right + right[-1:] * (len(task.rates) - len(right)), flags.shape[1])
 
 
@@ -191,7 +234,7 @@ def _race(
 
 
 def _auc(task: Task, right: Sequence[int], size: int) -> float:
-    return auc(task.rates, [count / size for count in right])
+    return auc(task.rates, [count / size for count in right[: len(task.rates)]])
 
 
 def _right(task: Task, networks: Sequence[Network], samples: Samples) -> Tensor:

@@ -35,10 +35,13 @@ Method = Composite | Candidate | Baseline
 
 
 class Score(NamedTuple):
-    """A curve on samples that no search sees: its AUC, and the accuracy at each rate."""
+    """A curve on samples that no search sees: its AUC, and the accuracy at each rate; where trials are judged by a
+    cost, the area over it, and the costs (`task.Curve`)."""
 
     auc: float
     accuracy: list[float]
+    area: float | None = None
+    costs: list[float] = []  # noqa: RUF012
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class Evaluation:
     it exactly when they prune the same units at every rate (and repair alike). chunks: AUC of each chunk of
     samples that was seen (`curve.chunks`). samples: how many were seen; accuracy and auc are over these. stopped:
     whether that is not all. steps: when each unit goes (`similarity.pack`). costs: see `Curve`. unseen: the scores on
-    samples that no search sees, by their name (`Unseen`).
+    samples that no search sees, by their name (`Unseen`). area, beyond: where trials are judged by a cost, the area
+    over it, and what of `Curve` it needs.
     """
 
     accuracy: list[float]
@@ -63,6 +67,13 @@ class Evaluation:
     steps: str
     costs: list[float] = field(default_factory=list)
     unseen: dict[str, Score] = field(default_factory=dict)
+    area: float | None = None
+    beyond: list[float] = field(default_factory=list)
+
+    @property
+    def score(self) -> float:
+        """What the trial is judged by: the area over the cost where there is one, else the AUC."""
+        return self.auc if self.area is None else self.area
 
 
 def evaluate(
@@ -100,8 +111,15 @@ def evaluate(
         stopped=curve.samples < len(samples),
         steps=pack(plan.ranking, task.rates),
         costs=list(curve.costs),
-        unseen={name: Score(auc(task.rates, other.accuracy), list(other.accuracy)) for name, other in others.items()},
+        unseen={name: _score(task, other) for name, other in others.items()},
+        area=curve.area if task.by_cost else None,
+        beyond=list(curve.beyond),
     )
+
+
+def _score(task: Task, curve: Curve) -> Score:
+    found = Score(auc(task.rates, curve.accuracy), list(curve.accuracy))
+    return found._replace(area=curve.area, costs=list(curve.costs)) if task.by_cost else found
 
 
 DRAW_MOVES = 0.04
@@ -127,7 +145,7 @@ def mean_evaluation(
         return evaluate(tasks[0], method, samples, stop, unseen)
     parts: list[Evaluation] = []
     for task in tasks:
-        aucs = [part.auc for part in parts]
+        aucs = [part.score for part in parts]
         wanted = [of._replace(above=_above(of.above, aucs, len(tasks))) for of in unseen if _in_all(parts, of.name)]
         parts.append(evaluate(task, method, samples, unseen=wanted))
     digest = hashlib.sha256("".join(part.ranking_hash for part in parts).encode()).hexdigest()
@@ -139,16 +157,24 @@ def mean_evaluation(
         ranking_hash=digest,
         chunks=_means(part.chunks for part in parts),
         steps="",  # of one draw only, and so no sign of what the mean is like
-        costs=_means(part.costs for part in parts),
+        costs=_means(part.costs[: len(tasks[0].rates)] for part in parts),
         unseen={
-            of.name: Score(
-                statistics.mean(part.unseen[of.name].auc for part in parts),
-                _means(part.unseen[of.name].accuracy for part in parts),
-            )
-            for of in unseen
-            if _in_all(parts, of.name)
+            of.name: _mean_score([part.unseen[of.name] for part in parts]) for of in unseen if _in_all(parts, of.name)
         },
+        area=_mean_area(parts),
+        beyond=[],
     )
+
+
+def _mean_score(scores: Sequence[Score]) -> Score:
+    accuracy = _means(score.accuracy for score in scores)
+    costs = _means(score.costs[: len(accuracy)] for score in scores)
+    return Score(statistics.mean(score.auc for score in scores), accuracy, _mean_area(scores), costs)
+
+
+def _mean_area(parts: Sequence[Score] | Sequence[Evaluation]) -> float | None:
+    areas = [part.area for part in parts if part.area is not None]
+    return statistics.mean(areas) if areas else None
 
 
 def _above(above: float, aucs: Sequence[float], draws: int) -> float:

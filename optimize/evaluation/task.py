@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...pruning import Graph, Plan, Repair, Schedule, make_repair
+from ...pruning import Graph, LayerTimes, Plan, Repair, Schedule, area_saved, make_repair
 from ..data.prefetch import Prefetcher
 from .candidate import Pruning
 from .memory import Batching
@@ -83,13 +83,20 @@ class Curve(NamedTuple):
 
     accuracy: at each rate, over the samples that were seen. chunks: AUC of each chunk that was seen
     (`curve.chunks`); empty where a study kept none. samples: how many were seen. costs: of the network at each
-    rate, as parts of the unpruned one's; empty where the task has no cost.
+    rate, as parts of the unpruned one's; empty where the task has no cost. beyond: accuracy of the networks at higher
+    rates that a curve over the cost needs (`pruning.END`), whose costs come after the others.
     """
 
     accuracy: list[float]
     chunks: list[float]
     samples: int
     costs: list[float] = []  # noqa: RUF012
+    beyond: list[float] = []  # noqa: RUF012
+
+    @property
+    def area(self) -> float:
+        """Area under accuracy over the part of the cost that is saved (`pruning.area_saved`)."""
+        return area_saved(self.costs, [*self.accuracy, *self.beyond])
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,9 @@ class Task:
     repair_images: what repairs read, if not the reference samples.
     logits: the logits that compete for the top-1 prediction (domain restriction), or None for all. precision:
     what accuracies are measured in (see `pruning.computed_in`). cost: what networks cost, by its name in
-    `pruning.COSTS`, where that is an objective. searched: whether the pruning is one of several of a study.
+    `pruning.COSTS`, where that is an objective. by_cost: whether it is the only one, so that trials are judged by
+    their area over it. times: of layers, to look the latency of networks up in. searched: whether the pruning is one of
+    several of a study.
     """
 
     graph: Graph
@@ -117,6 +126,8 @@ class Task:
     repair_images: Images | None = None
     precision: str = "fp32"
     cost: str | None = None
+    by_cost: bool = False
+    times: LayerTimes | None = None
     searched: bool = False
     # What trials share, so that nothing is measured twice: orders of units by method, curves by samples (with
     # the precision, see `measured`) and ranking, which samples the unpruned network gets right, the task in the

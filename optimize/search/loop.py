@@ -19,7 +19,7 @@ from optuna.trial import Trial, TrialState
 from ...attribution import Composite
 from ...pruning import NotFinite, area_over
 from ...studies import internals
-from ...studies.best import UNSEEN
+from ...studies.best import AUC, UNSEEN, stored_score
 from ...studies.errors import UserError
 from ...studies.report import name_of
 from ..evaluation.candidate import Pruning, candidate, keep_candidate, pruning_of
@@ -153,7 +153,9 @@ def _told(trial: Trial, outcome: Result | NotFinite) -> str:
     if isinstance(outcome, NotFinite):
         return f"failed, {outcome}"
     pruning = pruning_of(trial)
-    text = f"AUC {outcome.auc:.4f}" + (f" ({pruning})" if pruning else "")
+    area = getattr(outcome, "area", None)
+    score = f"AUC {outcome.auc:.4f}" if area is None else f"area {area:.4f}, AUC {outcome.auc:.4f}"
+    text = score + (f" ({pruning})" if pruning else "")
     if isinstance(outcome, Raced) and outcome.stopped:
         text = f"stopped at {text} after {outcome.samples} samples"
     like = trial.user_attrs.get("like")
@@ -192,12 +194,19 @@ def _run_trial(
             return result
     scores: Mapping[str, Any] = getattr(result, "unseen", {})
     if scores:
-        kept = {name: {"auc": score.auc, "accuracy": list(score.accuracy)} for name, score in scores.items()}
+        kept = {name: stored_score(score) for name, score in scores.items()}
         internals.set_system_attr(study, trial, UNSEEN, kept)
-    costs = list(getattr(result, "costs", ()))
-    if costs:
-        trial.set_user_attr("costs", costs)
-    study.tell(trial, [result.auc, area_over(costs, result.accuracy)] if len(study.directions) > 1 else result.auc)
+    costs, beyond = (list(getattr(result, name, ())) for name in ("costs", "beyond"))
+    for name, values in (("costs", costs), ("beyond", beyond)):
+        if values:
+            trial.set_user_attr(name, values)
+    if len(study.directions) > 1:
+        study.tell(trial, [result.auc, area_over(costs, result.accuracy)])
+    elif (area := getattr(result, "area", None)) is not None:
+        trial.set_user_attr(AUC, result.auc)
+        study.tell(trial, area)
+    else:
+        study.tell(trial, result.auc)
     return result
 
 

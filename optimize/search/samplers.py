@@ -109,7 +109,7 @@ def multi_objective() -> tuple[str, ...]:
 def default_sampler(parameters: Mapping[str, tuple[str, ...] | Range], objective: Sequence[str]) -> str:
     """The sampler that suits a space: `local` for one of choices only, `cmaes` for one of numbers only, else `tpe`.
 
-    parameters: as `Space.parameters` gives them. objective: one of `parsers.OBJECTIVES`.
+    parameters: as `Space.parameters` gives them. objective: one of `parsers.objectives`.
     """
     choices = {isinstance(of, tuple) for of in parameters.values()}
     if len(objective) > 1 or len(choices) != 1:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import math
 import random
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ...attribution import GROUPS, Composite, CompositeError, RuleSpec
@@ -43,6 +42,9 @@ class Range:
     def fixed(self) -> bool:
         return self.low == self.high
 
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
 
 Rules = Mapping[str, Range | None]
 
@@ -70,6 +72,27 @@ SEARCHED = ("none", "l1", "l2")
 
 # How much more a mean neuron counts, where neurons are ranked together with filters or heads.
 BALANCE = Range("balance", 0.1, 10.0, log=True)
+
+COST_EXPONENT = Range("cost_exponent", 0.0, 2.0, log=False)
+PRICED = ", priced"
+"""What the names of known composites end with where units are ranked by relevance over their price."""
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What units are priced in, where trials are judged by a cost: see `Composite.cost` and `Composite.seconds`."""
+
+    cost: str = "macs"
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def on(self, composite: Composite, exponent: float) -> Composite:
+        """The composite, ranked by relevance / price^exponent."""
+        return replace(composite, cost_exponent=exponent, cost=self.cost, seconds=self.seconds)
+
+    def known(self, composites: Mapping[str, Composite]) -> dict[str, Composite]:
+        """Known composites as they are, and with the exponent 1."""
+        return {**composites, **{f"{name}{PRICED}": self.on(c, 1.0) for name, c in composites.items()}}
+
 
 FIXED: dict[str, dict[str, Any]] = {
     "epsilon": {"rule": "epsilon", "epsilon": 1e-6},
@@ -121,6 +144,7 @@ class Space:
         network: the layers, so that a composite with other groups or with single layers can be found in the space.
         pruning: "schedule" and "repair" that a study may use, best known first; of several one is searched.
         gates: how relevance may pass gates, the usual way first; of several one is searched. Empty: there are none.
+        prices: what units are priced in: search the exponent too. None where units are what counts.
     """
 
     def __init__(
@@ -135,6 +159,7 @@ class Space:
         network: Network | None = None,
         pruning: Mapping[str, tuple[str, ...]] | None = None,
         gates: tuple[str, ...] = GATES[:1],
+        prices: Prices | None = None,
     ) -> None:
         rules = FIXED_RULES if fixed_numbers else RULES
         present = [part if isinstance(part, Part) else Part(part, rules) for part in dict.fromkeys(parts)]
@@ -149,6 +174,7 @@ class Space:
         self.mixed = mixed and not fixed_numbers
         self.network = network
         self.pruning = dict(pruning or {})
+        self.prices = prices
         ranking = {"aggregation": AGGREGATIONS, "normalization": SEARCHED}
         if fixed_numbers:
             ranking = {"aggregation": ("abs",), "normalization": ("none",)}
@@ -165,13 +191,14 @@ class Space:
         mixed: bool,
         pruning: Mapping[str, tuple[str, ...]] | None = None,
         gates: tuple[str, ...] = GATES[:1],
+        prices: Prices | None = None,
     ) -> Space:
         """A space of `parsers.SPACES` for a network's layers.
 
         `depth`: the depth groups. `type`: the types of layers within them, attention projections as one.
         `layer`: gamma of each layer and nothing else. Its range reaches from epsilon's rule to z-plus, so no
         category is needed, and CMA-ES fits it (so Zhang et al. 2025, arXiv 2509.23585, search LRP's numbers).
-        `paper`: depth groups, rules with fixed numbers. `auto`: depth, for transformers type.
+        `paper`: depth groups, rules with fixed numbers, and no prices. `auto`: depth, for transformers type.
         """
         transformer = any(layer["type"] in ATTENTION_TYPES for layer in layers.values())
         if name == "auto":
@@ -196,6 +223,7 @@ class Space:
             network=layers,
             pruning=pruning,
             gates=gates,
+            prices=None if name == "paper" else prices,
         )
 
     def parameters(self) -> dict[str, tuple[str, ...] | Range]:
@@ -206,7 +234,12 @@ class Space:
                 found[f"{part.name}.rule"] = tuple(part.rules)
             found |= {f"{part.name}.{n.parameter}": n for n in part.rules.values() if n is not None and not n.fixed}
         found |= {name: choices for name, choices in {**self.choices, **self.pruning}.items() if len(choices) > 1}
-        return {**found, BALANCE.name: BALANCE} if self.mixed else found
+        return found | {number.name: number for number in self.numbers}
+
+    @property
+    def numbers(self) -> tuple[Range, ...]:
+        """The network's own numbers."""
+        return (*([BALANCE] if self.mixed else []), *([COST_EXPONENT] if self.prices is not None else []))
 
     def suggest(self, trial: Trial) -> Composite:
         """The composite that the trial's sampler proposes."""
@@ -222,9 +255,11 @@ class Space:
         if self.transformer:
             data["attention"] = {"softmax": chosen.pop("softmax")}
         data["ranking"] = chosen
-        if self.mixed:
-            data["ranking"]["balance"] = _suggest(trial, BALANCE.name, BALANCE)
-        return Composite.from_dict(data)
+        own = {number.name: _suggest(trial, number.name, number) for number in self.numbers}
+        exponent = own.pop(COST_EXPONENT.name, 0.0)
+        data["ranking"] |= own
+        composite = Composite.from_dict(data)
+        return composite if self.prices is None else self.prices.on(composite, exponent)
 
     def suggest_pruning(self, trial: Trial) -> Pruning | None:
         """How the sampler proposes to use the ranking; None where there is nothing to choose."""
@@ -251,8 +286,13 @@ class Space:
         return spec
 
     def fixed_composites(self) -> dict[str, Composite]:
-        """The baselines by name: each rule uniform over the network, absolute relevance, no normalisation."""
-        return {name: self.composite(dict.fromkeys(GROUPS, rule)) for name, rule in FIXED.items()}
+        """The baselines by name: each rule uniform over the network, absolute relevance, no normalisation; where units
+        have prices, with and without these."""
+        return self.priced({name: self.composite(dict.fromkeys(GROUPS, rule)) for name, rule in FIXED.items()})
+
+    def priced(self, composites: Mapping[str, Composite]) -> dict[str, Composite]:
+        """Known composites, also ranked by relevance over the price where units have prices."""
+        return dict(composites) if self.prices is None else self.prices.known(composites)
 
     def composite(self, rules: Mapping[str, Mapping[str, Any]]) -> Composite:
         """The composite with these rules at the depths, ranked plainly, in the groups that the space has."""
@@ -264,24 +304,22 @@ class Space:
         return Composite.from_dict({"groups": {key: rules[_depth(key)] for key in keys}, **more})
 
     def params_of(self, composite: Composite) -> dict[str, Any] | None:
-        """The parameters with which `suggest` gives this composite back, or one as close as the ranges allow; used as
-        `known_pruning` says.
+        """The parameters with which `suggest` gives exactly this composite back; used as `known_pruning` says.
 
-        So a sampler can learn from a trial of a composite that lies outside. A rule that the space lacks is near
-        another one's limit (`LIMITS`), or nowhere: then None.
+        None where the space lacks a rule, a choice or a number of it: a sampler would learn from the nearest
+        parameters what was not tried.
 
         Raises:
             CompositeError: it does not fit the network, or has several rules within a part of the space.
         """
         params: dict[str, Any] = {}
         for part, spec in self._specs(composite):
-            found = _nearest(part.rules, spec)
-            if found is None:
+            number = part.rules.get(spec.rule)
+            value = 0.0 if number is None else spec.parameters[number.name]
+            if spec.rule not in part.rules or (number is not None and value not in number):
                 return None
-            rule, value = found
             if len(part.rules) > 1:
-                params[f"{part.name}.rule"] = rule
-            number = part.rules[rule]
+                params[f"{part.name}.rule"] = spec.rule
             if number is not None and not number.fixed:
                 params[f"{part.name}.{number.parameter}"] = value
         own = {
@@ -296,9 +334,13 @@ class Space:
             return None
         params |= {name: own[name] for name, choices in self.choices.items() if len(choices) > 1}
         params |= {name: choices[0] for name, choices in self.pruning.items() if len(choices) > 1}
-        if self.mixed:
-            params[BALANCE.name] = _clipped(composite.balance, BALANCE)
-        return params
+        numbers = {number.name: getattr(composite, number.name) for number in self.numbers}
+        exponent = composite.cost_exponent
+        if any(numbers[number.name] not in number for number in self.numbers):
+            return None
+        if exponent and (self.prices is None or self.prices.on(composite, exponent) != composite):
+            return None
+        return params | numbers
 
     def _specs(self, composite: Composite) -> Iterable[tuple[Part, RuleSpec]]:
         """The rule that a composite has for each part."""
@@ -333,31 +375,6 @@ class Space:
         points = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
         random.Random(seed).shuffle(points)
         return points
-
-
-LIMITS = {
-    "epsilon": (("epsilon_relative", 0.0), ("gamma", 0.0)),
-    "zplus": (("gamma", math.inf),),
-    "alpha_beta": (("gamma", math.inf),),
-}
-"""Rules that are the limit of another one's number, or (alpha-beta, which begins as z-plus) nearest to that."""
-
-
-def _nearest(rules: Rules, spec: RuleSpec) -> tuple[str, float] | None:
-    """The rule and the number of a part that come closest to a rule; the number is of no account without one."""
-    rule = spec.rule
-    number = rules.get(rule)
-    value = 0.0 if number is None else spec.parameters[number.name]
-    if rule not in rules:
-        rule, value = next((limit for limit in LIMITS.get(rule, ()) if limit[0] in rules), (rule, value))
-        number = rules.get(rule)
-    if rule not in rules or (number is not None and number.fixed and value != number.low):
-        return None
-    return rule, value if number is None else _clipped(value, number)
-
-
-def _clipped(value: float, number: Range) -> float:
-    return min(max(value, number.low), number.high)
 
 
 def _depth(key: str) -> str:

@@ -59,7 +59,7 @@ from ...attribution.composites import (
     refuse_unknown,
 )
 from ...studies.errors import UserError
-from .space import SOFTMAX, Network, Part, Range, Space, all_rules, range_of
+from .space import SOFTMAX, Network, Part, Prices, Range, Space, all_rules, range_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -94,6 +94,7 @@ def read_space(
     mixed: bool,
     pruning: Choices | None = None,
     gates: tuple[str, ...] = GATES[:1],
+    prices: Prices | None = None,
 ) -> Space:
     """The space in a TOML file, for a network. Arguments as in `Space.named`.
 
@@ -102,7 +103,7 @@ def read_space(
     """
     try:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        return parse_space(data, network, conditional, mixed=mixed, pruning=pruning, gates=gates)
+        return parse_space(data, network, conditional, mixed=mixed, pruning=pruning, gates=gates, prices=prices)
     except OSError as error:
         raise UserError(f"--space: cannot read {path}: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -119,6 +120,7 @@ def parse_space(
     mixed: bool = False,
     pruning: Choices | None = None,
     gates: tuple[str, ...] = GATES[:1],
+    prices: Prices | None = None,
 ) -> Space:
     """The space that a TOML file's content describes, for a network.
 
@@ -154,6 +156,7 @@ def parse_space(
         network=network,
         pruning=pruning,
         gates=gates,
+        prices=prices,
     )
 
 

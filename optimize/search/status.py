@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from optuna.study import Study
 from optuna.trial import TrialState
 
-from ...studies.best import auc_of, search_best
+from ...studies.best import cost_of, score_of, search_best
 from ...studies.report import fixed_trials, name_of
 
 
 @dataclass(frozen=True)
 class SearchStatus:
-    """Where a study stands. best, fixed: the best AUC of all and of the fixed composites, with its name.
+    """Where a study stands. measure: what trials are judged by. best, fixed: the best of all and of the fixed
+    composites, with its name.
     stopped: how many of those done were stopped early. after: what comes after the trials, in trials."""
 
     done: int
@@ -24,11 +25,12 @@ class SearchStatus:
     fixed_name: str = ""
     stopped: int = 0
     after: float = 0.0
+    measure: str = "AUC"
 
     def __str__(self) -> str:
         if self.best is None:
-            return "no AUC yet"
-        text = f"best AUC {self.best:.4f} ({self.best_name})"
+            return f"no {self.measure} yet"
+        text = f"best {self.measure} {self.best:.4f} ({self.best_name})"
         if self.fixed is not None and self.best_name != self.fixed_name:
             text += f", best fixed {self.fixed:.4f} ({self.fixed_name})"
         if self.stopped:
@@ -52,10 +54,13 @@ def count_finished(study: Study) -> int:
 def standing(study: Study, trials: int) -> SearchStatus:
     """Where a study stands on its way to this many finished trials."""
     done, complete = count_finished(study), count_complete(study)
+    measure = "AUC" if cost_of(study) is None else "area"
     if not complete:
-        return SearchStatus(done, trials, stopped=done)
+        return SearchStatus(done, trials, stopped=done, measure=measure)
     best = search_best(study)
-    fixed = [(name, auc_of(trial)) for name, trial in fixed_trials(study).items() if trial.values]
+    fixed = [(name, score_of(trial)) for name, trial in fixed_trials(study).items() if trial.values]
     fixed_name, fixed_value = max(fixed, key=lambda item: item[1], default=("", None))
     best_name = name_of(best) or f"no. {best.number}"
-    return SearchStatus(done, trials, auc_of(best), best_name, fixed_value, fixed_name, done - complete)
+    return SearchStatus(
+        done, trials, score_of(best), best_name, fixed_value, fixed_name, done - complete, measure=measure
+    )

@@ -40,7 +40,7 @@ def mixed_composites(space: Space) -> dict[str, Composite]:
         composite = space.composite(rules)
         if composite not in fixed.values() and composite not in found.values():
             found[name] = composite
-    return found
+    return space.priced(found)
 
 
 def read_earlier(path: str | Path) -> Composite:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -19,13 +19,14 @@ from ...studies.document import complete_trial
 from ...studies.errors import UserError
 from ...studies.fingerprint import Fingerprint, same_task
 from ..evaluation.candidate import pruning_of
-from ..evaluation.curve import networks_of, right_predictions
+from ..evaluation.curve import networks_of, networks_of_curve, right_predictions
 from ..evaluation.evaluate import Baseline, plan_of
 from ..evaluation.task import Task
 from ..options import GIVEN, Options
 from ..progress import Progress
 from ..search.space import Space
 from ..search.status import count_complete, count_finished
+from .costs import prices_of, timed
 from .prepare import Prepared
 from .resampling import mean_shared, with_reference
 
@@ -107,13 +108,15 @@ def methods_of(
         winner = complete_trial(paper)
         trials = count_finished(paper)
         methods[f"paper's best of {trials}"] = Composite.from_dict(winner.user_attrs["composite"])
-    space = Space.named("auto", prepared.layers, True, mixed="+" in prepared.task.units)
+    task = prepared.task
+    space = Space.named("auto", prepared.layers, True, mixed="+" in task.units, prices=prices_of(task))
     methods |= space.fixed_composites()
     return name, {**methods, **{criterion: Baseline(criterion) for criterion in CRITERIA}}
 
 
 def pruned_as_best(study: Study, prepared: Prepared) -> Prepared:
     """The task in the pruning of the study's best trial, where the study searches it: all methods are used so."""
+    prepared = timed(prepared, study)
     return replace(prepared, task=prepared.task.pruned_as(pruning_of(complete_trial(study))))
 
 
@@ -129,7 +132,7 @@ def compare_study(
         UserError: the best composite gives relevance that is not finite with other reference images.
     """
     task = prepared.task
-    measured: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in methods}
+    measured: dict[str, list[tuple[NDArray[np.bool_], NDArray[np.float64]]]] = {name: [] for name in methods}
     problems: dict[str, str] = {}
     with progress("compare on holdout samples", seeds * len(methods)) as advance:
         for draw in draws_of(seeds):
@@ -137,14 +140,18 @@ def compare_study(
             for name, method in methods.items():
                 seeded = replace(method, seed=draw) if isinstance(method, Baseline) else method
                 try:
-                    measured[name].append(correctness(drawn, seeded))
+                    costs: list[float] = []
+                    flags = correctness(drawn, seeded, costs if task.by_cost else None)
+                    measured[name].append((flags, np.array(costs) / costs[0] if costs else np.ones(len(flags))))
                 except NotFinite as error:
                     problems[name] = str(error)
                 advance(1)
     if best in problems:
         raise UserError(f"{best}: {problems[best]} with other reference images; give another --study")
-    right = {name: np.stack(found) for name, found in measured.items() if name not in problems}
-    lines = compare(right, best, task.rates, prepared.source.seed)
+    complete = {name: found for name, found in measured.items() if name not in problems}
+    right = {name: _stacked([flags for flags, _ in found]) for name, found in complete.items()}
+    parts = {name: _stacked([of_draw for _, of_draw in found]) for name, found in complete.items()}
+    lines = compare(right, best, task.rates, prepared.source.seed, parts if task.by_cost else None)
     return lines, [f"{name} is left out: {problem}" for name, problem in problems.items()]
 
 
@@ -153,9 +160,20 @@ def draws_of(seeds: int) -> range:
     return range(FIRST_DRAW, FIRST_DRAW + seeds)
 
 
-def correctness(task: Task, method: Compared) -> NDArray[np.bool_]:
-    """Whether the network at each rate is right on each holdout sample, shape (rates, samples)."""
-    return right_predictions(task, networks_of(task, plan_of(task, method)), task.holdout).cpu().numpy()
+def correctness(task: Task, method: Compared, costs: list[float] | None = None) -> NDArray[np.bool_]:
+    """Whether each network of a curve is right on each holdout sample, shape (networks, samples).
+
+    costs: gets what each network costs, where trials are judged by that; there are networks beyond the rates then.
+    """
+    plan = plan_of(task, method)
+    networks = networks_of(task, plan) if costs is None else networks_of_curve(task, plan, costs)
+    return right_predictions(task, networks, task.holdout).cpu().numpy()
+
+
+def _stacked(of_draws: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """The draws' rows for each network, with the last network of a shorter curve once more: it saves no more."""
+    longest = max(map(len, of_draws))
+    return np.stack([np.concatenate([rows, rows[len(rows) - 1 :].repeat(longest - len(rows), 0)]) for rows in of_draws])
 
 
 def about(study: Study, prepared: Prepared, best: str, paper: Study | None, seeds: int) -> dict[str, Any]:

@@ -82,14 +82,15 @@ def open_study(
 ) -> Study:
     """The study to run, created if there is none, with its attributes (`rates`, `config`, `layers`, ...).
 
-    objective: one of `parsers.OBJECTIVES`.
+    objective: one of `parsers.objectives`.
 
     Raises:
         UserError: as `check_study`; nothing has been written then.
     """
     study = check_study(storage, name, fingerprint, objective)
     if study is None:
-        names = ["AUC", *(f"AUC over {cost}" for cost in objective[1:])]
+        names = ["AUC" if objective[0] == "auc" else f"area over {objective[0]}"]
+        names += [f"AUC over {cost}" for cost in objective[1:]]
         directions = [StudyDirection.MAXIMIZE] * len(names)
         study = optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
         with warnings.catch_warnings():

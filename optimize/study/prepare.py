@@ -204,7 +204,8 @@ def assemble(
         holdout=samples["holdout"],
         schedule=Schedule.parse(schedules[0]),
         precision=options.precision,
-        cost=next(iter(options.objective[1:]), None),
+        cost=next((cost for cost in options.objective if cost != "auc"), None),
+        by_cost="auc" not in options.objective,
         repair=make_repair(repairs[0], graph, repair_from),
         repair_images=repair_from,
     )

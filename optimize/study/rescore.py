@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, Trial
 
 from ...attribution import Composite
 from ...pruning import NotFinite
-from ...studies.best import RESCORED, auc_of, candidates, kept_score
+from ...studies.best import RESCORED, candidates, judged, kept_score, measure_of, score_of
 from ..evaluation.candidate import Candidate, candidate_of
 from ..evaluation.evaluate import mean_evaluation
 from ..evaluation.phases import HOLDOUT, RESCORING
@@ -38,7 +38,7 @@ def fresh_samples(prepared: Prepared) -> Samples | None:
 def fresh_measure(
     prepared: Prepared, tasks: Sequence[Task], fresh: Callable[[], Samples | None] | None = None
 ) -> tuple[str, Measure]:
-    """Which samples the best are measured on, in words, and the AUC of a candidate on them.
+    """Which samples the best are measured on, in words, and the score of a candidate on them.
 
     tasks: the study's own, one for each draw of its reference images. fresh: gives the validation images, read before.
 
@@ -46,13 +46,13 @@ def fresh_measure(
     """
     samples = fresh_samples(prepared) if fresh is None else fresh()
     if samples is not None:
-        return name_of_fresh(samples), lambda c: mean_evaluation(tasks, c, samples).auc
+        return name_of_fresh(samples), lambda c: mean_evaluation(tasks, c, samples).score
     draws = range(len(tasks), len(tasks) + DRAWS)
     others = [with_reference(prepared, draw) for draw in draws]
     shared = sharing(prepared.source, draws)
     name = "draw" if DRAWS == 1 else "draws"
     on = f"{DRAWS} other {name} of the reference images" + ("" if shared == NONE_SHARED else f" ({shared})")
-    return on, lambda c: mean_evaluation(others, c).auc
+    return on, lambda c: mean_evaluation(others, c).score
 
 
 def name_of_fresh(samples: Samples) -> str:
@@ -70,10 +70,10 @@ def unseen_samples(study: Study, trial: Trial, count: int, holdout: Samples, fre
     fresh: see `fresh_samples`; not needed if `count` is 1, where nothing is scored again.
     """
     best = candidates(study, count)
-    highest = auc_of(best[0]) if best else -1.0
+    highest = score_of(best[0]) if best else -1.0
     found = [Unseen(HOLDOUT, holdout, -1.0 if "fixed" in trial.user_attrs else highest, HOLDOUT)]
     if count > 1 and fresh is not None:
-        above = auc_of(best[-1]) if len(best) == count else -1.0
+        above = score_of(best[-1]) if len(best) == count else -1.0
         found.append(Unseen(name_of_fresh(fresh), fresh, above, RESCORING))
     return found
 
@@ -98,17 +98,17 @@ def rescore(study: Study, count: int, on: str, measure: Measure, advance: Callab
     scores = dict(study.user_attrs.get(RESCORED, {}))
     for trial in reversed(candidates(study, count)):
         if str(trial.number) not in scores:
-            scores[str(trial.number)] = {"auc": _score(trial, on, measure), "on": on}
+            scores[str(trial.number)] = {measure_of(study): _score(trial, on, measure), "on": on}
             study.set_user_attr(RESCORED, scores)
         advance(1)
 
 
 def _score(trial: FrozenTrial, on: str, measure: Measure) -> float | None:
-    """A trial's AUC on the samples of this name; None where it is of no use with other images, since its relevance is
+    """A trial's score on the samples of this name; None where it is of no use with other images, since its relevance is
     not finite there."""
     kept = kept_score(trial, on)
     if kept is not None:
-        return kept["auc"]
+        return judged(kept)
     with contextlib.suppress(NotFinite):
         return measure(candidate_of(trial))
     return None

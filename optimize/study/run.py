@@ -34,6 +34,7 @@ from ..search.space import Space
 from ..search.spacefile import read_space
 from ..search.status import count_complete, count_finished, standing
 from ..search.warm_start import earlier_composite, mixed_composites
+from .costs import LAYER_TIMES, prices_of, score_saved, timed
 from .opening import check_space, check_study, open_study
 from .prepare import Prepared
 from .resampling import left_over, mean_shared, tasks_of
@@ -70,7 +71,15 @@ def make_space(options: Options, prepared: Prepared, *, conditional: bool = True
     gates = (GATES if task.cost else GATES[:1]) if task.graph.gated else ()
     make = Space.named if options.space in SPACES else read_space
     mixed = "+" in task.units
-    return make(options.space, prepared.layers, conditional, mixed=mixed, pruning=prepared.pruning, gates=gates)
+    return make(
+        options.space,
+        prepared.layers,
+        conditional,
+        mixed=mixed,
+        pruning=prepared.pruning,
+        gates=gates,
+        prices=prices_of(task),
+    )
 
 
 def run_study(
@@ -103,10 +112,12 @@ def run_study(
     start_from: dict[str, Composite] = {}
     if options.start_from is not None:
         start_from[options.start_from] = earlier_composite(options.start_from, space, prepared.layers, options.space)
-    tasks = tasks_of(prepared, options.draws)
     storage = open_storage(options.storage)
     with alone(options.storage):  # not while another process makes it
         present = check_study(storage, name, prepared.fingerprint, options.objective)
+    prepared = timed(prepared, present)
+    space = make_space(options, prepared, conditional=conditional)  # which may have the table's prices now
+    tasks = tasks_of(prepared, options.draws)
     if present is not None:
         check_space(present, space, options.space)
     reports = reports_of(present, options.pruner)
@@ -118,6 +129,7 @@ def run_study(
         "config": {**options.stored(), "storage": shown(options.storage)},
         "layers": prepared.layers,
         "device": str(prepared.task.graph.device),
+        **({} if prepared.task.times is None else {LAYER_TIMES: prepared.task.times.to_dict()}),
     }
     with alone(options.storage):
         study = open_study(storage, name, prepared.fingerprint, attrs, options.objective)
@@ -160,7 +172,7 @@ def run_study(
                 known=mixed_composites(space),
                 queue=grid,
                 watch=lambda now, line: watch(replace(now, after=after), line),
-                race=None if len(options.objective) > 1 else race,
+                race=race if options.objective == ("auc",) else None,
                 queue_only=options.sampler == GRID,
                 alone=partial(alone, options.storage),
                 unseen=watched,
@@ -279,6 +291,7 @@ def _score(
             with phase(PLAIN), screen(PLAIN, 1, left[PLAIN]) as advance:
                 score_plain(study, plain_scores, advance)
         if str(best_trial(study).number) in study.user_attrs["holdout"]:
+            score_saved(study, prepared.task)
             return  # else another process has found a better one meanwhile
 
 

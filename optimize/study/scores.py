@@ -10,7 +10,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from ...attribution import Composite
-from ...studies.best import best_trial, kept_score, search_best
+from ...studies.best import best_trial, kept_score, search_best, stored_score
 from ...studies.report import fixed_trials
 from ..evaluation.candidate import candidate_of
 from ..evaluation.phases import HOLDOUT, Phases
@@ -28,6 +28,7 @@ def known_curves(study: Study) -> dict[str, Curve]:
             list(trial.user_attrs.get("chunks", ())),
             trial.user_attrs.get("samples", count),
             list(trial.user_attrs.get("costs", ())),
+            list(trial.user_attrs.get("beyond", ())),
         )
         for trial in complete
         if "ranking_hash" in trial.user_attrs
@@ -55,7 +56,7 @@ def score_holdout(study: Study, evaluate: Evaluate, advance: Callable[[int], Non
             kept = kept_score(trial, HOLDOUT)
             if kept is None:
                 result = evaluate(candidate_of(trial))
-                kept = {"auc": result.auc, "accuracy": list(result.accuracy)}
+                kept = stored_score(result)
             scores[str(trial.number)] = kept
             study.set_user_attr("holdout", scores)
         advance(1)
@@ -103,6 +104,19 @@ def score_plain(
     scores: dict[str, Any] = dict(study.user_attrs.get("plain", {}))
     if str(best.number) not in scores:
         search, holdout = evaluate(Composite.from_dict(best.user_attrs["composite"]))
-        scores[str(best.number)] = {"auc": search.auc, "holdout_auc": holdout.auc, "accuracy": list(holdout.accuracy)}
+        scores[str(best.number)] = {
+            "auc": search.auc,
+            "holdout_auc": holdout.auc,
+            "accuracy": list(holdout.accuracy),
+            **_areas(search, holdout),
+        }
         study.set_user_attr("plain", scores)
     advance(1)
+
+
+def _areas(search: Result, holdout: Result) -> dict[str, Any]:
+    """The areas over the cost, where that is what trials are judged by."""
+    kept = stored_score(holdout)
+    if "area" not in kept:
+        return {}
+    return {"area": stored_score(search)["area"], "holdout_area": kept["area"], "costs": kept["costs"]}

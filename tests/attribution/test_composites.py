@@ -340,3 +340,36 @@ def test_attention_hooks(transformer: Graph) -> None:
             for name in (f"{block}.q_proj", f"{block}.out_proj", "encoder.layers.encoder_layer_0.mlp.0")
         ]
         assert whole == [bias == "whole", bias == "whole", False]
+
+
+def test_prices_in_json():
+    data = {"groups": {"low": {"rule": "zplus"}}, "ranking": {"aggregation": "abs", "normalization": "none"}}
+    plain = Composite.from_dict(data)
+    assert (plain.cost_exponent, plain.cost) == (0.0, "macs")
+    assert plain.to_dict() == data
+    for priced in (
+        {"cost_exponent": 1.5},
+        {"cost_exponent": 0.5, "cost": "params"},
+        {"cost_exponent": 4.0, "cost": "latency", "seconds": {"conv1": 1e-10, "fc": 2e-9}},
+    ):
+        written = {**data, "ranking": {**data["ranking"], **priced}}
+        composite = Composite.from_dict(json.loads(json.dumps(written)))
+        assert composite.to_dict() == written
+        assert composite.cost_exponent == priced["cost_exponent"]
+
+
+@pytest.mark.parametrize(
+    ("ranking", "message"),
+    [
+        ({"cost_exponent": 4.1}, r"ranking.cost_exponent: must be in \[0, 4\]"),
+        ({"cost_exponent": -1}, r"ranking.cost_exponent: must be in \[0, 4\]"),
+        ({"cost_exponent": "1"}, "ranking.cost_exponent: must be a number"),
+        ({"cost": "watts"}, "ranking.cost: unknown 'watts'"),
+        ({"cost": "latency"}, "ranking.seconds: missing"),
+        ({"seconds": {"fc": 1e-9}}, "ranking.seconds: only with cost latency"),
+        ({"cost": "latency", "seconds": {"fc": -1}}, "ranking.seconds.fc: must be in"),
+    ],
+)
+def test_prices_that_are_none(ranking, message):
+    with pytest.raises(CompositeError, match=message):
+        Composite.from_dict({"groups": {"low": {"rule": "zplus"}}, "ranking": ranking})

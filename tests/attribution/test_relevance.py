@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,19 @@ from pxp_optimize.attribution import (
     normalize,
     rules,
 )
-from pxp_optimize.attribution.relevance import balance, per_unit, start_relevance
-from pxp_optimize.pruning import Graph, TraceError, compact, compact_model, masked_model, prune_masks, trace
+from pxp_optimize.attribution.relevance import balance, per_unit, priced, start_relevance
+from pxp_optimize.pruning import (
+    Graph,
+    Plan,
+    Schedule,
+    TraceError,
+    compact,
+    compact_model,
+    masked_model,
+    prune_masks,
+    trace,
+    unit_prices,
+)
 from pxp_optimize.pruning.modules import Affine
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
@@ -831,3 +843,44 @@ def test_what_shifts_takes_a_biass_share(randomise: Callable[[nn.Module], nn.Mod
     for name, gradient in zip(found, gradients, strict=True):
         expected = (outputs[name] * gradient / logits[..., None, None]).sum((2, 3)).abs().sum(0).detach()
         assert float((found[name] - expected).norm() / expected.norm()) < 1e-4
+
+
+def test_relevance_over_a_power_of_the_price():
+    relevance = {"a": torch.tensor([1.0, -2.0]), "b": torch.tensor([3.0]), "c": torch.tensor([])}
+    prices = {"a": torch.tensor([1.0, 4.0]), "b": torch.tensor([4.0]), "c": torch.tensor([])}
+    found = priced(relevance, prices, 2.0)  # in units of the mean price, 3
+    assert found["a"].tolist() == pytest.approx([9.0, -2 * 9 / 16])
+    assert found["b"].tolist() == pytest.approx([27 / 16])
+    assert found["c"].tolist() == []
+
+
+def test_prices_are_those_of_the_network_as_it_is():
+    """In steps masks stay nested, and each step's ranking has the prices of what is left."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, stride=2), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(8 * 16, 5)),
+    ).eval()
+    images, targets = torch.randn(6, 3, 8, 8), torch.arange(6) % 5
+    graph = trace(model, images[:2])
+    plain = Composite.uniform(RuleSpec("zplus"))
+    for cost in ("macs", "params"):
+        composite = replace(plain, cost_exponent=1.0, cost=cost)
+        seen = []
+
+        def score(network: Graph, composite: Composite = composite, seen: list = seen) -> dict[str, Tensor]:
+            found = collect_relevance(network, composite, images, targets)
+            by_hand = collect_relevance(network, plain, images, targets)
+            prices = unit_prices(network, by_hand, composite.cost)
+            seen.append(prices)
+            mean = torch.cat([*prices.values()]).mean()
+            for name, values in found.items():
+                torch.testing.assert_close(values, by_hand[name] / (prices[name] / mean))
+            return found
+
+        plan = Plan.make(graph, score, Schedule(0.25), None, 0.75)
+        masks = [plan.ranking.masks(rate) for rate in (0.25, 0.5, 0.75)]
+        for before, after in pairwise(masks):
+            assert all(bool((after[name] <= before[name]).all()) for name in before)
+        assert len(seen) == 3
+        assert not torch.equal(seen[0]["0"][:1], seen[2]["0"][:1])

@@ -15,7 +15,7 @@ from pxp_optimize.attribution import load_composite
 from pxp_optimize.optimize import Objective, UserError, front, load_pruned, optimize, prune
 from pxp_optimize.optimize.evaluation.evaluate import evaluate
 from pxp_optimize.optimize.study.prepare import prepare
-from pxp_optimize.studies.best import best_trial
+from pxp_optimize.studies.best import auc_of, best_trial
 from pxp_optimize.studies.storage import open_storage
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -81,6 +81,7 @@ def test_both_doors_give_the_same_trials(project, prepared, network, tmp_path):
     for document in (ours, theirs):
         document.pop("model")
         document["result"].pop("study")
+        assert 0 < document["result"]["saved"].pop("latency") < 1  # times are never the same again
     assert ours == theirs
     again = prune(network, tmp_path / "python.json", *floats(prepared, "reference"), 0.5)
     images = floats(prepared, "holdout")[0]
@@ -313,3 +314,27 @@ def test_the_names_of_prepare_and_given_agree(project, prepared, small_options):
     """What both doors keep of the samples is the same, so that their studies can be told apart by nothing else."""
     mark = prepare(small_options.changed(rates=RATES)).fingerprint
     assert mark["samples"] == prepared.fingerprint["samples"]
+
+
+def test_a_cost_as_the_objective(prepared, network, tmp_path):
+    how = {**HOW, "trials": 10, "objective": "params"}
+    result = optimize(network, **given(prepared, floats), storage=str(tmp_path / "a.db"), **how)
+    assert [trial.value for trial in result.study.trials] != [auc_of(trial) for trial in result.study.trials]
+    assert "area, holdout" in [column.header for column in result.table().columns]
+    priced = next(t for t in result.study.trials if t.user_attrs.get("fixed") == "zplus, priced")
+    data = {name: floats(prepared, name) for name in ("reference", "search")}
+    objective = Objective(network, **data, **{key: value for key, value in how.items() if key != "trials"})
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+    groups = priced.user_attrs["composite"]["groups"]
+    study.enqueue_trial(
+        {
+            **{f"{group}.rule": "zplus" for group in groups},
+            "aggregation": "abs",
+            "normalization": "none",
+            "cost_exponent": 1.0,
+        }
+    )
+    study.optimize(objective, n_trials=2)
+    assert study.trials[0].value == pytest.approx(priced.value)
+    assert auc_of(study.trials[0]) == pytest.approx(auc_of(priced))
+    assert 0 <= study.trials[1].params["cost_exponent"] <= 2

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from pxp_optimize.pruning import auc, sparsity_at
+from pxp_optimize.pruning import area_saved, auc, saved_at, sparsity_at
 from pxp_optimize.studies.bootstrap import estimate, holm, measures
 from scipy import stats
 
@@ -22,6 +22,17 @@ def test_measures_are_those_of_the_study(curves):
         assert row[0] == pytest.approx(auc(RATES, curve.tolist()))
         assert row[1] == sparsity_at(RATES, curve.tolist(), 0.95)
         assert row[2:].tolist() == curve.tolist()
+
+
+@given(arrays(float, (5, 2, 6), elements=st.floats(0, 1)), arrays(float, (2, 5), elements=st.floats(0, 1)))
+def test_measures_over_a_cost_are_those_of_the_study(curves, falls):
+    costs = np.concatenate([np.ones((2, 1)), np.sort(falls)[:, ::-1]], 1)  # two networks beyond the rates
+    found = measures(curves, RATES, 0.95, costs)
+    for rows, of_draws in zip(found, curves, strict=True):
+        for row, curve, of_draw in zip(rows, of_draws.tolist(), costs.tolist(), strict=True):
+            assert row[0] == pytest.approx(area_saved(of_draw, curve))
+            assert row[1] == saved_at(of_draw, curve, 0.95)
+            assert row[2:].tolist() == curve[:4]
 
 
 @settings(max_examples=30)

@@ -148,6 +148,23 @@ def test_the_smaller_network_is_the_one_that_was_measured(make_task, schedule, r
         assert accuracy(small, task.holdout.inputs, task.holdout.targets) == expected
 
 
+@pytest.mark.parametrize("cost", ["macs", "params", "latency"])
+def test_prices_rank_the_same_from_the_document(make_task, cost, project):
+    """By what is in the document alone: also the seconds of the layers, which no second measurement would give."""
+    task: Task = make_task(schedule="every:0.2", repair="least-squares")
+    seconds = {name: 1e-9 * (1 + index) for index, name in enumerate(task.graph.groups)} if cost == "latency" else {}
+    priced = replace(GAMMA, cost_exponent=1.5, cost=cost, seconds=seconds)
+    module = project.network()
+    module.load_state_dict(torch.load(project.folder / "weights.pt", weights_only=True))
+    how = {"schedule": "every:0.2", "repair": "least-squares"}
+    document = {"format": "pxp-composite/1", "units": "filters", **priced.to_dict(), "pruning": how}
+    measured = evaluate(task, priced, task.holdout)
+    assert measured.ranking_hash != evaluate(task, GAMMA, task.holdout).ranking_hash
+    for rate, expected in zip(RATES, measured.accuracy, strict=True):
+        small = prune(module.eval(), document, task.reference.inputs, task.reference.targets, rate)
+        assert accuracy(small, task.holdout.inputs, task.holdout.targets) == expected
+
+
 @pytest.mark.parametrize("repair", ["none", "batchnorm", "least-squares"])
 def test_a_trial_keeps_no_networks_but_those_of_its_steps(make_task, repair, monkeypatch):
     import gc

@@ -9,6 +9,7 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
+from pxp_optimize.attribution import Composite, RuleSpec
 from pxp_optimize.optimize.search.local_search import PARENTS, LocalSearch
 from pxp_optimize.optimize.search.samplers import make_sampler
 from pxp_optimize.optimize.search.space import Space
@@ -45,7 +46,8 @@ def add(study: optuna.Study, space: Space, params: dict, value: float, state=Tri
 
 
 def uniform(space: Space, rule: str) -> dict:
-    params = space.params_of(space.fixed_composites()[rule])
+    relative = Composite.uniform(RuleSpec("epsilon_relative", {"epsilon": 1e-3}), DEPTHS)
+    params = space.params_of(relative if rule == "epsilon-relative" else space.fixed_composites()[rule])
     assert params is not None
     return params
 
@@ -61,11 +63,11 @@ def test_one_thing_is_changed_in_one_of_the_best(direction):
     space = Space(DEPTHS)
     study = optuna.create_study(direction=direction)
     sign = 1 if direction == "maximize" else -1
-    for place, rule in enumerate(["gamma0.25", "zplus", "epsilon", "alpha2-beta1"]):
+    for place, rule in enumerate(["gamma0.25", "zplus", "epsilon-relative", "alpha2-beta1"]):
         add(study, space, uniform(space, rule), sign * (1 - place / 10))
     worse = uniform(space, "gamma0.25") | {"aggregation": "signed", "normalization": "l1"}
     add(study, space, worse, 5.0 * sign, TrialState.PRUNED)
-    parents = [uniform(space, rule) for rule in ["gamma0.25", "zplus", "epsilon"]]
+    parents = [uniform(space, rule) for rule in ["gamma0.25", "zplus", "epsilon-relative"]]
     assert len(parents) == PARENTS
     chosen, changes = [0] * PARENTS, set()
     for seed in range(120):

@@ -247,7 +247,7 @@ def test_any_pruner_reads_trials_that_report_for_another(tmp_path, name):
     stopped = {}
     for reports in ("chunk", "mean"):
         path = tmp_path / f"{reports}.db"
-        search(path, NONE, 12, reports=reports)
+        search(path, NONE, 6, reports=reports)
         study = search(path, name, TRIALS, reports=reports)
         stopped[reports] = [(t.number, t.params, t.user_attrs.get("stopped_after")) for t in study.trials]
         assert study.get_trials(states=(TrialState.PRUNED,))

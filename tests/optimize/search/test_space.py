@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import optuna
 import pytest
-from pxp_optimize.attribution import Composite, CompositeError, RuleSpec
+from pxp_optimize.attribution import Composite, CompositeError
 from pxp_optimize.attribution.composites import resolve
 from pxp_optimize.optimize.search.samplers import make_sampler
 from pxp_optimize.optimize.search.space import FIXED, GROUPS, RULES, Space
@@ -76,12 +77,11 @@ def test_a_fixed_composite_enqueued_comes_back_as_itself(name, conditional):
     space = Space(GROUPS, conditional)
     composite = space.fixed_composites()[name]
     study = optuna.create_study(sampler=make_sampler("random", 0))
-    study.enqueue_trial(space.params_of(composite))
-    expected = composite
-    if name == "epsilon":  # the space has it as the limit of another rule
-        expected = Composite.uniform(RuleSpec("epsilon_relative", {"epsilon": 1e-3})).to_dict()["groups"]["low"]
-        expected = Composite.from_dict({"groups": dict.fromkeys(GROUPS, expected)})
-    assert space.suggest(study.ask()).to_dict() == expected.to_dict()
+    params = space.params_of(composite)
+    assert (params is None) == (name == "epsilon")  # of which the space has only a rule that comes near it
+    if params is not None:
+        study.enqueue_trial(params)
+        assert space.suggest(study.ask()).to_dict() == composite.to_dict()
     assert composite.to_dict()["groups"] == dict.fromkeys(GROUPS, FIXED[name])
     assert composite.to_dict()["ranking"] == {"aggregation": "abs", "normalization": "none"}
 
@@ -193,11 +193,11 @@ def test_the_layer_space_is_a_number_a_layer_and_nothing_else(layers, conditiona
 
 
 def test_cmaes_fits_the_layer_space():
-    """It models every parameter of it, from the fixed composites on."""
+    """It models every parameter of it, from given points on."""
     space = Space.named("layer", CONVOLUTIONAL, False, mixed=False)
     study = optuna.create_study(sampler=make_sampler("cmaes", 0), direction="maximize")
-    for composite in space.fixed_composites().values():
-        study.enqueue_trial(space.params_of(composite))
+    for gamma in (0.01, 10.0, 10.0, 0.25):
+        study.enqueue_trial({f"{layer}.gamma": gamma for layer in CONVOLUTIONAL})
     best = {"conv1.gamma": 0.1, "conv2.gamma": 1.0, "down.gamma": 0.03, "fc.gamma": 0.05}
 
     def value(trial):
@@ -210,27 +210,30 @@ def test_cmaes_fits_the_layer_space():
     assert study.best_value > -1 > max(trial.value for trial in study.trials[:4])
 
 
-def test_limits_of_gamma_stand_for_the_rules_they_are():
+def test_only_what_the_space_has_exactly_has_parameters():
+    """A sampler would learn from the nearest ones what was not tried."""
     space = Space.named("layer", CONVOLUTIONAL, True, mixed=False)
     fixed = {name: space.params_of(composite) for name, composite in space.fixed_composites().items()}
-    for name, gamma in {"epsilon": 0.01, "zplus": 10.0, "alpha2-beta1": 10.0, "gamma0.25": 0.25}.items():
-        assert fixed[name] == {f"{layer}.gamma": gamma for layer in CONVOLUTIONAL}
-
-
-def test_numbers_outside_of_the_space_are_brought_to_its_edge():
-    space = named("depth", CONVOLUTIONAL)
-    composite = Composite.from_dict(
-        {
-            "groups": {
-                "low": {"rule": "epsilon", "epsilon": 1e-9},
-                "mid": {"rule": "gamma", "gamma": 100.0},
-                "classifier": {"rule": "alpha_beta", "alpha": 2.5},
-            }
-        }
-    )
-    params = space.params_of(composite)
-    assert (params["low.epsilon_relative"], params["mid.gamma"], params["classifier.alpha"]) == (1e-3, 10.0, 2.5)
-    assert named("paper", CONVOLUTIONAL).params_of(composite) is None  # its numbers are single points
+    assert fixed.pop("gamma0.25") == {f"{layer}.gamma": 0.25 for layer in CONVOLUTIONAL}
+    assert set(fixed.values()) == {None}
+    inside = {"low": {"rule": "zplus"}, "mid": {"rule": "gamma", "gamma": 10.0}}
+    for rule, known in (
+        ({"rule": "alpha_beta", "alpha": 2.5}, True),
+        ({"rule": "alpha_beta", "alpha": 3.5}, False),
+        ({"rule": "epsilon", "epsilon": 1e-6}, False),
+        ({"rule": "epsilon_relative", "epsilon": 1e-4}, False),
+        ({"rule": "gamma", "gamma": 10.5}, False),
+    ):
+        composite = Composite.from_dict({"groups": {**inside, "classifier": rule}})
+        params = named("depth", CONVOLUTIONAL).params_of(composite)
+        assert (params is not None) == known
+        if params is not None:
+            assert (params["mid.gamma"], params["classifier.alpha"]) == (10.0, 2.5)
+        assert named("paper", CONVOLUTIONAL).params_of(composite) is None  # its numbers are single points
+    mixed = named("depth", CONVOLUTIONAL, True)
+    composite = Composite.from_dict({"groups": {**inside, "classifier": {"rule": "zplus"}}})
+    assert mixed.params_of(composite)["balance"] == 1.0
+    assert mixed.params_of(replace(composite, balance=100.0)) is None
 
 
 def test_a_composite_of_depths_is_a_point_of_the_types_but_not_the_other_way_round():

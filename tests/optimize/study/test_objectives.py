@@ -100,7 +100,7 @@ def test_a_study_goes_on_with_its_objective_only(searched):
         (["--pruner", "wilcoxon"], "--pruner wilcoxon knows one objective"),
         (["--sampler", "cmaes"], "--sampler cmaes knows one objective"),
         (["--sampler", "gp"], "give --objective auc, or one of tpe, random, grid"),
-        (["--objective", "macs"], "is not one of"),
+        (["--objective", "watts"], "is not one of"),
     ],
 )
 def test_what_does_not_go_together_is_one_line(project, more, message):

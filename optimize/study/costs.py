@@ -1,0 +1,76 @@
+"""What networks and units cost in a study whose trials are judged by that."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from optuna.study import Study
+from torch import nn
+
+from ...attribution import Composite
+from ...attribution.composites import PRICES
+from ...pruning import COSTS, Cost, LayerTimes, computed_in, sparsity_at, without_constants
+from ...studies.best import SAVED, best_trial
+from ...studies.report import KEPT
+from ..evaluation.candidate import pruning_of
+from ..evaluation.evaluate import plan_of
+from ..evaluation.task import Task
+from ..search.space import Prices
+from .prepare import Prepared
+
+LAYER_TIMES = "layer_times"
+"""The study attribute that holds the table of layer times (`pruning.LayerTimes`)."""
+
+
+def timed(prepared: Prepared, study: Study | None) -> Prepared:
+    """The task with its table of layer times, where trials are judged by the latency: the study's, else measured
+    now."""
+    task = prepared.task
+    if task.cost != "latency" or not task.by_cost or task.times is not None:
+        return prepared
+    kept = None if study is None else study.user_attrs.get(LAYER_TIMES)
+    if kept is not None:
+        times = LayerTimes.from_dict(kept)
+    else:
+        times = task.batching.run(lambda size: LayerTimes.measure(task.graph, min(size, len(task.search))))
+    return replace(prepared, task=replace(task, times=times))
+
+
+def prices_of(task: Task) -> Prices | None:
+    """What units are priced in; None where they are not. Of a cost that is registered from outside: multiply-adds."""
+    if not task.by_cost or task.cost is None:
+        return None
+    if task.times is not None:
+        return Prices("latency", task.times.seconds_of_work(task.graph))
+    return Prices(task.cost if task.cost in PRICES else "macs")
+
+
+def score_saved(study: Study, task: Task) -> None:
+    """Measure what the best composite saves of each cost where it keeps 95 % of the accuracy on the holdout samples.
+
+    It becomes the study's attribute `best.SAVED`, by trial number. The latency is that of the network itself.
+    """
+    best = best_trial(study)
+    scores: dict[str, Any] = dict(study.user_attrs.get(SAVED, {}))
+    if str(best.number) in scores:
+        return
+    task = task.pruned_as(pruning_of(best))
+    rate = sparsity_at(task.rates, study.user_attrs["holdout"][str(best.number)]["accuracy"], KEPT)
+    plan = plan_of(task, Composite.from_dict(best.user_attrs["composite"]))
+    small = without_constants(next(plan.networks(task.graph, [rate], task.repair)).network)
+    found: dict[str, float] = {"rate": rate}
+    for name, cost in COSTS.items():
+        whole, left = (_measured(task, cost, network) for network in (without_constants(task.graph.network), small))
+        found[name] = 1 - left / whole
+    scores[str(best.number)] = found
+    study.set_user_attr(SAVED, scores)
+
+
+def _measured(task: Task, cost: Cost, network: nn.Module) -> float:
+    def of(size: int) -> float:
+        images = task.search.inputs[0:size]
+        with computed_in(task.precision, images.device):
+            return cost(network, images)
+
+    return task.batching.run(of)

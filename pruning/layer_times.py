@@ -1,0 +1,179 @@
+"""Latency from a table: how long each layer takes at some widths, measured once, so that no network need be timed.
+
+What lies between the measured widths is interpolated; all other steps take time in proportion to the numbers that they
+give. A table is of one network, one device and one batch size.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .graph import Graph
+from .network import BATCH, AttentionValue, Network, QueryKey, Realign, ScatterAdd, clone
+from .operations.attention import MatrixProduct
+from .work import wait
+
+WIDTHS = (0.0625, 0.25, 0.5, 1.0)
+"""Parts of a layer's inputs and outputs that are measured."""
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A layer's seconds for a batch, shape (rows, columns), by how many outputs it has and inputs (of a group)."""
+
+    rows: list[int]
+    columns: list[int]
+    seconds: list[list[float]]
+
+    def at(self, rows: int, columns: int) -> float:
+        """The seconds at this width; narrower than any that was measured, those of the narrowest."""
+        by_row = [float(np.interp(columns, self.columns, row)) for row in self.seconds]
+        return float(np.interp(rows, self.rows, by_row))
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """The table. batch: images. layers: by name. others: by kind of step, the seconds for a number that it gives."""
+
+    batch: int
+    layers: Mapping[str, Grid]
+    others: Mapping[str, float]
+
+    @classmethod
+    @torch.inference_mode()
+    def measure(cls, graph: Graph, batch: int) -> LayerTimes:
+        """Measure a network's layers, on its device, with so many images. Layers that are alike are measured once."""
+        network = graph.network
+        modules, shapes = network.modules_by_step(), _shapes(network, batch)
+        layers: dict[str, Grid] = {}
+        alike: dict[str, Grid] = {}
+        spent: dict[str, list[tuple[float, int]]] = {}
+        for step in network.steps:
+            module, inputs = modules[step.name], [shapes[slot] for slot in step.inputs]
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                key = f"{module} {inputs[0]}"
+                if key not in alike:
+                    alike[key] = _grid(module, inputs[0], network, graph.device)
+                layers[step.name] = alike[key]
+            elif inputs and isinstance(module, nn.Module):
+                values = [_random(shape, network, graph.device) for shape in inputs]
+                seconds = _seconds(module, values, graph.device)
+                spent.setdefault(_name(module), []).append((seconds, torch.Size(shapes[step.output]).numel()))
+        largest = max(shapes.values(), key=lambda shape: torch.Size(shape).numel() if len(shape) > 2 else 0)
+        dim = 1 if len(largest) == 4 else len(largest) - 1
+        value, size = _random(largest, network, graph.device), largest[dim]
+        index = torch.arange(size, device=graph.device)
+        for added, values in (
+            (Realign(dim, torch.where(index % 2 == 0, index, -1)), [value]),
+            (ScatterAdd(dim, size, None, index), [value, value]),
+        ):
+            seconds = _seconds(added.to(graph.device), values, graph.device)
+            spent.setdefault(_name(added), []).append((seconds, value.numel()))
+        others = {
+            name: sum(seconds for seconds, _ in found) / max(1, sum(numbers for _, numbers in found))
+            for name, found in spent.items()
+        }
+        return cls(batch, layers, others)
+
+    def latency(self, network: nn.Module, images: Tensor | None = None) -> float:
+        """Seconds for a batch of a network made from the one of the table. images: not read."""
+        assert isinstance(network, Network)
+        modules, shapes = network.modules_by_step(), _shapes(network, self.batch)
+        usual = statistics.median(self.others.values())
+        total = 0.0
+        for step in network.steps:
+            module = modules[step.name]
+            if isinstance(module, (nn.Conv2d, nn.Linear)) and step.name in self.layers:
+                total += self.layers[step.name].at(*module.weight.shape[:2])
+            elif step.inputs:
+                total += self.others.get(_name(module), usual) * torch.Size(shapes[step.output]).numel()
+        return total
+
+    def seconds_of_work(self, graph: Graph) -> dict[str, float]:
+        """The seconds for a multiply-add of each layer, and of each product of attention, at its full width."""
+        modules, shapes = graph.network.modules_by_step(), _shapes(graph.network, self.batch)
+        found: dict[str, float] = {}
+        for step in graph.network.steps:
+            module, numbers = modules[step.name], torch.Size(shapes[step.output]).numel()
+            if step.name in self.layers:
+                weight: Tensor = module.weight  # type: ignore[assignment]
+                found[step.name] = self.layers[step.name].at(*weight.shape[:2]) / (numbers * weight[0].numel())
+            elif isinstance(module, (QueryKey, MatrixProduct, AttentionValue)):
+                found[step.name] = self.others[_name(module)] / shapes[step.inputs[0]][-1]
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> LayerTimes:
+        """What `to_dict` gave."""
+        return cls(data["batch"], {name: Grid(**grid) for name, grid in data["layers"].items()}, data["others"])
+
+
+def _name(module: nn.Module) -> str:
+    return type(module).__name__
+
+
+def _shapes(network: Network, batch: int) -> dict[int, tuple[int, ...]]:
+    return {
+        slot: tuple(size // BATCH * batch if size % BATCH == 0 else size for size in shape)
+        for slot, shape in network.shapes().items()
+    }
+
+
+def _random(shape: tuple[int, ...], network: Network, device: torch.device) -> Tensor:
+    value = torch.rand(shape, device=device)
+    return network.ordered(value) if len(shape) == 4 else value
+
+
+def _grid(module: nn.Conv2d | nn.Linear, source: tuple[int, ...], network: Network, device: torch.device) -> Grid:
+    weight = module.weight
+    groups = module.groups if isinstance(module, nn.Conv2d) else 1
+    if groups > 1:  # of grouped layers whole groups go
+        kept = sorted({max(1, round(groups * part)) for part in WIDTHS})
+        rows, columns = [len(weight) // groups * count for count in kept], [weight.shape[1]]
+    else:
+        kept = []
+        rows, columns = (sorted({max(1, round(size * part)) for part in WIDTHS}) for size in weight.shape[:2])
+    seconds: list[list[float]] = []
+    for index, row in enumerate(rows):
+        seconds.append([])
+        for column in columns:
+            bias = None if module.bias is None else module.bias[:row]
+            part = weight[:row, :column].contiguous()
+            channels = column * kept[index] if groups > 1 else column
+            if isinstance(module, nn.Conv2d):
+                count = kept[index] if groups > 1 else 1
+                layout = torch.channels_last if network.channels_last else torch.contiguous_format
+                part = part.contiguous(memory_format=layout)
+                sizes = {"in_channels": channels, "out_channels": row, "groups": count}
+                shape = (source[0], channels, *source[2:])
+            else:
+                sizes = {"in_features": column, "out_features": row}
+                shape = (*source[:-1], column)
+            narrow = clone(module, weight=part, bias=bias, **sizes)
+            seconds[-1].append(_seconds(narrow, [_random(shape, network, device)], device))
+    return Grid(rows, columns, seconds)
+
+
+def _seconds(run: Callable[..., Any], values: list[Tensor], device: torch.device) -> float:
+    """The median of `ROUNDS`, after one that does not count."""
+    found = []
+    for _ in range(ROUNDS + 1):
+        wait(device)
+        start = time.perf_counter()
+        run(*values)
+        wait(device)
+        found.append(time.perf_counter() - start)
+    return statistics.median(found[1:])

@@ -1,0 +1,263 @@
+"""What each unit costs: what its removal saves on a network as it is.
+
+A unit's own row of weights goes, with every reader's weights for the channels that it writes. A channel to which
+several units are added (a residual stream) only goes with all of them, so its readers' work is shared out among those
+that are left: the prices of such a group are in all what is saved when it goes.
+
+Which channels a unit writes is found by running all but the layers with weights: these give ones in the place of a
+unit, or zeros, in as many images as tell all units apart (their number in binary digits, and its complement). Where
+something mixes channels or fills zeros up, both digits arrive, and no single unit is paid for that channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .graph import Graph
+from .network import BATCH, AttentionValue, HeadSoftmax, QueryKey
+from .operations.attention import MatrixProduct
+from .operations.layers import real_rows
+from .precision import computed_in
+
+WEIGHTED = (nn.Conv2d, nn.Linear)
+MEMORY = 2**24
+"""Numbers that one value of all images may have."""
+LEAST = 1e-3
+"""A unit's lowest price, as a part of the mean: nothing is divided by zero."""
+
+
+@torch.inference_mode()
+def unit_prices(
+    graph: Graph, layers: Iterable[str], cost: str = "macs", seconds: Mapping[str, float] | None = None
+) -> dict[str, Tensor]:
+    """What the removal of each unit saves, by layer: a float tensor, shape (units,), on the graph's device.
+
+    graph: whole or compact, the network as it is. layers: those whose units may go. cost: "macs", multiply-adds of one
+    image; "params", weights and biases; or, with `seconds`, time. seconds: of one multiply-add, by step.
+
+    Raises:
+        ValueError: another cost without `seconds`.
+    """
+    if seconds is None and cost not in ("macs", "params"):
+        raise ValueError(f"the price of a unit in {cost} needs the seconds of each layer")
+    sizes = {name: graph.sizes[name] for name in layers}
+    modules, shapes = graph.network.modules_by_step(), _shapes(graph)
+    rate = {
+        step.name: _rate(modules[step.name], shapes[step.output], cost) * (seconds or {}).get(step.name, 1.0)
+        for step in graph.network.steps
+    }
+    with computed_in("fp32"):
+        written = _written(graph, {name: size for name, size in sizes.items() if size and name in modules}, shapes)
+    found = {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}
+    for name, values in found.items():
+        if len(values) and name in modules:
+            values += _own(graph, name, modules, shapes, rate, cost)
+    for step in graph.network.steps:
+        if step.name in written:
+            column = _of_column(modules[step.name], shapes[step.inputs[0]], shapes[step.output]) * rate[step.name]
+            for name, (channel, unit, share) in written[step.name].items():
+                found[name].index_add_(0, unit, share * column[channel])
+    every = torch.cat([*found.values()]) if found else torch.zeros(0)
+    least = float(every.mean()) * LEAST if len(every) else 0.0
+    return {name: values.clamp(min=least or 1.0).to(graph.device, torch.float32) for name, values in found.items()}
+
+
+def _shapes(graph: Graph) -> dict[int, tuple[int, ...]]:
+    """Of each slot for one image."""
+    return {
+        slot: tuple(size // BATCH if size % BATCH == 0 else size for size in shape)
+        for slot, shape in graph.network.shapes().items()
+    }
+
+
+def _rate(module: nn.Module, output: Sequence[int], cost: str) -> float:
+    """How often each weight counts: once for each place of the output, or, as a parameter, once."""
+    if not isinstance(module, WEIGHTED):
+        return 0.0 if cost == "params" else 1.0
+    channels = output[1] if isinstance(module, nn.Conv2d) else output[-1]
+    return 1.0 if cost == "params" else torch.Size(output).numel() / max(1, channels)
+
+
+def _own(
+    graph: Graph,
+    name: str,
+    modules: Mapping[str, nn.Module],
+    shapes: Mapping[int, tuple[int, ...]],
+    rate: Mapping[str, float],
+    cost: str,
+) -> Tensor:
+    """What a layer spends on each of its units."""
+
+    def of_rows(layer: str) -> float:
+        module = modules[layer]
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        return weight[:1].numel() * rate[layer] + (cost == "params" and module.bias is not None)
+
+    if graph.kinds[name] != "heads":
+        return torch.full((graph.sizes[name],), of_rows(name), dtype=torch.float64)
+    found = torch.zeros(graph.sizes[name], dtype=torch.float64)
+    for projection in (layer for layer, softmax in graph.heads.items() if softmax == name and layer in modules):
+        rows = graph.rows[projection].cpu()
+        found += torch.bincount(rows[rows >= 0], minlength=len(found)) * of_rows(projection)
+    makers = {step.output: step for step in graph.network.steps}
+    slot = next(step.inputs[0] for step in graph.network.steps if step.name == name)
+    while slot in makers and not isinstance(modules[makers[slot].name], (QueryKey, MatrixProduct)):
+        slot = makers[slot].inputs[0] if makers[slot].inputs else 0
+    if slot in makers:  # queries times keys
+        product = makers[slot]
+        work = torch.Size(shapes[slot]).numel() * shapes[product.inputs[0]][-1]
+        found += work / len(found) * rate[product.name]
+    return found
+
+
+def _of_column(module: nn.Module, source: Sequence[int], output: Sequence[int]) -> Tensor:
+    """How many weights of a reader each channel of its input meets; of a product, multiply-adds."""
+    if isinstance(module, nn.Conv2d):
+        return torch.full((module.in_channels,), module.weight[:, :1].numel() / module.groups, dtype=torch.float64)
+    if isinstance(module, nn.Linear):
+        return torch.full((module.in_features,), float(module.out_features), dtype=torch.float64)
+    work = torch.Size(output).numel() * source[-1]
+    return torch.full((source[-3],), work / source[-3], dtype=torch.float64)
+
+
+Writers = dict[str, tuple[Tensor, Tensor, Tensor]]
+"""By layer: channels that its units write, their units, and the part of each channel that is theirs."""
+
+
+def _written(graph: Graph, sizes: Mapping[str, int], shapes: Mapping[int, tuple[int, ...]]) -> dict[str, Writers]:
+    """What of each reader's input single units write, by reader."""
+    modules = graph.network.modules_by_step()
+    above: dict[int, frozenset[str]] = {0: frozenset()}
+    for step in graph.network.steps:
+        if isinstance(modules[step.name], (*WEIGHTED, HeadSoftmax)):
+            above[step.output] = frozenset([step.name]) & sizes.keys()
+        else:
+            above[step.output] = frozenset().union(*(above[slot] for slot in step.inputs))
+    readers = {step.name: step.inputs[0] for step in graph.network.steps if _reads(modules[step.name])}
+    digits = _digits(sizes, [above[slot] for slot in readers.values()])
+    arrived = _run(graph, sizes, shapes, digits, readers.keys())
+    found: dict[str, Writers] = {}
+    for reader, slot in readers.items():
+        live = arrived[reader]
+        writers = {name: digits[name].decoded(live) for name in above[slot]}
+        always = live[-1] | torch.stack([mixed for _, mixed in writers.values()] or [live[-1]]).any(0)
+        count = torch.stack([unit >= 0 for unit, _ in writers.values()] or [always]).sum(0)
+        for name, (unit, _) in writers.items():
+            channel = ((unit >= 0) & ~always).nonzero().flatten()
+            share = 1 / count[channel].double()
+            found.setdefault(reader, {})[name] = (channel, unit[channel], share)
+    return found
+
+
+def _reads(module: nn.Module) -> bool:
+    return isinstance(module, (*WEIGHTED, AttentionValue))
+
+
+@dataclass(frozen=True)
+class Digits:
+    """The images in which a layer's units say who they are: `count` with the binary digits of their numbers from
+    `start` on, and as many with the complement."""
+
+    start: int
+    count: int
+
+    def patterns(self, size: int, images: int) -> Tensor:
+        """Which units give ones in which image: bool, shape (images, units)."""
+        found = torch.zeros(images, size, dtype=torch.bool)
+        bits = (torch.arange(size) >> torch.arange(self.count).unsqueeze(1)) & 1
+        found[self.start : self.start + 2 * self.count] = torch.cat([bits == 1, bits == 0])
+        return found
+
+    def decoded(self, live: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each channel the unit that writes it (-1: none), and whether several do. live: (images, channels)."""
+        ones, zeros = live[self.start : self.start + 2 * self.count].split(self.count)
+        mixed = (ones & zeros).any(0)
+        single = (ones ^ zeros).all(0) & ~mixed
+        unit = (ones.long() << torch.arange(self.count).unsqueeze(1)).sum(0)
+        return torch.where(single, unit, -1), mixed
+
+
+def _digits(sizes: Mapping[str, int], together: Iterable[frozenset[str]]) -> dict[str, Digits]:
+    """Images for each layer, the same ones for layers that no reader meets together."""
+    others: dict[str, set[str]] = {name: set() for name in sizes}
+    for names in together:
+        for name in names:
+            others[name] |= names - {name}
+    place: dict[str, int] = {}
+    for name in sizes:
+        taken = {place[other] for other in others[name] if other in place}
+        place[name] = next(index for index in range(len(sizes)) if index not in taken)
+    widest = [max(size for name, size in sizes.items() if place[name] == k) for k in range(len({*place.values()}))]
+    counts = [max(1, (size - 1).bit_length()) for size in widest]
+    starts = [2 * sum(counts[:index]) for index in range(len(counts))]
+    return {name: Digits(starts[index], counts[index]) for name, index in place.items()}
+
+
+def _run(
+    graph: Graph,
+    sizes: Mapping[str, int],
+    shapes: Mapping[int, tuple[int, ...]],
+    digits: Mapping[str, Digits],
+    readers: Iterable[str],
+) -> dict[str, Tensor]:
+    """What of each reader's input is not zero, in each image and, last, where all units give zeros: bool, shape
+    (images + 1, channels)."""
+    total = max((of.start + 2 * of.count for of in digits.values()), default=0) + 1
+    largest = max(torch.Size(shape).numel() for shape in shapes.values())
+    step = max(1, MEMORY // largest)
+    parts: dict[str, list[Tensor]] = {name: [] for name in readers}
+    outputs = {each.name: shapes[each.output] for each in graph.network.steps}
+    for start in range(0, total, step):
+        rows = slice(start, min(total, start + step))
+        count = rows.stop - rows.start
+        images = torch.ones(count, *graph.network.image, device=graph.device)
+        for visit in graph.network.walk([images]):
+            name, module = visit.name, visit.module
+            if name in parts:
+                source = visit.arguments[0][0]
+                dim = {nn.Conv2d: 1, AttentionValue: -3}.get(_kind(module), -1) % source.dim()
+                parts[name].append(_any(source, dim, count).cpu())
+            if name in sizes or isinstance(module, WEIGHTED):
+                visit.outputs = [_ones(graph, name, module, outputs[name], sizes, digits, total, rows)]
+            else:
+                visit.outputs = [value.abs() if isinstance(value, Tensor) else value for value in visit.outputs]
+    return {name: torch.cat(found) for name, found in parts.items()}
+
+
+def _kind(module: nn.Module) -> type[nn.Module]:
+    return next((kind for kind in (nn.Conv2d, AttentionValue) if isinstance(module, kind)), nn.Linear)
+
+
+def _any(source: Tensor, dim: int, images: int) -> Tensor:
+    """Whether anything is not zero, for each image and index of a dimension."""
+    by_channel = (source != 0).movedim(dim, 1)
+    return by_channel.reshape(images, -1, *by_channel.shape[1:]).movedim(2, 1).flatten(2).any(2)
+
+
+def _ones(
+    graph: Graph,
+    name: str,
+    module: nn.Module,
+    shape: Sequence[int],
+    sizes: Mapping[str, int],
+    digits: Mapping[str, Digits],
+    total: int,
+    rows: slice,
+) -> Tensor:
+    """What a layer gives in place of its output: ones, where its units say so in these images."""
+    count = rows.stop - rows.start
+    whole = [count * shape[0], *shape[1:]]
+    if name not in sizes or name in graph.layouts:
+        return torch.ones(whole, device=graph.device)
+    dim = {"filters": 1, "heads": len(shape) - 3}.get(graph.kinds[name], len(shape) - 1)
+    pattern = digits[name].patterns(sizes[name], total)[rows].float().to(graph.device)
+    if (real := real_rows(module)) is not None:
+        pattern = pattern.new_zeros(count, shape[dim]).index_copy_(1, real, pattern)
+    pattern = pattern.repeat_interleave(shape[0], 0)
+    view = [1] * len(shape)
+    view[0], view[dim] = len(pattern), shape[dim]
+    return pattern.view(view).expand(whole)
