@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from .graph import Graph
-from .network import BATCH, AttentionValue, Network, QueryKey, Realign, ScatterAdd, clone
+from .modules import AttentionValue, QueryKey, Realign, ScatterAdd
+from .network import BATCH, Network, clone
 from .operations.attention import MatrixProduct
 from .work import wait
 

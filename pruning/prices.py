@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from .graph import Graph
-from .network import BATCH, AttentionValue, HeadSoftmax, QueryKey
+from .modules import AttentionValue, HeadSoftmax, QueryKey
+from .network import BATCH
 from .operations.attention import MatrixProduct
 from .operations.layers import real_rows
 from .precision import computed_in
