@@ -64,6 +64,21 @@ def save_views(study: Study, storage: str) -> None:
             save_note(internals.note_target(study, trial), trial_note(study, trial, _picture(study, trial)))
 
 
+def refresh(storage: str) -> None:
+    """`save_views` of every study of a database that pxp-optimize made.
+
+    Raises:
+        UserError: no such database.
+    """
+    import optuna
+
+    opened = open_storage(storage, must_exist=True)
+    for name in optuna.get_all_study_names(opened):
+        study = optuna.load_study(study_name=name, storage=opened)
+        if "fingerprint" in study.user_attrs:
+            save_views(study, storage)
+
+
 def keep_curve(study: Study, trial: Trial, storage: str) -> None:
     """Keep the picture of a trial's curve with it, beside an SQLite file. Only a trial that has not been told its value
     can be given files."""

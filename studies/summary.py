@@ -124,9 +124,7 @@ def _gain(study: Study) -> list[str]:
         return []
     name = max(fixed, key=lambda name: fixed[name])
     if "fixed" in best.user_attrs:
-        return [
-            f"No gain: the best is a fixed composite itself. ({title(best)}; `pxp-optimize compare` has intervals.)"
-        ]
+        return ["No gain: the best is one of the fixed composites, which are known without a search."]
     none = no_gain_text(study)
     if none is not None:
         return [f"{none[0].upper()}{none[1:]}."]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import click
@@ -28,11 +29,15 @@ else:
     metavar="N",
     help="Port to listen on; 0 for any that is free.",
 )
-def dashboard(storage: str, host: str, port: int) -> None:
-    """Show the studies of a database in Optuna's dashboard, with their figures, notes and files, until Ctrl-C.
+@click.option("--refresh", is_flag=True, help="Draw figures and notes first, of studies that run or are older, too.")
+def dashboard(storage: str, host: str, port: int, refresh: bool) -> None:
+    """Show the studies of a database in Optuna's dashboard, until Ctrl-C.
 
-    Who reaches the address may also change what is in the database; by default that is this machine only.
+    A run saves figures, notes and files for it when it ends. Who reaches the address may also change what is in the
+    database; by default that is this machine only.
     """
     quiet_optuna(verbose=False)
-    with storing.storage_errors(storage):
+    with storing.storage_errors(storage), contextlib.suppress(KeyboardInterrupt):
+        if refresh:
+            showing.refresh(storage)
         showing.serve(storage, host, port, lambda address: click.echo(f"dashboard: {address} (Ctrl-C ends it)"))

@@ -160,11 +160,12 @@ class Scale(NamedTuple):
 
 def parallel(study: Study) -> go.Figure | None:
     """The parameters that matter and all trials have, and the AUC, each trial a line; the best tenth in colour."""
-    best = best_trial(study)
-    trials = sorted(_complete(study), key=lambda trial: (trial.number == best.number, auc_of(trial)))
+    trials = sorted(_complete(study), key=auc_of)
     shown = [name for name in importances(study) if all(name in trial.params for trial in trials)][:SHOWN]
     if len(shown) < 2:
         return None
+    best = best_trial(study)
+    trials.sort(key=lambda trial: trial.number == best.number)  # on top of all others
     scales = {name: _scale([t.params[name] for t in trials], trials[-1].distributions[name]) for name in shown}
     scales["AUC"] = _numbers([auc_of(trial) for trial in trials], log=False)
     drawn = figure(
