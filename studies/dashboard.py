@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import tempfile
@@ -13,7 +14,7 @@ from wsgiref.simple_server import WSGIServer, make_server
 
 from . import internals
 from .best import auc_of
-from .document import composite_document
+from .document import check_ours, composite_document
 from .errors import UserError
 from .figures import draw_all
 from .figures.style import BEST, FONT, QUIET, THEMES
@@ -65,7 +66,7 @@ def save_views(study: Study, storage: str) -> None:
 
 
 def refresh(storage: str) -> None:
-    """`save_views` of every study of a database that pxp-optimize made.
+    """`save_views` of every study of a database that pxp-optimize made; others are left as they are.
 
     Raises:
         UserError: no such database.
@@ -75,7 +76,8 @@ def refresh(storage: str) -> None:
     opened = open_storage(storage, must_exist=True)
     for name in optuna.get_all_study_names(opened):
         study = optuna.load_study(study_name=name, storage=opened)
-        if "fingerprint" in study.user_attrs:
+        with contextlib.suppress(UserError):
+            check_ours(study)
             save_views(study, storage)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import curves
-from .document import check_target, is_json, write_whole
+from .document import check_ours, check_target, complete_trial, is_json, write_whole
 from .errors import UserError
 from .page import GENERATOR, page
 from .wording import reason
@@ -38,10 +38,11 @@ def figure(study: Study, name: str = FIGURE) -> go.Figure:
     """One of a study's figures; of a study without holdout scores its search curves stand for the holdout's.
 
     Raises:
-        UserError: no figure of this name, or nothing to show in it yet.
+        UserError: no figure of this name, nothing to show in it yet, or a study of another program.
     """
     from .figures import FIGURES
 
+    check_ours(study)
     if name not in FIGURES:
         raise UserError(f"no figure {name!r}: choose from {', '.join(FIGURES)}")
     drawn = FIGURES[name](study)
@@ -133,19 +134,15 @@ def _is_png(path: Path) -> bool:
 
 
 def _csv(study: Study, _: str) -> bytes:
-    _check_complete(study)
+    check_ours(study)
+    complete_trial(study)
     return curves.curves_csv(study).encode()
 
 
 def _json(study: Study, _: str) -> bytes:
-    _check_complete(study)
-    return (json.dumps(curves.curves_document(study), indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
-
-
-def _check_complete(study: Study) -> None:
-    from .document import complete_trial
-
+    check_ours(study)
     complete_trial(study)
+    return (json.dumps(curves.curves_document(study), indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
 
 def _begins(path: Path, mark: bytes) -> bool:

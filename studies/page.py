@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import summary
 from .best import best_trial
-from .document import complete_trial
+from .document import check_ours
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -80,7 +80,7 @@ def page(study: Study) -> str:
     """The report of a study as it stands, HTML.
 
     Raises:
-        UserError: another program has put trials into the study.
+        UserError: another program made the study, or has put trials into it.
     """
     from optuna.trial import TrialState
     from plotly.io import to_json
@@ -89,10 +89,8 @@ def page(study: Study) -> str:
     from .figures import draw_all
     from .figures.style import THEMES, template
 
-    trial = None
-    if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        complete_trial(study)  # refuses what is not ours
-        trial = best_trial(study)
+    check_ours(study)
+    trial = best_trial(study) if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) else None
     drawn = draw_all(study)
     mark: Mapping[str, Any] = study.user_attrs.get("fingerprint", {})
     about = " · ".join(str(mark[key]) for key in ("model", "data", "units") if mark.get(key))

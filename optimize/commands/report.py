@@ -7,27 +7,24 @@ from typing import TYPE_CHECKING
 import click
 
 from ...studies.figures import FIGURES
+from ...studies.output import FIGURE, FORMATS, check_report, write_report
 from ..lazy import LazyModule
 from .shell import find_study, quiet_optuna, storage_option, study_option
 
 if TYPE_CHECKING:
-    from ...studies import output as writing
     from ...studies import storage as storing
 else:
-    writing = LazyModule("...studies.output", __package__)
     storing = LazyModule("...studies.storage", __package__)
-
-FORMATS = ("html", "png", "pdf", "csv", "json")
 
 
 @click.command(short_help="Write a study as a page, a figure or a table.")
 @study_option
 @click.option("-o", "--output", metavar="FILE", help="File to write.  [default: report.html, or as --format]")
-@click.option("--format", "kind", type=click.Choice(FORMATS), help="What to write.  [default: as FILE ends]")
+@click.option("--format", "kind", type=click.Choice(list(FORMATS)), help="What to write.  [default: as FILE ends]")
 @click.option(
     "--figure",
     type=click.Choice(list(FIGURES)),
-    default="holdout",
+    default=FIGURE,
     show_default=True,
     metavar="NAME",
     help=f"The figure that PNG and PDF show: {', '.join(FIGURES)}.",
@@ -40,9 +37,9 @@ def report(study: str | None, output: str | None, kind: str | None, figure: str,
     (pip install 'pxp-optimize[images]'). CSV and JSON are the curves with their intervals. The study is only read.
     """
     output = output or f"report.{kind or 'html'}"
-    writing.check_report(output, kind, storage)
+    check_report(output, kind, storage)
     quiet_optuna(verbose=False)
     with storing.storage_errors(storage):
         found = find_study(storing.open_storage(storage, must_exist=True), study)
-        writing.write_report(found, output, kind, figure, storage)
+        write_report(found, output, kind, figure, storage)
     click.echo(f"{output}: study {found.study_name}")

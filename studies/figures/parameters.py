@@ -108,7 +108,7 @@ def slices(study: Study) -> go.Figure | None:
         width=520,
     )
     columns = min(2, len(shown))
-    make_subplots(rows, columns, shared_yaxes=True, horizontal_spacing=0.06, vertical_spacing=0.34 / rows, figure=drawn)
+    make_subplots(rows, columns, shared_yaxes=True, horizontal_spacing=0.06, vertical_spacing=0.42 / rows, figure=drawn)
     for index, name in enumerate(shown):
         row, column = index // 2 + 1, index % 2 + 1
         some = [trial for trial in trials if name in trial.params]

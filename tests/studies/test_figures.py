@@ -9,7 +9,7 @@ from pxp_optimize.studies.best import best_trial
 from pxp_optimize.studies.curves import curves, wilson
 from pxp_optimize.studies.figures import FIGURES, draw_all, register_figure
 from pxp_optimize.studies.figures.parameters import importances
-from pxp_optimize.studies.figures.style import THEMES, span_of, spread, template
+from pxp_optimize.studies.figures.style import BEST, OTHERS, THEMES, span_of, spread, template
 from scipy.stats import binomtest
 
 from .conftest import RATES, curve
@@ -186,6 +186,21 @@ def test_labels_are_moved_apart_within_the_axis():
     placed = spread([0.1, 0.1, 0.1, 0.9], 0.1, 0, 1)
     assert placed == pytest.approx([0.1, 0.2, 0.3, 0.9])
     assert spread([0.95, 0.96, 0.97], 0.1, 0, 1) == pytest.approx([0.8, 0.9, 1.0])
+
+
+def luminance(colour: str) -> float:
+    """WCAG 2's relative luminance."""
+    parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("theme", list(THEMES))
+def test_lines_and_their_labels_are_read_on_both_papers(theme):
+    paper = luminance(THEMES[theme]["paper"])
+    for colour in (BEST, *OTHERS):
+        high, low = sorted((paper, luminance(colour)), reverse=True)
+        assert (high + 0.05) / (low + 0.05) >= 3.8, colour
 
 
 def test_both_themes_differ_in_colours_only():

@@ -95,6 +95,24 @@ def test_trials_of_other_programs_are_refused(finished_study):
         page(finished_study)
 
 
+@pytest.mark.parametrize("kind", ["html", "csv", "json"])
+def test_studies_of_other_programs_are_refused(tmp_path, kind):
+    study = optuna.create_study(study_name="theirs")
+    study.add_trial(create_trial(value=1.0))
+    with pytest.raises(UserError, match="'theirs' was not made by pxp-optimize"):
+        write_report(study, tmp_path / f"a.{kind}")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_there_are_no_curves_before_a_trial_is_complete(tmp_path, kind):
+    study = optuna.create_study(study_name="new", direction="maximize")
+    study.set_user_attr("rates", RATES)
+    study.set_user_attr("fingerprint", {"model": "small"})
+    with pytest.raises(UserError, match="has no finished trial yet"):
+        write_report(study, tmp_path / f"a.{kind}")
+
+
 def test_csv_and_json_hold_the_curves(finished_study, tmp_path):
     lines = [line for samples in ("holdout", "search") for line in curves(finished_study, samples)]
     write_report(finished_study, tmp_path / "a.csv")
