@@ -11,8 +11,8 @@ import plotly.graph_objects as go
 BEST = "#D55E00"
 OTHERS = ("#3D7FBF", "#2A8C3F", "#BF4A97", "#A07A00", "#6A7F8A")
 QUIET = "#8A9096"
-"""The best composite, the ones it is compared with in their order, and what stands back. All stand
-out from white and from black alike, by 3.8 to 1 or more but for what stands back (after Okabe and Ito 2008, Tol 2021)."""
+"""The best composite, the ones it is compared with in their order, and what stands back. But for that, all stand out
+from white and from black alike, by 3.8 to 1 or more (after Okabe and Ito 2008, Tol 2021)."""
 SCALE = "Cividis"
 """Of heat maps; its lightness rises evenly, for every kind of sight (Nunez et al. 2018)."""
 
