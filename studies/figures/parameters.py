@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 FEWEST = 10
 """Trials that a parameter's importance is worked out from, at least."""
-SHOWN = 6
-"""Parameters in slices and parallel coordinates, at most."""
+SLICES, AXES = 4, 6
+"""Parameters in slices and in parallel coordinates, at most: more slices overlap in the dashboard's boxes."""
 LEAST = 0.01
 """The importance from which a bar is drawn."""
 UPPER = 0.1
@@ -95,7 +95,7 @@ def slices(study: Study) -> go.Figure | None:
     from optuna.distributions import CategoricalDistribution
     from plotly.subplots import make_subplots
 
-    shown = list(importances(study))[:SHOWN]
+    shown = list(importances(study))[:SLICES]
     if not shown:
         return None
     trials, best = _complete(study), best_trial(study)
@@ -161,7 +161,7 @@ class Scale(NamedTuple):
 def parallel(study: Study) -> go.Figure | None:
     """The parameters that matter and all trials have, and the AUC, each trial a line; the best tenth in colour."""
     trials = sorted(_complete(study), key=auc_of)
-    shown = [name for name in importances(study) if all(name in trial.params for trial in trials)][:SHOWN]
+    shown = [name for name in importances(study) if all(name in trial.params for trial in trials)][:AXES]
     if len(shown) < 2:
         return None
     best = best_trial(study)
