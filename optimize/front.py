@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.study import Study
@@ -26,6 +26,8 @@ from ..studies.best import AUC, PRUNING, auc_of, best_trial
 from ..studies.comparison import Line
 from ..studies.document import check_target, composite_document, described, write_json
 from ..studies.errors import UserError
+from ..studies.output import FIGURE, write_report
+from ..studies.output import figure as draw
 from ..studies.report import result_lines, result_table
 from .console import Screen
 from .data.given import Given
@@ -42,6 +44,9 @@ from .study.given import prepare_given
 from .study.prepare import Prepared
 from .study.resampling import tasks_of
 from .study.run import device_and_storage_errors, make_space, run_study
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 SAMPLE_OPTIONS = ("reference_samples", "search_samples", "holdout_samples")
 """Options that the command has a number for; here None stands for all that is given."""
@@ -296,6 +301,27 @@ class Result:
         """
         check_target(path, self.options.storage)
         write_json(path, composite_document(self.study))
+
+    def plot(self, figure: str = FIGURE) -> go.Figure:
+        """A figure of the study (plotly).
+
+        figure: of `studies.figures.FIGURES`; by default accuracy on the holdout samples against the units removed.
+
+        Raises:
+            UserError: no figure of this name, or the study has nothing for it.
+        """
+        return draw(self.study, figure)
+
+    def report(self, path: str | Path, format: str | None = None, figure: str = FIGURE) -> None:
+        """Write the study as the command does (`pxp-optimize report`).
+
+        format: "html", "png", "pdf", "csv" or "json"; None for what the file's name ends in. figure: the one that PNG
+        and PDF show.
+
+        Raises:
+            UserError: the file cannot be written, holds something else, or a picture has nothing that draws it.
+        """
+        write_report(self.study, path, format, figure, self.options.storage)
 
     def compare(self, seeds: int = 3) -> list[Line]:
         """The best composite beside the fixed ones and other criteria, on holdout samples: as `pxp-optimize compare`.

@@ -35,6 +35,17 @@ if TYPE_CHECKING:
 PLAIN = {"schedule": "oneshot", "repair": "none"}
 
 
+def check_ours(study: Study) -> None:
+    """Refuse a study that another program made, or put trials into.
+
+    Raises:
+        UserError: it is one.
+    """
+    if not {"fingerprint", "rates"} <= study.user_attrs.keys():
+        raise UserError(f"study {study.study_name!r} was not made by pxp-optimize")
+    check_trials(study)
+
+
 def complete_trial(study: Study, number: int | None = None) -> FrozenTrial:
     """The best complete trial of a study (`best_trial`), or the one with this number.
 

@@ -6,6 +6,8 @@ version 1. Samplers and storages of other packages use them too.
 
 from __future__ import annotations
 
+import re
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,3 +46,16 @@ def trial_of(study: Study, number: int) -> Trial:
     from optuna.trial import Trial
 
     return Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
+
+
+def noted_trials(study: Study) -> set[int]:
+    """The ids of the trials that have a note in the dashboard, which keeps all of them with the study and reads one at
+    a time."""
+    attrs = study._storage.get_study_system_attrs(study._study_id)
+    found = (re.fullmatch(r"dashboard:(\d+):note_ver", key) for key in attrs)
+    return {int(match[1]) for match in found if match}
+
+
+def note_target(study: Study, trial: FrozenTrial) -> Any:
+    """What `optuna_dashboard.save_note` takes for a trial: it reads these three of a running `Trial`."""
+    return SimpleNamespace(study=study, storage=study._storage, _trial_id=trial._trial_id)

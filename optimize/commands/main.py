@@ -13,9 +13,11 @@ import click
 from ...studies.errors import UserError
 from ..options import Options, read_config
 from .compare import compare
+from .dashboard import dashboard
 from .export import export
 from .models import models
 from .prune import prune
+from .report import report
 from .run import run
 from .shell import OneLineErrors, Parsed
 from .studies import studies
@@ -100,7 +102,7 @@ def main(ctx: click.Context, /, **values: Any) -> None:
         raise
 
 
-for command in (export, compare, prune, studies, models):
+for command in (report, dashboard, export, compare, prune, studies, models):
     main.add_command(command)
 
 if __name__ == "__main__":

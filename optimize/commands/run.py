@@ -86,4 +86,6 @@ def _report(study: Study, options: Options) -> None:
     database = storing.database_file(options.storage) or storing.shown(options.storage)
     click.echo(f"database:  {database}, study {study.study_name}")
     click.echo(f"best JSON: {options.export}")
+    where = ("--study", study.study_name, "--storage", storing.shown(options.storage))
+    click.echo(f"report:    {shell_command('pxp-optimize', 'report', *where)}")
     click.echo(f"dashboard: {shell_command('optuna-dashboard', storing.shown(storing.storage_url(options.storage)))}")

@@ -6,8 +6,6 @@ Rankings that prune the same units at every rate have the same curve, which is n
 
 from __future__ import annotations
 
-import base64
-import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TypeAlias
@@ -18,11 +16,11 @@ from scipy.stats import rankdata
 
 from ...pruning import Ranking
 from ...pruning.masks import n_removed
+from ...studies import steps
+from ...studies.steps import MOST_UNITS
 
 Ranks: TypeAlias = NDArray[np.float32]
 
-MOST_UNITS = 8192
-"""Of larger networks so many units are kept, evenly spaced."""
 NEAR = 0.99
 """The rank correlation from which a trial is said to be like another one."""
 
@@ -32,8 +30,7 @@ def pack(ranking: Ranking, rates: Sequence[float]) -> str:
     position = np.empty(ranking.n_units, dtype=np.int64)
     position[ranking.order.cpu().numpy()] = np.arange(ranking.n_units)
     ends = np.array([n_removed(ranking.n_units, rate) for rate in rates])
-    outlived = np.searchsorted(ends, position, side="right").astype("<u2")
-    return base64.b85encode(zlib.compress(outlived[:: -(-ranking.n_units // MOST_UNITS)].tobytes(), 9)).decode()
+    return steps.pack(np.searchsorted(ends, position, side="right"), MOST_UNITS)
 
 
 def correlation(first: str, second: str) -> float:
@@ -66,8 +63,7 @@ def nearest(packed: str, others: Mapping[int, str]) -> tuple[int, float] | None:
 @lru_cache(maxsize=1024)
 def _ranks(packed: str) -> Ranks:
     """Mean ranks, centred and of length 1, so that a product of two is their correlation."""
-    outlived = np.frombuffer(zlib.decompress(base64.b85decode(packed)), dtype="<u2")
-    ranks = rankdata(outlived)
+    ranks = rankdata(steps.unpack(packed))
     ranks -= ranks.mean()
     length = np.linalg.norm(ranks)
     return (ranks / length if length > 0 else ranks).astype(np.float32)

@@ -22,6 +22,7 @@ from ...studies import internals
 from ...studies.best import AUC, UNSEEN, stored_score
 from ...studies.errors import UserError
 from ...studies.report import name_of
+from ...studies.steps import STEPS
 from ..evaluation.candidate import Pruning, candidate, keep_candidate, pruning_of
 from ..evaluation.similarity import nearest
 from ..evaluation.task import Unseen
@@ -92,6 +93,7 @@ def run_search(
     queue_only: bool = False,
     alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
     unseen: Callable[[Study, Trial], Sequence[Unseen]] | None = None,
+    keep: Callable[[Study, Trial], object] | None = None,
 ) -> None:
     """Run trials, the fixed composites first, until the study has `trials` finished ones.
 
@@ -111,6 +113,7 @@ def run_search(
         alone: keeps other processes from the queue while this one adds to it (`storage.alone`).
         unseen: which samples a trial is measured on besides, since it may be one that is reported. What comes of it
             is kept apart (`best.UNSEEN`), for `score_holdout` and `rescore`: the search goes on as without.
+        keep: called with each trial that has a curve, before it is told its value: what is then put with it stays.
 
     Raises:
         UserError: too many trials failed one after another.
@@ -134,7 +137,7 @@ def run_search(
                 if queue_only and not is_waiting(study):
                     break
                 trial = next_trial(study)
-            outcome = _run_trial(study, trial, space, evaluate, race, unseen)
+            outcome = _run_trial(study, trial, space, evaluate, race, unseen, keep)
         except BaseException as error:
             # Ctrl-C is no sign that the trial is at fault; anything else may be.
             requeue_own(study, blame=not isinstance(error, KeyboardInterrupt))
@@ -171,6 +174,7 @@ def _run_trial(
     evaluate: Evaluate,
     race: Race | None,
     unseen: Callable[[Study, Trial], Sequence[Unseen]] | None,
+    keep: Callable[[Study, Trial], object] | None,
 ) -> Result | NotFinite:
     """What a trial gave, which the study now has; of a failed one the error that failed it."""
     composite, pruning = _proposed(trial, space)
@@ -187,6 +191,8 @@ def _run_trial(
     trial.set_user_attr("accuracy", list(result.accuracy))
     trial.set_user_attr("seconds", dict(result.seconds))
     trial.set_user_attr("ranking_hash", result.ranking_hash)
+    if keep is not None:
+        keep(study, trial)
     if isinstance(result, Raced):
         _record_race(study, trial, result, race, stop)
         if result.stopped:
@@ -208,9 +214,6 @@ def _run_trial(
     else:
         study.tell(trial, result.auc)
     return result
-
-
-STEPS = "pxp:steps"
 
 
 def _record_race(study: Study, trial: Trial, result: Raced, race: Race | None, stopper: Stopper | None) -> None:

@@ -14,9 +14,12 @@ from optuna.trial import Trial
 from ...attribution import Composite
 from ...attribution.composites import GATES
 from ...studies.best import best_trial
+from ...studies.dashboard import keep_curve, save_views
 from ...studies.errors import UserError
 from ...studies.report import fixed_trials
+from ...studies.steps import UNITS
 from ...studies.storage import alone, open_storage, shown, storage_errors
+from ...studies.wording import reason
 from ..console import Screen
 from ..data.sanity import chance_of, near_chance
 from ..evaluation.candidate import pruning_of
@@ -128,6 +131,7 @@ def run_study(
         "reports": reports,
         "config": {**options.stored(), "storage": shown(options.storage)},
         "layers": prepared.layers,
+        UNITS: prepared.task.graph.units(prepared.task.units),
         "device": str(prepared.task.graph.device),
         **({} if prepared.task.times is None else {LAYER_TIMES: prepared.task.times.to_dict()}),
     }
@@ -176,6 +180,7 @@ def run_study(
                 queue_only=options.sampler == GRID,
                 alone=partial(alone, options.storage),
                 unseen=watched,
+                keep=lambda study, trial: _shown(screen, partial(keep_curve, study, trial, options.storage)),
             )
         if options.sampler == GRID and (tried := count_finished(study)) < options.trials and options.timeout is None:
             screen.line(f"grid    all {tried} composites are tried: fewer than --trials {options.trials}")
@@ -185,6 +190,8 @@ def run_study(
             _score(study, options, prepared, tasks, fresh, screen)
             keep_phases(study, phases)
             screen.line(f"time    {phases}")
+            with screen.waiting("drawing the figures"):
+                _shown(screen, partial(save_views, study, options.storage))
             then(study)
     except KeyboardInterrupt:
         keep_phases(study, phases)
@@ -293,6 +300,14 @@ def _score(
         if str(best_trial(study).number) in study.user_attrs["holdout"]:
             score_saved(study, prepared.task)
             return  # else another process has found a better one meanwhile
+
+
+def _shown(screen: Screen, save: Callable[[], object]) -> None:
+    """Saves something that only the dashboard shows: what goes wrong with that is a line, and ends no run."""
+    try:
+        save()
+    except Exception as error:
+        screen.line(f"not saved for the dashboard: {type(error).__name__}, {reason(error)}")
 
 
 def rescored_trials(options: Options, prepared: Prepared) -> int:

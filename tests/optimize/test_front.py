@@ -105,6 +105,32 @@ def test_tensors_a_dataset_and_a_loader_are_alike(prepared, network, tmp_path):
         assert trials == found["tensors"], form
 
 
+def test_a_result_is_drawn_and_reported(prepared, network, tmp_path):
+    result = optimize(network, **given(prepared, floats), storage=str(tmp_path / "a.db"), **{**HOW, "trials": 5})
+    lines = {trace.name: trace for trace in result.plot().data}
+    best = next(trace for name, trace in lines.items() if name.startswith("best") and "95" not in name)
+    assert list(zip(best.x, best.y, strict=True)) == result.curve()
+    assert list(result.plot("layers").data[0].y) == [
+        f"{name} ({count})" for name, count in prepared.task.graph.units(prepared.task.units).items()
+    ]
+    result.report(tmp_path / "report.html")
+    assert f"The best is trial {result.trial.number}" in (tmp_path / "report.html").read_text()
+    with pytest.raises(UserError, match="is the database"):
+        result.report(tmp_path / "a.db", "html")
+
+
+def test_what_goes_from_each_layer_is_what_the_masks_say(prepared, network, tmp_path):
+    from pxp_optimize.optimize.evaluation.evaluate import plan_of
+
+    result = optimize(network, **given(prepared, floats), storage=str(tmp_path / "a.db"), **{**HOW, "trials": 4})
+    ranking = plan_of(result.prepared.task, result.composite).ranking
+    assert list(result.study.user_attrs["units"].items()) == list(ranking.sizes.items())
+    heat = result.plot("layers").data[0]
+    for index, rate in enumerate(heat.x):
+        gone = [1 - mask.float().mean().item() for mask in ranking.masks(rate).values()]
+        assert [row[index] for row in heat.z] == pytest.approx(gone, abs=1e-4)
+
+
 def test_the_network_is_left_as_it_was(prepared, network, tmp_path):
     model = copy.deepcopy(network).train()
     model[0][1].eval()

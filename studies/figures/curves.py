@@ -1,0 +1,108 @@
+"""Accuracy against what is removed: of the best and of the fixed composites."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import plotly.graph_objects as go
+
+from ..curves import CurveLine, curves
+from .style import BEST, OTHERS, End, band, figure, label_ends
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+
+TOP = 1.02
+"""Of the axis of accuracies, so that a line at 100 % is whole."""
+KINDS = {"filters": "filters", "neurons": "neurons", "heads": "attention heads"}
+
+
+def holdout_curves(study: Study) -> go.Figure | None:
+    """Accuracy on the holdout samples, which the search has not seen, against the part of the units removed."""
+    return _over_rates(
+        study,
+        "holdout",
+        "What is left on images that the search has not seen",
+        "Accuracy on the holdout images. Lines that differ by less than their bands may differ by chance.",
+    )
+
+
+def search_curves(study: Study) -> go.Figure | None:
+    """The same on the search samples, which chose the best one."""
+    return _over_rates(
+        study,
+        "search",
+        "What is left on the search images",
+        "Accuracy on the images that chose the best composite, so that its lead here is in part luck.",
+    )
+
+
+def _over_rates(study: Study, samples: str, title: str, caption: str) -> go.Figure | None:
+    lines = curves(study, samples)
+    if not lines:
+        return None
+    shaded = " Bands: 95 % over the images." if all(line.low for line in lines) else ""
+    drawn = figure(title, f"{caption}{shaded} Numbers: area under the curve.", _removed(study), "accuracy")
+    _draw(drawn, lines, [line.rates for line in lines])
+    return drawn
+
+
+def cost_curves(study: Study) -> go.Figure | None:
+    """Accuracy on the holdout samples, or else on the search's, against the part of the cost that is saved; where the
+    study measured one."""
+    lines = [line for line in curves(study, "holdout") or curves(study, "search") if line.cost]
+    if not lines:
+        return None
+    cost = study.user_attrs.get("config", {}).get("objective", "").partition(",")[2]
+    what = {"macs": "multiply-adds", "latency": "time for an image"}.get(cost, cost or "cost")
+    drawn = figure(
+        f"What is left against the {what} saved",
+        f"Accuracy on the {lines[0].samples} images. Numbers: area under the curve over the units removed.",
+        f"part of the {what} saved",
+        "accuracy",
+    )
+    _draw(drawn, lines, [[1 - value for value in line.cost or ()] for line in lines])
+    return drawn
+
+
+def _removed(study: Study) -> str:
+    kinds = study.user_attrs.get("fingerprint", {}).get("units", "units").split("+")
+    return f"part of the {' and '.join(KINDS.get(kind, kind) for kind in kinds)} removed"
+
+
+def _draw(drawn: go.Figure, lines: Sequence[CurveLine], across: Sequence[list[float]]) -> None:
+    """One line with its band for each composite, the best one's last and so on top."""
+    ends = []
+    for index, (line, x) in enumerate(zip(lines, across, strict=True)):
+        colour = BEST if line.best else OTHERS[index % len(OTHERS)]
+        if line.low and line.high:
+            drawn.add_scatter(
+                x=[*x, *reversed(x)],
+                y=[*line.high, *reversed(line.low)],
+                fill="toself",
+                fillcolor=band(colour, 0.16 if line.best else 0.07),
+                line={"width": 0},
+                mode="lines",
+                hoverinfo="skip",
+                name=f"{line.label}, 95 %",
+                showlegend=False,
+            )
+    for index, (line, x) in enumerate(zip(lines, across, strict=True)):
+        colour = BEST if line.best else OTHERS[index % len(OTHERS)]
+        drawn.add_scatter(
+            x=x,
+            y=line.accuracy,
+            mode="lines+markers",
+            line={"color": colour, "width": 2.5 if line.best else 1.5},
+            marker={"size": 5 if line.best else 4},
+            name=f"{line.label}  {line.auc:.3f}",
+            customdata=line.rates,
+            hovertemplate=f"{line.label}<br>rate %{{customdata}}: %{{y:.1%}}<extra></extra>",
+        )
+        ends.append(End(f"{line.label}  {line.auc:.3f}", line.accuracy[-1], colour))
+    last = max(max(x) for x in across)
+    drawn.update_xaxes(tickformat=".0%", range=[0, 1.01 * last])
+    drawn.update_yaxes(tickformat=".0%", range=[0, TOP])
+    # the highest area first, where lines end together
+    label_ends(drawn, sorted(ends, key=lambda end: end.text.split()[-1], reverse=True), 0, TOP)

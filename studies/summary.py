@@ -1,0 +1,234 @@
+"""What is said of a study in words: its settings, what came out, which trial is best and why. For report and
+dashboard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from .best import PRUNING, RESCORED, auc_of, best_trial, search_best
+from .curves import curve_of
+from .document import PLAIN
+from .report import KEPT, failed_text, fixed_trials, name_of, no_gain_text, result_lines
+from .steps import UNITS
+from .wording import some
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
+
+HEADINGS = ("composite", "AUC, search", "AUC, holdout", f"sparsity at {KEPT:.0%} of accuracy")
+AUC = (
+    "AUC: the area under top-1 accuracy over the part of the units removed, from 0 to 1. "
+    f"Sparsity: the largest part that keeps {KEPT:.0%} of the unpruned accuracy."
+)
+
+
+def settings(study: Study) -> dict[str, str]:
+    """What a study was run with, as a person reads it; without what it does not know."""
+    mark: Mapping[str, Any] = study.user_attrs.get("fingerprint", {})
+    config: Mapping[str, Any] = study.user_attrs.get("config", {})
+    samples, image, classes = mark.get("samples", {}), mark.get("image", {}), mark.get("classes", [])
+    rates, units = study.user_attrs["rates"], study.user_attrs.get(UNITS, {})
+    counts = [f"{count} {name}" for name, of in samples.items() if (count := of.get("count")) is not None]
+    given: dict[str, object] = {
+        "model": mark.get("model"),
+        "weights": config.get("weights"),
+        "data": mark.get("data"),
+        "classes": f"{len(classes)}: {some(classes, 10)}" if classes else None,
+        "image size": image.get("size"),
+        "samples": ", ".join(counts),
+        "units": f"{sum(units.values())} {mark.get('units')} in {len(units)} layers" if units else mark.get("units"),
+        "rates": f"{len(rates)} from {rates[0]:g} to {rates[-1]:g}",
+        "schedule": config.get("schedule", mark.get("schedule", PLAIN["schedule"])),
+        "repair": config.get("repair", mark.get("repair", PLAIN["repair"])),
+        "objective": config.get("objective", "auc"),
+        "space": config.get("space"),
+        "sampler": config.get("sampler"),
+        "pruner": config.get("pruner"),
+        "draws": mark.get("draws"),
+        "precision": mark.get("precision"),
+        "seed": config.get("seed"),
+        "device": study.user_attrs.get("device"),
+        "time": _taken(study),
+    }
+    return {key: _words(value) for key, value in given.items() if value not in (None, "", [])}
+
+
+def _words(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _taken(study: Study) -> str:
+    phases = study.user_attrs.get("phases", {})
+    return ", ".join(f"{name} {spent['seconds']:.0f} s" for name, spent in phases.items())
+
+
+def standing(study: Study) -> str:
+    """How many trials are done, run and wait."""
+    from optuna.trial import TrialState
+
+    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    done, stopped = states.count(TrialState.COMPLETE), states.count(TrialState.PRUNED)
+    asked = study.user_attrs.get("config", {}).get("trials")
+    parts = [f"{done + stopped} of {asked} trials finished" if asked else f"{done + stopped} trials finished"]
+    if stopped:
+        parts.append(f"{stopped} of them stopped early")
+    if running := states.count(TrialState.RUNNING):
+        parts.append(f"{running} running")
+    return ", ".join(parts)
+
+
+def findings(study: Study) -> list[str]:
+    """Which trial is best and why, what the search gained, and what failed; a sentence or two each."""
+    from optuna.trial import TrialState
+
+    failed = failed_text(study)
+    ending = [] if failed is None else [f"{failed}."]
+    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        return ["No trial is complete yet.", *ending]
+    return [_best(study), _why(study), *_gain(study), *ending]
+
+
+def _best(study: Study) -> str:
+    best = best_trial(study)
+    holdout = study.user_attrs.get("holdout", {}).get(str(best.number))
+    text = f"The best is {title(best)}: AUC {auc_of(best):.4f} on the search images"
+    return (
+        f"{text}, {holdout['auc']:.4f} on the holdout images." if holdout else f"{text}. The holdout is still unseen."
+    )
+
+
+def _why(study: Study) -> str:
+    best, first = best_trial(study), search_best(study)
+    scores = study.user_attrs.get(RESCORED, {})
+    if str(best.number) not in scores:
+        return "It has the highest AUC of the search; the highest of many is in part luck, and it was not scored again."
+    ordered = sorted(scores, key=lambda number: (int(number) != best.number, -(scores[number]["auc"] or 0)))
+    found = ", ".join(f"trial {n} {s:.4f}" if (s := scores[n]["auc"]) is not None else f"trial {n} -" for n in ordered)
+    text = (
+        f"The highest of many AUCs is in part luck, so the first {len(scores)} were scored again on "
+        f"{scores[str(best.number)]['on']}: {found}. The best has the highest mean of both scores"
+    )
+    return f"{text}." if first.number == best.number else f"{text}; the search alone put {title(first)} first."
+
+
+def _gain(study: Study) -> list[str]:
+    """What the best one has more than the best fixed composite on the holdout samples, or that it has not."""
+    scores = study.user_attrs.get("holdout", {})
+    best = best_trial(study)
+    fixed = {
+        name: scores[key]["auc"] for name, trial in fixed_trials(study).items() if (key := str(trial.number)) in scores
+    }
+    if str(best.number) not in scores or not fixed:
+        return []
+    name = max(fixed, key=lambda name: fixed[name])
+    if "fixed" in best.user_attrs:
+        return ["No gain: the best is one of the fixed composites, which are known without a search."]
+    none = no_gain_text(study)
+    if none is not None:
+        return [f"{none[0].upper()}{none[1:]}."]
+    gain = scores[str(best.number)]["auc"] - fixed[name]
+    return [
+        f"The search gained {gain:.4f} on the holdout images over the best fixed composite, "
+        f"{name} ({fixed[name]:.4f}). "
+        f"`pxp-optimize compare --study {study.study_name}` says whether that is more than chance."
+    ]
+
+
+def table(study: Study) -> list[tuple[str, str, str, str]]:
+    """The rows of a run's last table, under `HEADINGS`."""
+
+    def number(value: float | None, form: str) -> str:
+        return "-" if value is None else f"{value:{form}}"
+
+    return [
+        (line.name, number(line.search_auc, ".4f"), number(line.holdout_auc, ".4f"), number(line.sparsity, ".0%"))
+        for line in result_lines(study)
+    ]
+
+
+def title(trial: FrozenTrial) -> str:
+    """What a trial is called: its number, and the name of its composite if that has one."""
+    name = name_of(trial)
+    return f"trial {trial.number}" + (f" ({name})" if name else "")
+
+
+def composite_rows(trial: FrozenTrial) -> dict[str, str]:
+    """What a trial tried: the rule of each group, then how relevance is passed on and ranked, and the pruning."""
+    composite: Mapping[str, Any] = trial.user_attrs.get("composite", {})
+    rows = {name: _rule(rule) for name, rule in composite.get("groups", {}).items()}
+    layers = composite.get("layers", {})
+    rows |= {name: _rule(rule) for name, rule in layers.items()}
+    for part in ("attention", "products", "ranking"):
+        if found := composite.get(part):
+            rows[part] = ", ".join(f"{key} {_number(value)}" for key, value in found.items())
+    if pruning := trial.user_attrs.get(PRUNING):
+        rows["pruning"] = f"{pruning['schedule']}, repair {pruning['repair']}"
+    return rows
+
+
+def _rule(rule: Mapping[str, Any]) -> str:
+    numbers = (f"{key} {_number(value)}" for key, value in rule.items() if key != "rule")
+    return ", ".join([str(rule.get("rule")), *numbers])
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def study_note(study: Study) -> str:
+    """A study in Markdown, for the dashboard."""
+    blocks = [
+        f"{NOTE} {standing(study)}.",
+        *findings(study),
+        _markdown([HEADINGS, *table(study)]),
+        AUC,
+        "### Settings",
+        _markdown([("option", "value"), *settings(study).items()]),
+        "*Written anew at the end of each run; a note that begins otherwise is left as it is.*",
+    ]
+    return "\n\n".join(blocks)
+
+
+NOTE = "**pxp-optimize:**"
+"""How the notes begin that may be written anew."""
+
+
+def trial_note(study: Study, trial: FrozenTrial, picture: str | None = None) -> str:
+    """A trial in Markdown, for the dashboard. picture: the address of its curve."""
+    from optuna.trial import TrialState
+
+    told = {
+        TrialState.COMPLETE: f"AUC {auc_of(trial):.4f} on the search images",
+        TrialState.PRUNED: f"stopped early after {trial.user_attrs.get('samples', 'some')} search images",
+        TrialState.FAIL: f"failed: {trial.user_attrs.get('error', 'its process ended')}",
+    }
+    blocks = [f"{NOTE} {title(trial)}, {told.get(trial.state, trial.state.name.lower())}."]
+    if picture is not None:
+        blocks.append(f"![Accuracy over the part of the units removed]({picture})")
+    rows = composite_rows(trial)
+    if rows:
+        blocks.append(_markdown([("layers", "rule"), *rows.items()]))
+    found = [line for samples in ("search", "holdout") if (line := curve_of(study, trial, samples, best=False))]
+    if found:
+        head = ("rate", *(f"accuracy, {line.samples}" for line in found))
+        blocks.append(
+            _markdown(
+                [
+                    head,
+                    *(
+                        (f"{rate:.4g}", *(f"{line.accuracy[index]:.1%}" for line in found))
+                        for index, rate in enumerate(study.user_attrs["rates"])
+                    ),
+                ]
+            )
+        )
+    return "\n\n".join(blocks)
+
+
+def _markdown(rows: list[Any]) -> str:
+    """A table; its first row is the heading."""
+    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    return "\n".join([lines[0], f"|{' --- |' * len(cells[0])}", *lines[1:]])
