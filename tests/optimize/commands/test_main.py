@@ -68,7 +68,7 @@ def test_a_run_says_what_it_uses_and_what_came_out(project, first_run):
     assert f"{holdout['auc']:.4f}" in row
     assert f"{best.user_attrs['accuracy'][0]:.1%} on search samples" in out
     assert f"database:  pxp.db, study {NAME}" in out
-    assert "optuna-dashboard sqlite:///pxp.db" in out
+    assert "pxp-optimize dashboard --storage sqlite:///pxp.db" in out
     assert "best.json" in out
     assert "\x1b" not in first_run.stderr + out  # no terminal codes in a file
 
@@ -353,9 +353,9 @@ def test_the_printed_command_opens_the_database_from_a_shell(project, first_run)
     result = project.run(*project.options, "--trials", "6", "--storage", path, "--export", "quoted.json")
     assert result.returncode == 0, result.stderr
     line = next(line for line in result.stdout.splitlines() if line.startswith("dashboard:"))
-    command = line.partition(":")[2].replace("optuna-dashboard", "printf '%s\\n'")
+    command = line.partition(":")[2].replace("pxp-optimize dashboard --storage", "printf '%s\\n'")
     words = subprocess.run(command, shell=True, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert words == [f"sqlite:///{path}"]
+    assert words == [path]
 
 
 def test_trials_of_other_programs_are_named_not_stumbled_over(project, first_run):
