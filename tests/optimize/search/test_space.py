@@ -10,7 +10,7 @@ import pytest
 from pxp_optimize.attribution import Composite, CompositeError
 from pxp_optimize.attribution.composites import resolve
 from pxp_optimize.optimize.search.samplers import make_sampler
-from pxp_optimize.optimize.search.space import FIXED, GROUPS, RULES, Space
+from pxp_optimize.optimize.search.space import FIXED, GROUPS, PRICED, RULES, Prices, Space
 
 
 def draws(space: Space, count: int) -> list[tuple[dict, Composite]]:
@@ -248,3 +248,21 @@ def test_a_composite_of_depths_is_a_point_of_the_types_but_not_the_other_way_rou
             with pytest.raises(CompositeError, match="layers conv2 and down have different rules but share mid"):
                 depth.params_of(composite)
     assert refused > 3
+
+
+def test_prices_are_searched_where_a_cost_counts():
+    prices = Prices("params")
+    space = Space.named("depth", CONVOLUTIONAL, True, mixed=False, prices=prices)
+    assert "cost_exponent" not in named("depth", CONVOLUTIONAL).parameters()
+    for params, composite in draws(space, 10):
+        assert (composite.cost_exponent, composite.cost) == (params["cost_exponent"], "params")
+        assert space.params_of(composite) == params
+        assert named("depth", CONVOLUTIONAL).params_of(composite) is None
+        assert space.params_of(replace(composite, cost="macs")) is None  # of another price
+    fixed = space.fixed_composites()
+    assert list(fixed) == [*FIXED, *(f"{name}{PRICED}" for name in FIXED)]
+    assert space.params_of(fixed["zplus"])["cost_exponent"] == 0
+    assert space.params_of(fixed[f"zplus{PRICED}"])["cost_exponent"] == 1
+    paper = Space.named("paper", CONVOLUTIONAL, True, mixed=False, prices=prices)
+    assert list(paper.fixed_composites()) == list(FIXED)
+    assert len(paper.grid(0)) == 4**3
