@@ -12,7 +12,7 @@ from typing import Any
 
 from ..pruning.cost import COSTS
 from ..pruning.names import NO_GATES, UNIT_KINDS, unit_kinds
-from ..pruning.repair import check_repair
+from ..pruning.repair import NONE, REPAIRS, check_repair
 
 if sys.version_info >= (3, 11):
     pass
@@ -170,7 +170,11 @@ def parse_repair(value: object) -> tuple[str, ...]:
 
 def _repair(text: str) -> str:
     if text != "auto":
-        check_repair(text)
+        try:
+            check_repair(text)
+        except ValueError:
+            known = ", ".join(("auto", NONE, *REPAIRS))
+            raise ValueError(f'{text!r} is not {known}, or repairs joined by "+"') from None
     return text
 
 

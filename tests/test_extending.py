@@ -146,7 +146,9 @@ def test_a_repair(model, tmp_path):
     )
     assert result.study.user_attrs["fingerprint"]["repair"] == "louder"
     assert Options.parsed(repair="louder+least-squares").repair == ("louder+least-squares",)
-    with pytest.raises(UserError, match=r"repair: 'louder\+quieter' is not none, batchnorm, least-squares, louder"):
+    with pytest.raises(
+        UserError, match=r"repair: 'louder\+quieter' is not auto, none, batchnorm, least-squares, louder"
+    ):
         Options.parsed(repair="louder+quieter")
 
 
