@@ -14,6 +14,9 @@ STABILIZER = 1e-6
 FLOOR = 1e-12
 """Of what may be zero but must not swallow relevance."""
 
+TINY = 1e-15
+"""An output below which relevance is not divided by it, but goes to zero."""
+
 
 def stabilize(denominator: Tensor, epsilon: float | Tensor = STABILIZER) -> Tensor:
     """The denominator moved away from zero by epsilon, zero itself by its sign.
@@ -34,7 +37,7 @@ def per_output(relevance: Tensor, output: Tensor) -> Tensor:
     zero but its relevance is not (two summands cancel before an unfolded BatchNorm, which passes all on), the quotient
     over any added constant would be larger than all others.
     """
-    squared = torch.addcmul(output.new_full((), FLOOR**2), output, output)
+    squared = torch.addcmul(output.new_full((), TINY**2), output, output)
     return torch.div(output, squared, out=squared).mul_(relevance)
 
 

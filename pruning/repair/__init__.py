@@ -60,7 +60,7 @@ def check_repair(name: str) -> tuple[str, ...]:
         return ()
     parts = tuple(name.split("+"))
     if any(part not in REPAIRS for part in parts) or len(set(parts)) < len(parts):
-        raise ValueError(f'{name!r} is not {NONE}, {", ".join(REPAIRS)}, or several of them joined by "+"')
+        raise ValueError(f'unknown {name!r}: choose from {NONE}, {", ".join(REPAIRS)}, or several joined by "+"')
     return parts
 
 

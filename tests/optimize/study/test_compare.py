@@ -114,7 +114,7 @@ def test_what_is_left_of_the_validation_images(prepared):
     ("arguments", "named"),
     [
         (["--study", "none"], "no study 'none'"),
-        (["--study", STUDY, "--paper-study", "other"], "is of another task (repair: stored least-squares, now none;"),
+        (["--study", STUDY, "--paper-study", "other"], "is of another task (repair: stored least-squares, now none)"),
         (["--study", STUDY, "--paper-study", STUDY], "has no trials of --space paper"),
         (["--study", STUDY, "--paper-study", "none"], "no study 'none' in the database (--paper-study)"),
         (["--study", STUDY, "--seeds", "0"], "at least 1"),
