@@ -113,7 +113,7 @@ def networks_of_curve(task: Task, plan: Plan, costs: list[float]) -> Iterator[Ne
         networks = itertools.chain(networks, _networks_beyond(task, plan, costs))
     if task.cost is None:
         return networks
-    return _weighed(task, COSTS[task.cost] if task.times is None else task.times.latency, networks, costs)
+    return _with_costs(task, COSTS[task.cost] if task.times is None else task.times.latency, networks, costs)
 
 
 FURTHER = 6
@@ -130,7 +130,7 @@ def _networks_beyond(task: Task, plan: Plan, costs: Sequence[float]) -> Iterator
         yield next(plan.networks(task.graph, [rate], task.repair)).network
 
 
-def _weighed(task: Task, cost: Cost, networks: Iterable[Network], costs: list[float]) -> Iterator[Network]:
+def _with_costs(task: Task, cost: Cost, networks: Iterable[Network], costs: list[float]) -> Iterator[Network]:
     """The same networks; what each costs is noted on the way."""
 
     def measured(network: Network, size: int) -> float:

@@ -8,9 +8,9 @@ what the repaired layers before it give.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..lazy import lazy_names
 from ..registry import Registry
 
 if TYPE_CHECKING:
@@ -64,8 +64,4 @@ def check_repair(name: str) -> tuple[str, ...]:
     return parts
 
 
-def __getattr__(name: str) -> Any:
-    """Imported when asked for: what only lists the repairs does without torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name], __package__), name)
+__getattr__ = lazy_names(__name__, _HOMES)

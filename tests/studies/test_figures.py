@@ -1,4 +1,4 @@
-"""Figures: what is drawn is what the study holds."""
+"""Figures show what the study holds."""
 
 from __future__ import annotations
 
