@@ -37,7 +37,7 @@ from .evaluation.evaluate import mean_evaluation
 from .evaluation.phases import PREPARING, phase, recorded
 from .options import GIVEN, Options
 from .search.pruners import asking
-from .study.checkpoint import prune_task, save_pruned
+from .study.checkpoint import prune_task, rate_saving, save_pruned
 from .study.compare import compare_study, methods_of, pruned_as_best
 from .study.costs import timed
 from .study.given import prepare_given
@@ -219,9 +219,9 @@ class Objective:
         """What a trial tried."""
         return Composite.from_dict(trial.user_attrs["composite"])
 
-    def prune(self, trial: FrozenTrial, *, rate: float | None = None) -> nn.Module:
+    def prune(self, trial: FrozenTrial, *, rate: float | None = None, saved: float | None = None) -> nn.Module:
         """The network without its least relevant units, as the trial measured it. Otherwise as `Result.prune`."""
-        return _network(_pruned(self.prepared, trial, rate)[0])
+        return _network(_pruned(self.prepared, trial, rate, saved)[0])
 
     def export(self, trial: FrozenTrial, path: str | Path) -> None:
         """Write what a trial tried as JSON, with the schedule and repair that it was measured with: for `prune`,
@@ -271,24 +271,25 @@ class Result:
         """
         return result_table(result_lines(self.study))
 
-    def prune(self, *, rate: float | None = None) -> nn.Module:
+    def prune(self, *, rate: float | None = None, saved: float | None = None) -> nn.Module:
         """The network without its least relevant units, ranked, cut and repaired as the best trial was.
 
-        rate: part of the units to remove; None for the largest of the rates that keeps 95 % of the accuracy on the
-        search samples. The network is on the study's device, in eval mode; its parameters can be trained.
+        rate: part of the units to remove; saved: part of the objective's cost (of the units, where that is "auc") to
+        save instead. None of both: the largest of the rates that keeps 95 % of the accuracy on the search samples. The
+        network is on the study's device, in eval mode; its parameters can be trained.
 
         Raises:
-            ValueError: a rate out of range.
+            ValueError: out of range, or both are given.
         """
-        return _network(_pruned(self.prepared, self.trial, rate)[0])
+        return _network(_pruned(self.prepared, self.trial, rate, saved)[0])
 
-    def save_pruned(self, path: str | Path, *, rate: float | None = None) -> None:
-        """Write the pruned network as safetensors, for `load_pruned`. rate: as in `prune`.
+    def save_pruned(self, path: str | Path, *, rate: float | None = None, saved: float | None = None) -> None:
+        """Write the pruned network as safetensors, for `load_pruned`. rate, saved: as in `prune`.
 
         Raises:
             UserError: the file cannot be written.
         """
-        network, masks = _pruned(self.prepared, self.trial, rate)
+        network, masks = _pruned(self.prepared, self.trial, rate, saved)
         mark = self.prepared.fingerprint
         keys = ("model", "weights", "data", "units", "classes", "image")
         save_pruned(path, network, masks, {**{key: mark[key] for key in keys}, "study": self.study.study_name})
@@ -337,12 +338,17 @@ class Result:
         return lines
 
 
-def _pruned(prepared: Prepared, trial: FrozenTrial, rate: float | None) -> tuple[Network, Masks]:
+def _pruned(prepared: Prepared, trial: FrozenTrial, rate: float | None, saved: float | None) -> tuple[Network, Masks]:
     task = prepared.task.pruned_as(pruning_of(trial))
+    composite = Composite.from_dict(trial.user_attrs["composite"])
+    if rate is not None and saved is not None:
+        raise ValueError("rate and saved are two ways to say how much goes: give one")
+    if saved is not None:
+        rate = rate_saving(task, composite, saved)
     chosen = sparsity_at(task.rates, trial.user_attrs["accuracy"]) if rate is None else rate
     if not 0 <= chosen < 1:
         raise ValueError(f"rate is {rate}: give a part of the units, from 0 up to, but not, 1")
-    graph, masks = prune_task(task, Composite.from_dict(trial.user_attrs["composite"]), chosen)
+    graph, masks = prune_task(task, composite, chosen)
     return graph.network, masks
 
 

@@ -19,14 +19,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ...attribution import Composite
-from ...pruning import Graph, Masks, Network, NotFinite, compact, macs, sparsity_at, trace, without_constants
+from ...pruning import COSTS, Graph, Masks, Network, NotFinite, compact, macs, sparsity_at, trace, without_constants
 from ...pruning.convolution import plain
 from ...pruning.modules import gates_of
 from ...studies.document import write_whole
 from ...studies.errors import UserError
 from ..evaluation.candidate import pruning_of
 from ..evaluation.curve import right_predictions
-from ..evaluation.evaluate import make_plan
+from ..evaluation.evaluate import make_plan, plan_of
 from ..evaluation.task import Task
 from .prepare import Prepared, example_of
 
@@ -39,6 +39,34 @@ def prune_task(task: Task, composite: Composite, rate: float) -> tuple[Graph, Ma
     """The network of a task at a rate, ranked, cut and repaired as its trials are; and which units are left."""
     plan = make_plan(task, composite, rate)
     return next(plan.networks(task.graph, [rate], task.repair)), plan.ranking.masks(rate)
+
+
+def rate_saving(task: Task, composite: Composite, saved: float) -> float:
+    """The lowest rate, to a hundredth of a per cent, at which the task's cost is saved to this part; without a cost as
+    an objective, of the units, which is the rate itself.
+
+    Raises:
+        ValueError: not from 0 up to 1, or more than even the last unit's removal saves.
+    """
+    if not 0 <= saved < 1:
+        raise ValueError(f"saved is {saved}: give a part of the cost, from 0 up to, but not, 1")
+    if task.cost is None:
+        return saved
+    ranking = plan_of(task, composite).ranking
+    cost = COSTS[task.cost] if task.times is None else task.times.latency
+    images = task.search.inputs[0:1]
+
+    def spent(rate: float) -> float:
+        return cost(without_constants(compact(task.graph, ranking.masks(rate)).network), images)
+
+    whole = cost(without_constants(task.graph.network), images)
+    low, high = 0, 9999  # what is saved grows with the rate, but for time that is measured
+    if 1 - spent(high / 10000) / whole < saved:
+        raise ValueError(f"saved is {saved}: removing all units but a few saves less of {task.cost}")
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if 1 - spent(middle / 10000) / whole >= saved else (middle + 1, high)
+    return low / 10000
 
 
 def save_pruned(path: str | Path, network: Network, masks: Masks, about: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from pxp_optimize.attribution import load_composite
 from pxp_optimize.optimize import Objective, UserError, front, load_pruned, optimize, prune
 from pxp_optimize.optimize.evaluation.evaluate import evaluate
 from pxp_optimize.optimize.study.prepare import prepare
+from pxp_optimize.pruning import macs, trace
 from pxp_optimize.studies.best import auc_of, best_trial
 from pxp_optimize.studies.storage import open_storage
 from torch import Tensor, nn
@@ -153,6 +154,22 @@ def test_a_pruned_network_is_saved_and_loaded(prepared, network, tmp_path):
     assert torch.equal(loaded(images), result.prune(rate=0.3)(images))
     with pytest.raises(ValueError, match="rate is 1"):
         result.prune(rate=1)
+
+
+def test_a_part_of_the_cost_is_saved(prepared, network, tmp_path):
+    data, images = given(prepared, floats), floats(prepared, "holdout")[0]
+    common = {**HOW, "trials": 4, "schedule": "oneshot", "repair": "none"}
+    by_units = optimize(network, **data, storage=str(tmp_path / "a.db"), **common)
+    assert torch.equal(by_units.prune(saved=0.3)(images), by_units.prune(rate=0.3)(images))
+    by_macs = optimize(network, **data, storage=str(tmp_path / "b.db"), objective="macs", **common)
+    whole = macs(trace(network, images[:2]).network, images)
+    parts = {saved: 1 - macs(by_macs.prune(saved=saved), images) / whole for saved in (0.25, 0.5, 0.75)}
+    units = whole / 40  # no unit costs much more than the mean one
+    for saved, found in parts.items():
+        assert saved <= found < saved + 3 * units / whole
+    for wrong in ({"saved": 1.0}, {"saved": -0.1}, {"saved": 0.5, "rate": 0.5}):
+        with pytest.raises(ValueError, match="saved"):
+            by_macs.prune(**wrong)
 
 
 def test_a_result_says_what_was_found(prepared, network, tmp_path, capsys):
