@@ -48,8 +48,6 @@ from .study.run import device_and_storage_errors, make_space, run_study
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-SAMPLE_OPTIONS = ("reference_samples", "search_samples", "holdout_samples")
-"""Options that the command has a number for; here None stands for all that is given."""
 ELSEWHERE = {"model", "data", "weights", "image_size", "resize", "export", "skip_broken", "sample_memory", "start_from"}
 """Options of the command about networks and images that it is to find by name."""
 OF_THE_STUDY = ("trials", "timeout", "sampler", "pruner", "storage", "study", "rescore", "holdout_samples")

@@ -82,9 +82,7 @@ def compare(
     if output is not None and csv is not None and Path(output).resolve() == Path(csv).resolve():
         raise UserError(f"--output and --csv are both {output}: give two files")
     if output is not None:
-        document.check_target(
-            output, storage, lambda path: document.is_json(path, comparison.COMPARISON_FORMAT), "comparison"
-        )
+        document.check_target(output, storage, comparison.is_document, "comparison")
     if csv is not None:
         document.check_target(csv, storage, comparison.is_csv, "comparison")
     quiet_optuna(verbose=False)
