@@ -6,15 +6,15 @@ parser or the choices), so that an option is declared once. Nothing here imports
 
 from __future__ import annotations
 
-import difflib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..pruning.names import PRECISIONS
 from ..studies.errors import UserError
+from ..studies.wording import did_you_mean
 from .search.pruners import NONE, PRUNERS
 from .search.samplers import AUTO, multi_objective, sampler_names
 
@@ -299,7 +299,8 @@ class Options:
         known = {option.name: option for option in fields(self)}
         for name in values:
             if name not in known:
-                raise UserError(f"unknown option {name!r}: {_nearest(name, known)}")
+                there = f"there are {', '.join(known)}"
+                raise UserError(f"unknown option {name!r}: {did_you_mean(name, known, there)}")
         return replace(self, **{name: _parsed(known[name], value) for name, value in values.items()})
 
     def check(self) -> None:
@@ -346,11 +347,6 @@ def _joined(value: Any) -> Any:
     return value
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-
-
 def read_config(path: str | Path) -> dict[str, Any]:
     """The options in a TOML file by field name, as written there (not yet parsed).
 
@@ -373,8 +369,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     for key, value in data.items():
         name = aliases.get(key, key.replace("-", "_"))
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0].replace('_', '-')}?" if near else "see pxp-optimize --help"
+            hint = did_you_mean(name, known, "see pxp-optimize --help").replace("_", "-")
             raise UserError(f"{path}: unknown key {key!r}: {hint}")
         if isinstance(value, dict):
             raise UserError(f"{path}: {key!r} is a table, but options stand at the top: trials = 50")

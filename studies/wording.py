@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
@@ -14,3 +15,9 @@ def some(names: Sequence[str], most: int = 5) -> str:
 def reason(error: BaseException) -> str:
     """The error as one short line."""
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """Which known name may be meant by one that is not known; where none is near, what else to say."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]}?" if near else otherwise

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from structure import imported, modules
 
-ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("pruning",),
     ("attribution",),
@@ -31,27 +30,9 @@ LONGEST = 500
 REASONS: dict[str, str] = {}
 """Files that are longer, and why."""
 
-FOLDERS = ("attribution", "pruning", "studies", "optimize")
-FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-pytestmark = pytest.mark.skipif(not FILES, reason="the sources are not beside the tests")
-
-
-def module_of(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
-MODULES = {module_of(path): path for path in FILES}
-
-
-def imported(module: str, nodes: Iterable[ast.AST]) -> Iterator[str]:
-    """The project's modules that these nodes of a module's syntax import."""
-    package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
-    for node in nodes:
-        if isinstance(node, ast.ImportFrom) and node.level:
-            parts = package.split(".")
-            base = ".".join([*parts[: len(parts) - node.level + 1], *([node.module] if node.module else [])])
-            for name in node.names:
-                yield f"{base}.{name.name}" if f"{base}.{name.name}" in MODULES else base
+ROOT = Path(__file__).parent.parent
+MODULES = modules(ROOT)
+pytestmark = pytest.mark.skipif(not MODULES, reason="the sources are not beside the tests")
 
 
 def layer_of(module: str) -> int | None:
@@ -69,14 +50,14 @@ def test_every_room_is_in_the_plan():
 def test_imports_run_one_way(module):
     """Also those within functions and for type checkers only."""
     tree = ast.parse(MODULES[module].read_text())
-    for other in imported(module, ast.walk(tree)):
+    for other in imported(module, ast.walk(tree), MODULES):
         assert layer_of(other) <= layer_of(module), f"{module} imports {other}, which stands above it"
 
 
 def test_there_are_no_circles():
     """Of what is imported at once; a package's `__init__` lists what is in it, and is left out."""
     after = {
-        module: set(imported(module, ast.parse(path.read_text()).body))
+        module: set(imported(module, ast.parse(path.read_text()).body, MODULES))
         for module, path in MODULES.items()
         if path.name != "__init__.py"
     }

@@ -37,7 +37,6 @@ of "epsilon_relative" is `epsilon_relative`), in [ranking] `reduction` ("auto", 
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -59,6 +58,7 @@ from ...attribution.composites import (
     refuse_unknown,
 )
 from ...studies.errors import UserError
+from ...studies.wording import did_you_mean
 from .space import SOFTMAX, Network, Part, Prices, Range, Space, all_rules, range_of
 
 if sys.version_info >= (3, 11):
@@ -168,9 +168,9 @@ def _members(names: Iterable[str], network: Network) -> dict[str, tuple[str, ...
         found = [layer for layer, known in left.items() if _names(name, layer, known)]
         if not found:
             every = [layer for layer, known in network.items() if _names(name, layer, known)]
-            near = difflib.get_close_matches(name, [*network, *_groups_of(network)], n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            why = "all its layers are in parts above it" if every else f"the network has no such layer or group{hint}"
+            hint = did_you_mean(name, [*network, *_groups_of(network)], "")
+            missing = "the network has no such layer or group" + (f"; {hint}" if hint else "")
+            why = "all its layers are in parts above it" if every else missing
             raise SpaceError(f"parts.{name}: {why}")
         members[name] = tuple(found)
         for layer in found:

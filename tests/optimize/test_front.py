@@ -82,7 +82,8 @@ def test_both_doors_give_the_same_trials(project, prepared, network, tmp_path):
     for document in (ours, theirs):
         document.pop("model")
         document["result"].pop("study")
-        assert 0 < document["result"]["saved"].pop("latency") < 1  # times are never the same again
+        # times are never the same again; on a busy machine a small network may even seem slower
+        assert document["result"]["saved"].pop("latency") < 1
     assert ours == theirs
     again = prune(network, tmp_path / "python.json", *floats(prepared, "reference"), 0.5)
     images = floats(prepared, "holdout")[0]
