@@ -38,6 +38,8 @@ REDUCTIONS = ("auto", "sum", "abs", "max")
 STARTS = ("logit", "softmax", "contrastive")
 GATES = ("signal", "half")
 PRICES = ("macs", "params", "latency")
+NUMBERS = {"balance": (1e-6, 1e6), "cost_exponent": (0.0, 4.0)}
+"""What the numbers of a ranking may be, from and to."""
 RANKING_KEYS = ("aggregation", "normalization", "balance", "reduction", "start", "cost_exponent", "cost", "seconds")
 DOCUMENT_KEYS = (
     "format",
@@ -199,10 +201,12 @@ class Composite:
             gates=_choice(products, "gates", GATES, "signal", "products"),  # type: ignore[arg-type]
             aggregation=_choice(ranking, "aggregation", AGGREGATIONS, "abs", "ranking"),  # type: ignore[arg-type]
             normalization=_choice(ranking, "normalization", NORMALIZATIONS, "none", "ranking"),  # type: ignore
-            balance=_number(ranking.get("balance", 1.0), 1e-6, 1e6, "ranking.balance"),
+            balance=_number(ranking.get("balance", 1.0), *NUMBERS["balance"], "ranking.balance"),
             reduction=_choice(ranking, "reduction", REDUCTIONS, "auto", "ranking"),  # type: ignore[arg-type]
             start=_choice(ranking, "start", STARTS, "logit", "ranking"),  # type: ignore[arg-type]
-            cost_exponent=_number(ranking.get("cost_exponent", 0.0), 0, 4, "ranking.cost_exponent"),
+            cost_exponent=_number(
+                ranking.get("cost_exponent", 0.0), *NUMBERS["cost_exponent"], "ranking.cost_exponent"
+            ),
             cost=cost,  # type: ignore[arg-type]
             seconds={name: _number(value, 0, 1e9, f"ranking.seconds.{name}") for name, value in seconds.items()},
         )

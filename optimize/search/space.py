@@ -45,6 +45,10 @@ class Range:
     def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high
 
+    def value(self, trial: Trial, parameter: str) -> float:
+        """What the trial's sampler proposes, or what is always taken."""
+        return self.low if self.fixed else trial.suggest_float(parameter, self.low, self.high, log=self.log)
+
 
 Rules = Mapping[str, Range | None]
 
@@ -141,6 +145,7 @@ class Space:
         fixed_numbers: rules only, with the numbers of the fixed composites, and the plain ranking: the choice
             among 256 composites of Hatefi et al.
         choices: what the network's own categories may be, where that is not all that is known.
+        numbers: ranges of the network's own numbers, by name, where these are not the usual ones.
         network: the layers, so that a composite with other groups or with single layers can be found in the space.
         pruning: "schedule" and "repair" that a study may use, best known first; of several one is searched.
         gates: how relevance may pass gates, the usual way first; of several one is searched. Empty: there are none.
@@ -156,6 +161,7 @@ class Space:
         mixed: bool = False,
         fixed_numbers: bool = False,
         choices: Mapping[str, tuple[str, ...]] | None = None,
+        numbers: Mapping[str, Range] | None = None,
         network: Network | None = None,
         pruning: Mapping[str, tuple[str, ...]] | None = None,
         gates: tuple[str, ...] = GATES[:1],
@@ -175,6 +181,8 @@ class Space:
         self.network = network
         self.pruning = dict(pruning or {})
         self.prices = prices
+        usual = {**({"balance": BALANCE} if self.mixed else {}), **({"cost_exponent": COST_EXPONENT} if prices else {})}
+        self.numbers = tuple({**usual, **(numbers or {})}.values())
         ranking = {"aggregation": AGGREGATIONS, "normalization": SEARCHED}
         if fixed_numbers:
             ranking = {"aggregation": ("abs",), "normalization": ("none",)}
@@ -234,12 +242,7 @@ class Space:
                 found[f"{part.name}.rule"] = tuple(part.rules)
             found |= {f"{part.name}.{n.parameter}": n for n in part.rules.values() if n is not None and not n.fixed}
         found |= {name: choices for name, choices in {**self.choices, **self.pruning}.items() if len(choices) > 1}
-        return found | {number.name: number for number in self.numbers}
-
-    @property
-    def numbers(self) -> tuple[Range, ...]:
-        """The network's own numbers."""
-        return (*([BALANCE] if self.mixed else []), *([COST_EXPONENT] if self.prices is not None else []))
+        return found | {number.name: number for number in self.numbers if not number.fixed}
 
     def suggest(self, trial: Trial) -> Composite:
         """The composite that the trial's sampler proposes."""
@@ -255,7 +258,7 @@ class Space:
         if self.transformer:
             data["attention"] = {"softmax": chosen.pop("softmax")}
         data["ranking"] = chosen
-        own = {number.name: _suggest(trial, number.name, number) for number in self.numbers}
+        own = {number.name: number.value(trial, number.name) for number in self.numbers}
         exponent = own.pop(COST_EXPONENT.name, 0.0)
         data["ranking"] |= own
         composite = Composite.from_dict(data)
@@ -280,7 +283,7 @@ class Space:
         spec: dict[str, Any] = {"rule": rule}
         for name, number in part.rules.items():
             if number is not None and (name == rule or not self.conditional):
-                value = number.low if number.fixed else _suggest(trial, f"{part.name}.{number.parameter}", number)
+                value = number.value(trial, f"{part.name}.{number.parameter}")
                 if name == rule:
                     spec[number.name] = value
         return spec
@@ -340,7 +343,7 @@ class Space:
             return None
         if exponent and (self.prices is None or self.prices.on(composite, exponent) != composite):
             return None
-        return params | numbers
+        return params | {number.name: numbers[number.name] for number in self.numbers if not number.fixed}
 
     def _specs(self, composite: Composite) -> Iterable[tuple[Part, RuleSpec]]:
         """The rule that a composite has for each part."""
@@ -385,7 +388,3 @@ def _type_key(group: str, kind: str) -> str:
     if group == "classifier":
         return group
     return f"{group}.attention" if kind in ATTENTION_TYPES else f"{group}.{kind}"
-
-
-def _suggest(trial: Trial, name: str, number: Range) -> float:
-    return trial.suggest_float(name, number.low, number.high, log=number.log)

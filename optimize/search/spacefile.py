@@ -20,6 +20,7 @@ A table for each part of the network says which rules it may get, and the range 
     [ranking]
     aggregation = ["abs"]
     normalization = ["none", "l2"]
+    cost_exponent = [0.5, 1.5]   # under a cost objective
 
     [attention]                  # of transformers
     softmax = ["attnlrp", "cp"]
@@ -51,6 +52,7 @@ from ...attribution.composites import (
     ATTENTION_TYPES,
     GATES,
     NORMALIZATIONS,
+    NUMBERS,
     REDUCTIONS,
     STARTS,
     TYPES,
@@ -59,7 +61,7 @@ from ...attribution.composites import (
 )
 from ...studies.errors import UserError
 from ...studies.wording import did_you_mean
-from .space import SOFTMAX, Network, Part, Prices, Range, Space, all_rules, range_of
+from .space import BALANCE, COST_EXPONENT, SOFTMAX, Network, Part, Prices, Range, Space, all_rules, range_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -77,6 +79,8 @@ CHOICES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "products": {"gates": GATES},
 }
 """The network's own categories, by their table."""
+OWN = {number.name: number for number in (BALANCE, COST_EXPONENT)}
+"""The network's own numbers, in [ranking]."""
 
 
 Choices = Mapping[str, tuple[str, ...]]
@@ -131,8 +135,14 @@ def parse_space(
     refuse_unknown(data, ("parts", *CHOICES), "", SpaceError)
     transformer = any(layer["type"] in ATTENTION_TYPES for layer in network.values())
     choices: dict[str, tuple[str, ...]] = {}
+    ranking = dict(_table(data.get("ranking", {}), "ranking"))
+    numbers = {name: ranking.pop(name) for name in OWN if name in ranking}
+    if "balance" in numbers and not mixed:
+        raise SpaceError("ranking.balance: units of one kind have nothing to balance; give --units heads+neurons")
+    if "cost_exponent" in numbers and prices is None:
+        raise SpaceError("ranking.cost_exponent: units have no prices; give --objective macs, params or latency")
     for table, known in CHOICES.items():
-        entries = _table(data.get(table, {}), table)
+        entries = ranking if table == "ranking" else _table(data.get(table, {}), table)
         refuse_unknown(entries, known, table, SpaceError)
         if table == "attention" and entries and not transformer:
             raise SpaceError("attention: the network has none")
@@ -153,6 +163,7 @@ def parse_space(
         transformer=transformer,
         mixed=mixed,
         choices=choices,
+        numbers={name: _range(value, OWN[name], NUMBERS[name], f"ranking.{name}") for name, value in numbers.items()},
         network=network,
         pruning=pruning,
         gates=gates,
@@ -206,22 +217,26 @@ def _rules(data: Any, path: str) -> dict[str, Range | None]:
     numbers = {name: number for name in names if (number := range_of(name)) is not None}
     refuse_unknown(entries, ("rules", *(number.parameter for number in numbers.values())), path, SpaceError)
     return {
-        name: _range(entries[number.parameter], name, number, f"{path}.{number.parameter}")
+        name: _range(entries[number.parameter], number, _allowed(name, number), f"{path}.{number.parameter}")
         if (number := numbers.get(name)) is not None and number.parameter in entries
         else number
         for name in names
     }
 
 
-def _range(value: Any, rule: str, usual: Range, path: str) -> Range:
+def _allowed(rule: str, number: Range) -> tuple[float, float]:
+    parameter = KNOWN[rule].parameters[number.name]
+    return parameter.low, parameter.high
+
+
+def _range(value: Any, usual: Range, allowed: tuple[float, float], path: str) -> Range:
     """From [low, high], or one number that is always taken."""
     parts = value if isinstance(value, list) else [value, value]
     if len(parts) != 2 or any(isinstance(part, bool) or not isinstance(part, (int, float)) for part in parts):
         raise SpaceError(f"{path}: must be a number or [low, high], not {value!r}")
     low, high = map(float, parts)
-    allowed = KNOWN[rule].parameters[usual.name]
-    if not allowed.low <= low <= high <= allowed.high:
-        raise SpaceError(f"{path}: must ascend within [{allowed.low:g}, {allowed.high:g}], not {value!r}")
+    if not allowed[0] <= low <= high <= allowed[1]:
+        raise SpaceError(f"{path}: must ascend within [{allowed[0]:g}, {allowed[1]:g}], not {value!r}")
     if usual.log and low == 0 < high:
         raise SpaceError(f"{path}: must begin above 0, since it is sampled in its logarithm")
     return replace(usual, low=low, high=high)

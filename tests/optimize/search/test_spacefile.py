@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -14,7 +15,7 @@ from pxp_optimize.attribution import Composite, RuleSpec
 from pxp_optimize.attribution.composites import AGGREGATIONS, NORMALIZATIONS, resolve
 from pxp_optimize.optimize.search import spacefile
 from pxp_optimize.optimize.search.samplers import make_sampler
-from pxp_optimize.optimize.search.space import FIXED, RULES
+from pxp_optimize.optimize.search.space import FIXED, RULES, Prices
 from pxp_optimize.optimize.search.spacefile import SpaceError, parse_space, read_space
 from pxp_optimize.optimize.search.warm_start import mixed_composites
 from pxp_optimize.studies.errors import UserError
@@ -50,13 +51,15 @@ def draws(space: Any, count: int = 20) -> list[tuple[dict, Composite]]:
 def test_the_documented_example():
     data = tomllib.loads(DOCUMENTED)
     assert "attention" in data
-    with pytest.raises(SpaceError, match="attention: the network has none"):
+    with pytest.raises(SpaceError, match=r"ranking\.cost_exponent: units have no prices; give --objective macs"):
         parse_space(data, RESNET)
+    with pytest.raises(SpaceError, match="attention: the network has none"):
+        parse_space(data, RESNET, prices=Prices())
     del data["attention"]
-    space = parse_space(data, RESNET)
+    space = parse_space(data, RESNET, prices=Prices())
     assert set(space.parameters()) == {
         *("classifier.epsilon", "mid.3x3.rule", "mid.3x3.gamma", "layer4.*.rule", "layer4.*.gamma"),
-        *("*.rule", "*.epsilon", "*.gamma", "normalization", "gates"),
+        *("*.rule", "*.epsilon", "*.gamma", "normalization", "gates", "cost_exponent"),
     }
     for params, composite in draws(space):
         specs = resolve(composite, GROUPS, TYPES)
@@ -68,8 +71,25 @@ def test_the_documented_example():
         assert specs["conv1"] == specs["layer2.downsample"]
         assert composite.aggregation == "abs"
         assert composite.normalization in ("none", "l2")
+        assert 0.5 <= composite.cost_exponent <= 1.5
         assert Composite.from_dict(composite.to_dict()) == composite
         assert space.params_of(composite) == params
+
+
+@pytest.mark.parametrize("name", ["cost_exponent", "balance"])
+def test_the_networks_own_numbers(name):
+    data = {**part(), "ranking": {name: 1}}
+    space = parse_space(data, RESNET, mixed=True, prices=Prices())
+    assert name not in space.parameters()
+    for params, composite in draws(space, 5):
+        assert getattr(composite, name) == 1
+        assert name not in params
+        assert space.params_of(composite) == params
+    assert space.params_of(replace(composite, **{name: 2.0})) is None
+    with pytest.raises(SpaceError, match=rf"ranking\.{name}: must ascend within"):
+        parse_space({**part(), "ranking": {name: [0.1, 1e7]}}, RESNET, mixed=True, prices=Prices())
+    with pytest.raises(SpaceError, match=rf"ranking\.{name}: units"):
+        parse_space(data, RESNET)
 
 
 def test_layers_belong_to_the_first_part_that_names_them():
