@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +24,10 @@ if TYPE_CHECKING:
     from pxp_optimize.optimize.options import Options
     from pxp_optimize.optimize.study.prepare import Prepared
     from torch import nn
+
+# Networks this small are many times slower on several threads, above all where xdist's workers have the cores already.
+# PyTorch reads this when it is imported, and so does every process that a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("unhurried", deadline=None)  # tests say nothing of time, on machines as busy as may be
 settings.load_profile("unhurried")
@@ -46,6 +54,71 @@ def transformer():
     nn.init.normal_(model.heads.head.weight)
     return model
 '''
+
+
+SERVER = """
+import importlib, json, os, pkgutil, signal, sys
+import pxp_optimize, torchvision
+for module in pkgutil.walk_packages(pxp_optimize.__path__, "pxp_optimize."):
+    importlib.import_module(module.name)
+from pxp_optimize.optimize.commands.main import main
+for line in sys.stdin:
+    job = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        break
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit()
+for descriptor, path in enumerate((os.devnull, job["out"], job["err"])):
+    file = os.open(path, os.O_RDWR | os.O_CREAT)
+    os.dup2(file, descriptor)
+    os.close(file)
+os.chdir(job["folder"])
+os.environ.clear()
+os.environ.update(job["environment"])
+sys.path[:0] = [job["folder"]]
+sys.argv[1:] = job["arguments"]
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
+"""A process that has imported everything, and forks one for each command: a start of PyTorch takes seconds."""
+
+
+SLOW = re.compile(r"^[a-z][\w ]*(?: \.\.\.|: done in .*|: \d+ of \d+, .*)\n", re.MULTILINE)
+
+
+class CommandServer:
+    """Runs the real command, each time in a process of its own that need not import anything."""
+
+    _running: CommandServer | None = None
+
+    @classmethod
+    def running(cls, environment: dict[str, str]) -> CommandServer:
+        """The one of this process, started when it is first asked for."""
+        if cls._running is None:
+            cls._running = cls(environment)
+        return cls._running
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", SERVER], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def run(self, arguments: Sequence[str], folder: Path, environment: dict[str, str]) -> tuple[int, str, str]:
+        """The exit status and what was printed, of a command in a folder."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with tempfile.TemporaryDirectory() as own:
+            paths = {name: os.path.join(own, name) for name in ("out", "err")}
+            job = {"arguments": arguments, "folder": str(folder), "environment": environment, **paths}
+            print(json.dumps(job), file=self._process.stdin, flush=True)
+            child = int(self._process.stdout.readline())
+            late = threading.Timer(300, os.kill, (child, signal.SIGKILL))  # or the tests would wait for it for ever
+            late.start()
+            status = int(self._process.stdout.readline())
+            late.cancel()
+            return status, *(Path(path).read_text() for path in paths.values())  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -100,27 +173,32 @@ class Project:
         return subprocess.Popen(
             [sys.executable, "-m", "pxp_optimize.optimize.commands.main", *arguments],
             cwd=self.folder,
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join([str(self.folder), os.environ.get("PYTHONPATH", "")]),
-                "XDG_CACHE_HOME": str(self.folder / "cache"),
-                "OMP_NUM_THREADS": "1",
-            },
+            env=self._environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             preexec_fn=_heed_interrupts if os.name == "posix" else None,
         )
 
+    @property
+    def _environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(self.folder), os.environ.get("PYTHONPATH", "")]),
+            "XDG_CACHE_HOME": str(self.folder / "cache"),
+        }
+
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """As `start`, to its end."""
-        with self.start(*arguments) as process:
-            try:
-                out, err = process.communicate(timeout=300)
-            except subprocess.TimeoutExpired:
-                process.kill()  # or the tests would wait for it for ever
-                raise
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        """The real command to its end, in a process of its own (`CommandServer`). What it says that it is at while it
+        is slow is left out: which it is depends on the machine."""
+        if os.name != "posix":
+            with self.start(*arguments) as process:
+                out, err = process.communicate()
+            status = process.returncode
+        else:
+            server = CommandServer.running(self._environment)
+            status, out, err = server.run(arguments, self.folder, self._environment)
+        return subprocess.CompletedProcess(arguments, status, out, re.sub(SLOW, "", err))
 
     def files(self) -> dict[str, object]:
         """The content of every file, of databases as SQL; without caches and SQLite's own files."""

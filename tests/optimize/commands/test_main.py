@@ -278,10 +278,11 @@ BAD = {
 def test_a_name_that_the_locale_does_not_have(project, monkeypatch):
     for name, value in {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}.items():
         monkeypatch.setenv(name, value)
-    result = project.run("studies", "--storage", "größe.db")
-    assert result.returncode == 2
-    assert "set LC_ALL=C.UTF-8" in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+    with project.start("studies", "--storage", "größe.db") as process:
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "set LC_ALL=C.UTF-8" in error
+    assert len(error.splitlines()) == 1
 
 
 def test_a_configuration_stands_after_a_command(project):
