@@ -18,7 +18,6 @@ version = release = version_of("pxp-optimize")
 language = "en"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "generated"]
-exclude_patterns = ["README.md"]
 suppress_warnings = ["toc.not_readable"]  # pages that are listed before they are written; a slip leaves one unlisted
 nitpicky = False
 

