@@ -32,11 +32,13 @@ autodoc_type_aliases = {"Given": "Given", "Batches": "Batches"}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = "pxp-optimize"
 html_static_path = ["static"]
 html_css_files = ["pages.css"]
 html_show_sphinx = False
 html_copy_source = False
+highlight_language = "text"  # of blocks that do not say
 pygments_style = "tango"
 pygments_dark_style = "github-dark"

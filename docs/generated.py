@@ -1,6 +1,7 @@
 """What pages take from the code when the site is built: `commands` and `pieces`, two directives for Sphinx.
 
-So the command line's reference and the lists of rules, figures and so on are never older than the code.
+So the command line's reference and the lists of rules, figures and so on are never older than the code. And formulas as
+MathML, which browsers draw by themselves: Sphinx's own way asks another server for a program.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from typing import Any
 
 import click
 from docutils import nodes
+from docutils.utils.math import latex2mathml
 from pxp_optimize.attribution.rules import RuleKind
 from pxp_optimize.optimize.commands.main import main
 from pxp_optimize.optimize.search.samplers import Sampler
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
+from sphinx.writers.html5 import HTML5Translator
 
 
 class Commands(SphinxDirective):
@@ -89,7 +92,15 @@ def words_of(text: str) -> list[nodes.Node]:
     return [nodes.literal("", part) if index % 3 else nodes.Text(part) for index, part in enumerate(parts) if part]
 
 
+def visit_math(writer: HTML5Translator, node: nodes.Element) -> None:
+    """A formula, in its line or on its own."""
+    markup = latex2mathml.tex2mathml(node.astext())
+    writer.body.append(markup if isinstance(node, nodes.math) else markup.replace("<math", '<math display="block"', 1))
+    raise nodes.SkipNode
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
     app.add_directive("commands", Commands)
     app.add_directive("pieces", Pieces)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
