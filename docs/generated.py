@@ -81,7 +81,8 @@ def described(piece: Any) -> str:
     text = " ".join((inspect.getdoc(what) or "").split("\n\n")[0].split())
     if isinstance(piece, RuleKind):
         for name, of in piece.parameters.items():
-            text += f" `{name}`: {of.default:g} by default, {of.low:g} to {of.high:g} allowed"
+            default = "to be given" if of.default is None else f"{of.default:g} by default"
+            text += f" `{name}`: {default}, {of.low:g} to {of.high:g} allowed"
             text += f", {of.searched.low:g} to {of.searched.high:g} searched." if of.searched else ", not searched."
     return text
 
