@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,11 @@ import click
 import optuna
 import pytest
 import torch
-from pxp_optimize.attribution import CRITERIA, RULES
 from pxp_optimize.attribution.composites import DOCUMENT_KEYS, RANKING_KEYS
 from pxp_optimize.optimize import Objective, optimize
 from pxp_optimize.optimize.commands.main import main
-from pxp_optimize.optimize.data.datasets import DATASETS
-from pxp_optimize.optimize.search.samplers import SAMPLERS
-from pxp_optimize.pruning import COSTS, REPAIRS
+from pxp_optimize.pruning import Registry
 from pxp_optimize.pruning.operations import MODULES, TARGETS
-from pxp_optimize.studies.figures import FIGURES
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -39,8 +36,10 @@ def name_of(page: Path) -> str:
 @pytest.fixture
 def registries() -> Iterator[None]:
     """What a page registers is gone after it."""
-    registries = RULES, CRITERIA, COSTS, REPAIRS, SAMPLERS, DATASETS, FIGURES
-    tables: list[dict] = [*(registry._pieces for registry in registries), TARGETS, MODULES]
+    modules = [module for name, module in sys.modules.items() if name.startswith("pxp_optimize.")]
+    found = {id(value): value for module in modules for value in vars(module).values() if isinstance(value, Registry)}
+    tables: list[dict] = [*(registry._pieces for registry in found.values()), TARGETS, MODULES]
+    assert len(tables) >= 9
     before = [dict(table) for table in tables]
     yield
     for table, pieces in zip(tables, before, strict=True):
