@@ -61,7 +61,7 @@ class Graph:
     outs: of each layer that reads what heads give, one of the layers that compute their queries.
     layouts: of layers whose values lie otherwise than usual.
     gating: prunable layers that only feed gates (squeeze-and-excitation), or what else only scales: by whatever way one
-        goes from there to the logits, it is one that relevance does not come.
+    goes from there to the logits, it is one that relevance does not come.
     norms: BatchNorms folded into layers, by layer.
     nonnegative: layers whose input is never negative (it comes from ReLU), so that rules may be simpler.
     rectified: layers whose output goes into ReLU only, so that a negative output never has relevance.

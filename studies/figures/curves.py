@@ -54,7 +54,7 @@ def cost_curves(study: Study) -> go.Figure | None:
     lines = [line for line in curves(study, "holdout") or curves(study, "search") if line.cost]
     if not lines:
         return None
-    cost = study.user_attrs.get("config", {}).get("objective", "").partition(",")[2]
+    cost = study.user_attrs.get("config", {}).get("objective", "").rpartition(",")[2]
     what = {"macs": "multiply-adds", "latency": "time for an image"}.get(cost, cost or "cost")
     drawn = figure(
         f"What is left against the {what} saved",

@@ -160,6 +160,8 @@ def test_the_front_is_of_trials_that_none_beats():
     (cost,) = FIGURES["cost"](study).data
     assert list(cost.x) == pytest.approx([0, 0.2, 0.5, 0.9])
     assert list(cost.y) == curve(0.5)
+    study.set_user_attr("config", {"objective": "macs"})  # alone, too
+    assert "multiply-adds saved" in FIGURES["cost"](study).layout.title.text
 
 
 def test_old_studies_have_figures_without_what_they_lack(old_study):
