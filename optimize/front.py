@@ -39,7 +39,7 @@ from .search.pruners import asking
 from .study.amount import Amount
 from .study.compare import compare_study, methods_of, pruned_as_best
 from .study.costs import timed
-from .study.formats import format_of, write_small
+from .study.formats import format_of, is_ours, write_small
 from .study.given import prepare_given
 from .study.prepare import Prepared
 from .study.resampling import tasks_of
@@ -316,7 +316,8 @@ class Result:
             ValueError: as in `prune`.
             UserError: the file cannot be written, holds something else, or its name says another kind.
         """
-        check_target(path, self.options.storage, format_of(path).is_ours, "pruned network")
+        check_target(path, self.options.storage, is_ours, "pruned network")
+        format_of(path)
         small = self._smaller(Amount.of(**amount), finetune)
         about = {**about_small(self.prepared, small), "study": self.study.study_name, "trial": self.trial.number}
         write_small(path, small.to_write(about))

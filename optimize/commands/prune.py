@@ -9,6 +9,7 @@ import click
 from ...studies.errors import UserError
 from ..lazy import LazyModule, load
 from ..parsers import count_from, parse_count, parse_rate, parse_share
+from .help import command
 from .shell import (
     LOADING,
     Parsed,
@@ -44,7 +45,14 @@ else:
 KEEP = "the largest rate of the study that keeps 0.95"
 
 
-@click.command(short_help="Write the smaller network of a study.")
+@command(
+    short_help="Write the smaller network of a study.",
+    examples=(
+        ("pxp-optimize prune", "the most that keeps 95 % of the accuracy, as small.safetensors"),
+        ("pxp-optimize prune --saved 0.5 --finetune 10", "half of the cost, trained for a moment"),
+        ("pxp-optimize prune --max-params 3M -o small.onnx", "at most three million parameters, as ONNX"),
+    ),
+)
 @study_option
 @click.option("--trial", type=int, metavar="N", help="Number of the trial whose composite ranks.  [default: the best]")
 @click.option("--rate", type=Parsed(parse_rate, "RATE"), metavar="RATE", help="Part of the units to remove.")
@@ -110,7 +118,8 @@ def prune(
     with screen.waiting(LOADING):
         load(running)
 
-    document.check_target(output, storage, formats.format_of(output).is_ours, "pruned network")
+    document.check_target(output, storage, formats.is_ours, "pruned network")
+    formats.format_of(output)
     quiet_optuna(verbose=False)
     with running.device_and_storage_errors(storage):
         found = find_study(storing.open_storage(storage, must_exist=True), study)
@@ -118,13 +127,13 @@ def prune(
         options = comparing.stored_options(found, **({} if device is None else {"device": device}))
         prepared = preparing.prepare(options, screen)
         comparing.check_unchanged(found, prepared.fingerprint)
-        for line in prepared.description:
-            screen.line(line)
         try:
             amount = amounts.Amount.of(**ways)
             before, table, after = smaller.write_smaller(output, prepared, found, chosen, amount, finetune, screen)
         except ValueError as error:
             raise UserError(str(error)) from error
+    for line in prepared.description:  # not before it is sure that there is such a network: an error is one line
+        screen.line(line)
     for text in before:
         click.echo(text)
     print_table(table)

@@ -152,6 +152,12 @@ def format_of(path: str | Path) -> Format:
     return found
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a file that is there may be written over: empty, or one of ours, in the format of its name."""
+    found = FORMATS.get(path.suffix.lower())
+    return found is not None and found.is_ours(path)
+
+
 def write_small(path: str | Path, small: Small) -> str:
     """Write a smaller network in the format of the file's name; a line that says how it was checked, or nothing. A
     reader sees the old file or the whole new one.

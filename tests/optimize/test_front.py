@@ -181,7 +181,7 @@ def test_training_what_was_pruned_leaves_the_study_as_it_was(prepared, network, 
 
 
 def test_a_composite_prunes_by_any_amount(prepared, network, tmp_path):
-    common = {**HOW, "trials": 4, "objective": "macs"}
+    common = {**HOW, "trials": 4, "objective": "macs", "schedule": "every:0.3"}
     result = optimize(network, **given(prepared, floats), storage=str(tmp_path / "a.db"), **common)
     result.export(tmp_path / "best.json")
     images, (inputs, targets) = floats(prepared, "holdout")[0], floats(prepared, "reference")
@@ -210,7 +210,7 @@ def test_a_result_says_what_was_found(prepared, network, tmp_path, capsys):
     result = optimize(network, **given(prepared, floats), storage=str(tmp_path / "a.db"), **{**HOW, "quiet": False})
     shown = capsys.readouterr().err
     assert "12 filters" not in shown
-    assert "trial 6 of 6" in shown
+    assert "6 of 6 trials" in shown
     assert "--data" not in shown  # options of the command only
     rates, accuracy = zip(*result.curve(), strict=True)
     assert rates == prepared.task.rates

@@ -17,9 +17,12 @@ import pytest
 import torch
 from optuna.trial import TrialState
 from pxp_optimize.attribution import Composite, load_composite
+from pxp_optimize.optimize import doctor as checking
+from pxp_optimize.optimize.commands.main import main
 from pxp_optimize.optimize.commands.models import units_of
 from pxp_optimize.optimize.models import build_model
-from pxp_optimize.optimize.options import Options
+from pxp_optimize.optimize.options import SECTIONS, Options
+from pxp_optimize.optimize.study.run import plan_told
 from pxp_optimize.pruning import TraceError, auc, trace
 from pxp_optimize.studies.best import best_trial
 from pxp_optimize.studies.storage import open_storage
@@ -58,7 +61,7 @@ def test_a_run_says_what_it_uses_and_what_came_out(project, first_run):
     best = best_trial(study)
     assert "weights.pt" in first_run.stderr
     assert "images, 3 classes at 16 x 16" in first_run.stderr
-    assert "trial 6 of 6: " in first_run.stderr
+    assert "6 of 6 trials: trial " in first_run.stderr
     out = first_run.stdout
     for name in ("epsilon", "zplus", "alpha2-beta1", "gamma0.25", f"best (trial {best.number}"):
         assert name in out
@@ -506,3 +509,122 @@ def test_a_transformer_of_ones_own(project, units):
     again = project.run(*arguments)
     assert again.returncode == 0, again.stderr
     assert "5 of 5 trials finished" in again.stderr
+
+
+def test_run_is_the_name_of_the_main_job(project, first_run):
+    named = project.run("run", *project.options, "--trials", "6", "-q", "--export", "named.json")
+    assert (named.returncode, named.stderr) == (0, "")
+    assert "best (trial" in named.stdout
+    refused = project.run("run", "--modle", "x")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+
+
+def test_a_study_goes_on_by_its_name_alone(project, first_run, uninterrupted):
+    shutil.copy(project.folder / "pxp.db", project.folder / "named.db")
+    where = ["--study", NAME, "--storage", "named.db"]
+    before = project.files()
+    for refused, named in (
+        (["--rates", "0,0.5"], "rates: stored"),
+        (["--units", "neurons"], "neurons"),
+        (["--reference-samples", "5"], "samples"),
+    ):
+        result = project.run(*where, *refused, "--trials", "9")
+        assert (result.returncode, len(result.stderr.splitlines())) == (2, 1), result.stderr
+        assert named in result.stderr
+    assert project.files() == before
+    ahead = min(REACH, len(load(project, "named.db").trials) + 8)
+    result = project.run(*where, "--trials", str(ahead))
+    assert result.returncode == 0, result.stderr
+    assert f"of {ahead} trials finished" in result.stderr
+    assert values(load(project, "named.db")) == values(load(project, uninterrupted))[:ahead]
+    config, first = (load(project, name).user_attrs["config"] for name in ("named.db", "pxp.db"))
+    assert {key for key in config if config[key] != first[key]} <= {"trials", "storage", "study"}
+    fresh = project.run("--study", "another", "--storage", "named.db", *project.options, "--trials", "4", "-q")
+    assert (fresh.returncode, fresh.stderr) == (0, "")  # a name that is not there is a new study's
+
+
+def test_help_has_a_line_for_each_option_under_its_heading(project):
+    shown = project.run("--help").stdout
+    assert max(map(len, shown.splitlines())) <= 110
+    parts = [shown.index(f"\n{heading}:\n") for heading in ("Examples", "Commands", *SECTIONS)]
+    assert parts == sorted(parts)
+    lines = shown.splitlines()
+    for option in fields(Options):
+        name = f"--{option.metadata['alias'] or option.name.replace('_', '-')}"
+        (index,) = (index for index, line in enumerate(lines) if name in line.split()[:2] or f"{name}," in line.split())
+        assert len(lines[index + 1]) < 25 or lines[index + 1].lstrip().startswith("-"), lines[index + 1]
+        if option.type != "bool":
+            assert "[default: " in lines[index], lines[index]
+        heading = next(line for line in reversed(lines[:index]) if line and not line.startswith(" "))
+        assert heading == f"{option.metadata['section']}:"
+    whole = " ".join(project.run("run", "--help").stdout.split())
+    for option in fields(Options):
+        assert option.metadata["help"].split(". ")[-1][:60] in whole
+
+
+@pytest.mark.parametrize(("filter", "listed"), [("resnet1", 3), ("vit_*", 6), ("RESNET18", 0), ("resnet_18", 0)])
+def test_models_are_filtered_with_their_sizes(filter, listed, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["models", filter])
+    out, err = capsys.readouterr()
+    assert ended.value.code == (0 if listed else 2)
+    assert len(out.splitlines()) == (1 + listed if listed else 0)
+    if not listed:
+        assert "nearest: " in err
+    for line in out.splitlines()[1:]:
+        name, parameters, *_ = line.split()
+        with torch.device("meta"):
+            counted = sum(value.numel() for value in build_model(name).parameters())
+        assert parameters == f"{counted / 1e6:.2f}"
+
+
+def test_doctor_runs_and_names_what_to_mend(project, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor"])
+    out = capsys.readouterr().out
+    assert ended.value.code == 0, out
+    for name in ("python", "torch", "torchvision", "zennit", "optuna", "devices", "memory", "cache", "run"):
+        assert [line for line in out.splitlines() if line.startswith(f"ok    {name} ")], name
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(checking, "CHECKS", {name: checking.CHECKS[name] for name in ("packages", "cache")})
+    monkeypatch.setattr(checking.metadata, "requires", lambda name: ["torch>=99", "no-such-package", "zennit"])
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor"])
+    out = capsys.readouterr().out
+    assert ended.value.code == 1
+    for wrong, mended in (
+        ("WRONG torch", "pip install 'torch>=99'"),
+        ("WRONG no-such-package", "pip install 'no-such-package'"),
+        ("WRONG cache", "XDG_CACHE_HOME"),
+    ):
+        assert wrong in out
+        assert f"to mend it: {mended}" in out or mended in out
+    assert "ok    zennit" in out
+
+
+def test_a_check_that_fails_is_a_finding_too(monkeypatch):
+    def broken():
+        raise OSError("no such library")
+        yield
+
+    monkeypatch.setattr(checking, "CHECKS", {"devices": broken})
+    (found,) = checking.findings()
+    assert found.text == "OSError: no such library"
+    assert found.fix == checking.FIXES["devices"]
+    assert checking.FIXES.keys() == {"packages", "extras", "devices", "memory", "cache", "run"}
+
+
+@pytest.mark.parametrize(
+    ("done", "trials", "told"),
+    [
+        (0, 20, "20 trials: 10 known composites, then TPE"),
+        (0, 10, "10 trials: known composites only (TPE begins after 10)"),
+        (4, 20, "continues, 4 of 20 trials finished: 6 known composites, then TPE"),
+        (12, 20, "continues, 12 of 20 trials finished, now by TPE"),
+        (20, 20, "continues, 20 of 20 trials finished"),
+    ],
+)
+def test_the_plan_is_told(done, trials, told):
+    assert plan_told(done, trials, 10, "tpe") == told
