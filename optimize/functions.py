@@ -37,8 +37,6 @@ def call(spec: str, num_classes: int | None, classes: int | None) -> nn.Module:
             count = classes if num_classes is None and asked.default is asked.empty else num_classes
             more = {} if count is None else {CLASSES: count}
         module = function(**more)
-    except UserError:
-        raise
     except (Exception, SystemExit) as error:  # it is the user's code that runs here, a script's maybe
         raise UserError(
             f"--model {spec}: {type(error).__name__}: {reason(error)}; "
@@ -54,7 +52,8 @@ def _function(spec: str) -> Callable[..., Any]:
     """A function of the user's by its place.
 
     Raises:
-        UserError: there is none of this name in the file, or it needs other arguments.
+        AttributeError, TypeError: there is none of this name in the file, or it needs other arguments.
+        Exception: what importing raises.
     """
     where, _, name = spec.rpartition(":")
     if (here := str(Path.cwd())) not in sys.path:  # a console script's path lacks it
@@ -63,15 +62,16 @@ def _function(spec: str) -> Callable[..., Any]:
     function = getattr(source, name, None)
     if not callable(function):
         own = [key for key, value in vars(source).items() if getattr(value, "__module__", None) == source.__name__]
-        there = f"; it has {some(own)}" if own else ""
-        raise UserError(f"--model {spec}: {where} has no function {name!r}{there}")
+        there = f" (it has {some(own)})" if own else ""
+        kind = TypeError if hasattr(source, name) else AttributeError
+        raise kind(f"{where} has no function {name!r}{there}")
     needed = [
         key
         for key, of in _parameters(function).items()
         if of.default is of.empty and of.kind not in (of.VAR_POSITIONAL, of.VAR_KEYWORD) and key != CLASSES
     ]
     if needed:
-        raise UserError(f"--model {spec}: {name} needs {some(needed)}: write one that needs nothing, or {CLASSES}")
+        raise TypeError(f"{name} needs {some(needed)}")
     return function  # type: ignore[no-any-return]
 
 
