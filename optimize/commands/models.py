@@ -30,12 +30,12 @@ else:
 def models(filter: str) -> None:
     """List the torchvision models that are supported, with their sizes and the units that can be pruned.
 
-    FILTER is a part of a name, or a pattern such as 'resnet*'. Parameters, and multiply-adds for an image of the usual
-    size, are those of ImageNet's 1000 classes (10 for vit_tiny).
+    FILTER is a part of a name, or a pattern such as 'resnet*'. Parameters and multiply-adds for an image are those of
+    the default weights, with ImageNet's 1000 classes (vit_tiny: 10) and at their size of images.
     """
     names = networks.supported_models()
     pattern = filter if set(filter) & set("*?[") else f"*{filter}*"
-    chosen = fnmatch.filter(names, pattern)
+    chosen = fnmatch.filter(names, pattern.lower())
     if not chosen:
         near = difflib.get_close_matches(filter, names, n=3, cutoff=0.4)
         raise UserError(f"no model is called {filter!r}" + (f"; nearest: {', '.join(near)}" if near else ""))

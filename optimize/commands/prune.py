@@ -42,8 +42,6 @@ else:
     preparing = LazyModule("..study.prepare", __package__)
     running = LazyModule("..study.run", __package__)
 
-KEEP = "the largest rate of the study that keeps 0.95"
-
 
 @command(
     short_help="Write the smaller network of a study.",
@@ -127,11 +125,11 @@ def prune(
         options = comparing.stored_options(found, **({} if device is None else {"device": device}))
         prepared = preparing.prepare(options, screen)
         comparing.check_unchanged(found, prepared.fingerprint)
+        amount = amounts.Amount.of(**ways)
         try:
-            amount = amounts.Amount.of(**ways)
             before, table, after = smaller.write_smaller(output, prepared, found, chosen, amount, finetune, screen)
         except ValueError as error:
-            raise UserError(str(error)) from error
+            raise UserError(str(error).replace(amount.kind, f"--{amount.kind.replace('_', '-')}", 1)) from error
     for line in prepared.description:  # not before it is sure that there is such a network: an error is one line
         screen.line(line)
     for text in before:

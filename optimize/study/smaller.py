@@ -211,7 +211,6 @@ def _table(
     batch = min(task.batch_size, len(task.search))
     times = [measured(task, COSTS["latency"], network) * 1e3 for network in networks]
     before = 4 * sum(value.numel() for value in small.whole.state_dict().values())
-    sizes = [before, *([None] * (len(stages) - 2)), path.stat().st_size]
     after = len(stages) - 1
     table = new_table("", *stages, numbers=range(1, 1 + len(stages)))
     table.add_row("rate", "0", *[f"{small.pruned.rate:g}"] * after)
@@ -220,18 +219,14 @@ def _table(
         table.add_row(f"accuracy, {name}", *(f"{value:.1%}" for value in found))
     table.add_row("parameters", *_parts([params(network, image) for network in networks], _number))
     table.add_row("multiply-adds", *_parts([macs(network, image) for network in networks], _number))
-    table.add_row("size", *_parts(sizes, _bytes))
+    table.add_row("size", *_parts([before, *[path.stat().st_size] * after], _bytes))  # training changes no shape
     table.add_row(f"time, {_counted(batch, 'image')} on {task.graph.device}", *_parts(times, lambda ms: f"{ms:.1f} ms"))
     return table
 
 
-def _parts(values: Sequence[float | None], form: Callable[[float], str]) -> list[str]:
+def _parts(values: Sequence[float], form: Callable[[float], str]) -> list[str]:
     """Values in words, each but the first with what part it is of that one."""
-    first = values[0] or 1.0
-    return [
-        "-" if value is None else form(value) + (f" ({value / first:.0%})" if index else "")
-        for index, value in enumerate(values)
-    ]
+    return [form(value) + (f" ({value / values[0]:.0%})" if index else "") for index, value in enumerate(values)]
 
 
 def _number(value: float) -> str:

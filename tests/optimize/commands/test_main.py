@@ -482,7 +482,7 @@ def test_a_study_goes_on_by_its_name_alone(project, first_run, uninterrupted):
         (["--units", "neurons"], "neurons"),
         (["--reference-samples", "5"], "samples"),
     ):
-        result = project.run(*where, *refused, "--trials", "9")
+        result = project.run("-q", *where, *refused, "--trials", "9")
         assert (result.returncode, len(result.stderr.splitlines())) == (2, 1), result.stderr
         assert named in result.stderr
     assert project.files() == before

@@ -160,13 +160,6 @@ def test_bad_files_and_models_are_named(here, tmp_path):
         (["-o", "small.pt"], "give small.safetensors"),
         (["-o", "small.PTH"], "is not what .PTH says"),
         (["-o", "small.ckpt"], "give small.safetensors"),
-        (["-o", "small.onnx.bin"], "give small.onnx.safetensors, small.onnx.pt2 or small.onnx.onnx"),
-        (["--rate", "0.5", "--max-params", "3M"], "--rate and --max-params are ways to say how much goes: give one"),
-        (["--keep-accuracy", "1.5"], "not a part to keep"),
-        (["--max-macs", "3 hundred"], "not a number such as 500k"),
-        (["--max-params", "3"], "max_params is 3, but without any of its"),
-        (["--saved", "1"], "not a rate"),
-        (["--finetune", "-1"], "too small"),
         (["-o", "pxp.db"], "is the database of the studies"),
         (["-o", "nowhere/small.safetensors"], "there is no folder"),
     ],
@@ -206,11 +199,31 @@ def test_how_much_goes_is_said_in_several_ways(here, capsys, way, what, most):
     assert f"{found:.0f}" in rows[what] or f"{found / 1e3:.2f} k" in rows[what]
 
 
-def prune_command(*arguments: str) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "small.onnx.bin"], "give small.onnx.safetensors, small.onnx.pt2 or small.onnx.onnx"),
+        (["--rate", "0.5", "--max-params", "3M"], "--rate and --max-params are ways to say how much goes: give one"),
+        (["--keep-accuracy", "1.5"], "not a part to keep"),
+        (["--max-macs", "3 hundred"], "not a number such as 500k"),
+        (["-q", "--max-params", "3"], "--max-params is 3, but without any of its"),
+        (["--saved", "1"], "not a rate"),
+        (["--finetune", "-1"], "too small"),
+    ],
+)
+def test_what_cannot_be_is_one_line(here, capsys, arguments, message):
+    before = here.files()
+    prune_command(*arguments, status=2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert here.files() == before
+
+
+def prune_command(*arguments: str, status: int = 0) -> None:
     """The command, in this process."""
     with pytest.raises(SystemExit) as ended:
         main(["prune", *arguments])
-    assert ended.value.code == 0
+    assert ended.value.code == status
 
 
 def test_fine_tuning_is_shown_beside_what_it_began_with(here, capsys):
