@@ -143,11 +143,11 @@ class Screen:
 
         if not self.live:
             tell = self._replaced() if self.console.is_jupyter and not self.quiet else self.line
-            yield lambda now, trial: tell(f"trial {now.done} of {now.total}: {trial}; {now}; {left(now)}")
+            yield lambda now, trial: tell(f"{now.done} of {now.total} trials: {trial}; {now}; {left(now)}")
             return
         with Progress(
             SpinnerColumn(),
-            TextColumn("trial {task.fields[trial]} of {task.total}"),
+            TextColumn("{task.completed} of {task.total} trials"),
             BarColumn(bar_width=20),
             TextColumn("{task.description}"),
             TimeElapsedColumn(),
@@ -155,16 +155,13 @@ class Screen:
             console=self.console,
             transient=True,
         ) as bar:
-            task = bar.add_task(
-                escape(str(standing)), total=standing.total, completed=before, trial=before + 1, rest=""
-            )
+            task = bar.add_task(escape(str(standing)), total=standing.total, completed=before, rest="")
 
             def show(now: SearchStatus, trial: str) -> None:
                 bar.update(
                     task,
                     completed=now.done,
                     description=escape(str(now)),
-                    trial=min(now.done + 1, now.total),
                     rest=left(now),
                 )
 

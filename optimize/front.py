@@ -19,9 +19,7 @@ from rich.table import Table
 from torch import nn
 
 from ..attribution import Composite
-from ..pruning import Masks, Network, NotFinite, area_over, without_constants
-from ..pruning.convolution import plain
-from ..pruning.curve import sparsity_at
+from ..pruning import NotFinite, area_over
 from ..studies.best import AUC, PRUNING, auc_of, best_trial
 from ..studies.comparison import Line
 from ..studies.document import check_target, composite_document, described, write_json
@@ -31,19 +29,22 @@ from ..studies.output import figure as draw
 from ..studies.report import result_lines, result_table
 from .console import Screen
 from .data.given import Given
-from .evaluation.candidate import candidate, keep_candidate, pruning_of
+from .evaluation.candidate import candidate, keep_candidate
 from .evaluation.curve import chunks
 from .evaluation.evaluate import mean_evaluation
 from .evaluation.phases import PREPARING, phase, recorded
 from .options import GIVEN, Options
+from .parsers import count_from
 from .search.pruners import asking
-from .study.checkpoint import prune_task, rate_saving, save_pruned
+from .study.amount import Amount
 from .study.compare import compare_study, methods_of, pruned_as_best
 from .study.costs import timed
+from .study.formats import format_of, is_ours, write_small
 from .study.given import prepare_given
 from .study.prepare import Prepared
 from .study.resampling import tasks_of
 from .study.run import device_and_storage_errors, make_space, run_study
+from .study.smaller import Smaller, about_small, smaller
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -217,9 +218,9 @@ class Objective:
         """What a trial tried."""
         return Composite.from_dict(trial.user_attrs["composite"])
 
-    def prune(self, trial: FrozenTrial, *, rate: float | None = None, saved: float | None = None) -> nn.Module:
+    def prune(self, trial: FrozenTrial, *, finetune: int = 0, **amount: Any) -> nn.Module:
         """The network without its least relevant units, as the trial measured it. Otherwise as `Result.prune`."""
-        return _network(_pruned(self.prepared, trial, rate, saved)[0])
+        return smaller(self.prepared, None, trial, Amount.of(**amount), _epochs(finetune)).module()
 
     def export(self, trial: FrozenTrial, path: str | Path) -> None:
         """Write what a trial tried as JSON, with the schedule and repair that it was measured with: for `prune`,
@@ -269,28 +270,60 @@ class Result:
         """
         return result_table(result_lines(self.study))
 
-    def prune(self, *, rate: float | None = None, saved: float | None = None) -> nn.Module:
+    def prune(
+        self,
+        *,
+        rate: float | None = None,
+        saved: float | None = None,
+        keep_accuracy: float | None = None,
+        max_params: float | str | None = None,
+        max_macs: float | str | None = None,
+        finetune: int = 0,
+    ) -> nn.Module:
         """The network without its least relevant units, ranked, cut and repaired as the best trial was.
 
-        rate: part of the units to remove; saved: part of the objective's cost (of the units, where that is "auc") to
-        save instead. None of both: the largest of the rates that keeps 95 % of the accuracy on the search samples. The
-        network is on the study's device, in eval mode; its parameters can be trained.
+        How much goes is said in one way, by default `keep_accuracy=0.95`. The network is on the study's device, in
+        eval mode; its parameters can be trained, and it shares none with the study.
+
+        Args:
+            rate: part of the units to remove.
+            saved: part to save of the cost that the study is judged by; of the units, where that is "auc".
+            keep_accuracy: part of the accuracy on the search samples to keep; the largest of the study's rates that
+                does.
+            max_params: most parameters, as a number or such as "3M".
+            max_macs: most multiply-adds for an image, likewise. Of this, max_params and saved the smallest rate is
+                taken that is enough.
+            finetune: train what is left on the reference samples, each seen so often (`study.finetune`).
 
         Raises:
-            ValueError: out of range, or both are given.
+            ValueError: out of range, several are given, or no network is so small.
         """
-        return _network(_pruned(self.prepared, self.trial, rate, saved)[0])
+        amount = Amount.of(
+            rate=rate, saved=saved, keep_accuracy=keep_accuracy, max_params=max_params, max_macs=max_macs
+        )
+        return self._smaller(amount, finetune).module()
 
-    def save_pruned(self, path: str | Path, *, rate: float | None = None, saved: float | None = None) -> None:
-        """Write the pruned network as safetensors, for `load_pruned`. rate, saved: as in `prune`.
+    def save_pruned(self, path: str | Path, *, finetune: int = 0, **amount: Any) -> None:
+        """Write the pruned network, as the command does (`pxp-optimize prune`).
+
+        Args:
+            path: its end decides: .safetensors for `load_pruned`, .pt2 for `torch.export.load`, .onnx for ONNX
+                runtimes (`pip install 'pxp-optimize[onnx]'`).
+            finetune: as in `prune`.
+            **amount: one of rate, saved, keep_accuracy, max_params and max_macs, as in `prune`.
 
         Raises:
-            UserError: the file cannot be written.
+            ValueError: as in `prune`.
+            UserError: the file cannot be written, holds something else, or its name says another kind.
         """
-        network, masks = _pruned(self.prepared, self.trial, rate, saved)
-        mark = self.prepared.fingerprint
-        keys = ("model", "weights", "data", "units", "classes", "image")
-        save_pruned(path, network, masks, {**{key: mark[key] for key in keys}, "study": self.study.study_name})
+        check_target(path, self.options.storage, is_ours, "pruned network")
+        format_of(path)
+        small = self._smaller(Amount.of(**amount), finetune)
+        about = {**about_small(self.prepared, small), "study": self.study.study_name, "trial": self.trial.number}
+        write_small(path, small.to_write(about))
+
+    def _smaller(self, amount: Amount, finetune: int) -> Smaller:
+        return smaller(self.prepared, self.study, self.trial, amount, _epochs(finetune))
 
     def export(self, path: str | Path) -> None:
         """Write the best composite as JSON, as the command does.
@@ -336,23 +369,11 @@ class Result:
         return lines
 
 
-def _pruned(prepared: Prepared, trial: FrozenTrial, rate: float | None, saved: float | None) -> tuple[Network, Masks]:
-    task = prepared.task.pruned_as(pruning_of(trial))
-    composite = Composite.from_dict(trial.user_attrs["composite"])
-    if rate is not None and saved is not None:
-        raise ValueError("rate and saved are two ways to say how much goes: give one")
-    if saved is not None:
-        rate = rate_saving(task, composite, saved)
-    chosen = sparsity_at(task.rates, trial.user_attrs["accuracy"]) if rate is None else rate
-    if not 0 <= chosen < 1:
-        raise ValueError(f"rate is {rate}: give a part of the units, from 0 up to, but not, 1")
-    graph, masks = prune_task(task, composite, chosen)
-    return graph.network, masks
-
-
-def _network(pruned: Network) -> nn.Module:
-    """As the user gets it: an ordinary module, to be trained."""
-    return without_constants(plain(pruned)).requires_grad_()
+def _epochs(finetune: int) -> int:
+    try:
+        return count_from(0)(finetune)  # type: ignore[no-any-return]
+    except ValueError as error:
+        raise ValueError(f"finetune: {error}") from None
 
 
 def _settings(model: nn.Module, name: str | None, options: dict[str, Any], **more: Any) -> tuple[int | None, Options]:

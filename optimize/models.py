@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import math
 import pickle
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import GoogLeNet, Inception3, VisionTransformer
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from ..pruning.graph import logits_of
-from ..pruning.graph.export import unwrapped
 from ..studies.errors import UserError
 from ..studies.wording import reason, some
 from .data.datasets import Dataset, class_logits
 from .data.digits import DIGITS_TRANSFORM, load_or_train, seeded
 from .data.images import Transform
+from .functions import call, takes_classes
 from .progress import Progress, no_progress
 from .weights import fit, read_checkpoint, state_hash, weights_for
 
+IMAGENET_CLASSES = 1000
 # For a network that says nothing of its input: what most classifiers trained on ImageNet expect.
 IMAGENET_TRANSFORM = Transform(size=224, resize=256)
 
@@ -119,7 +119,8 @@ def load_model(
                 check=lambda: check(module, how),
             )
         else:
-            module, size, description = _fit(spec, source, image_size)
+            classes = len(dataset.classes) if dataset.logits is None else IMAGENET_CLASSES
+            module, size, description = _fit(spec, source, image_size, classes)
             if source.transform is None:  # nobody said that its training cut off a margin
                 resize = resize or image_size
             if _is_grey(module, size or transform.size):
@@ -165,18 +166,39 @@ def supported_models() -> list[str]:
     return sorted([*OWN_MODELS, *torchvision.models.list_models(module=torchvision.models)])
 
 
-def build_model(spec: str, num_classes: int | None = None, image_size: int | None = None) -> nn.Module:
+class Size(NamedTuple):
+    """Of a network: parameters, and multiply-adds for an image of the size that its weights are for."""
+
+    params: int
+    macs: float
+
+
+def size_of(name: str) -> Size:
+    """How large a network of `supported_models` is, with the classes that it has by itself. Nothing is computed."""
+    if name not in OWN_MODELS:
+        meta = torchvision.models.get_model_weights(name).DEFAULT.meta  # what torchvision counted
+        return Size(meta["num_params"], meta["_ops"] * 1e9)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        module = build_model(name).eval()
+        module(torch.empty(1, *OWN_MODELS[name].transform.shape))
+    return Size(sum(parameter.numel() for parameter in module.parameters()), counter.get_total_flops() / 2)
+
+
+def build_model(
+    spec: str, num_classes: int | None = None, image_size: int | None = None, classes: int | None = None
+) -> nn.Module:
     """Build a network with random weights, in which only the classification logits are computed.
 
     spec: a name of `supported_models`, or `package.module:function`, where the current folder counts too, or
-    `path/file.py:function`; the function is called without arguments, and its network is what it is. None: the
-    architecture's own number of classes and image size.
+    `path/file.py:function`; the function is called without arguments, or with `num_classes` where it takes that. None:
+    the architecture's own number of classes and image size. classes: of the data, for a function that cannot do without
+    `num_classes`.
 
     Raises:
         UserError: no such model (with the nearest names), or it can not be built.
     """
     if ":" in spec:
-        return _call(spec)
+        return call(spec, num_classes, classes)
     _check_name(spec)
     try:
         if spec in OWN_MODELS:
@@ -208,39 +230,6 @@ def _check_name(spec: str) -> None:
             f"unknown model {spec!r}; {hint}'pxp-optimize models' lists all, "
             "and a network of your own is package.module:function or file.py:function"
         )
-
-
-def _call(spec: str) -> nn.Module:
-    where, _, name = spec.rpartition(":")
-    if (here := str(Path.cwd())) not in sys.path:  # a console script's path lacks it
-        sys.path.insert(0, here)
-    try:
-        source = _import_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
-        module = getattr(source, name)()
-    except (Exception, SystemExit) as error:  # it is the user's code that runs here, a script's maybe
-        raise UserError(
-            f"--model {spec}: {type(error).__name__}: {reason(error)}; "
-            "it must name an importable function (package.module:function or path/file.py:function) that returns an "
-            "nn.Module when called without arguments"
-        ) from error
-    if not isinstance(module, nn.Module):
-        raise UserError(f"--model {spec}: the function returned {type(module).__name__}; return an nn.Module")
-    return unwrapped(module)
-
-
-def _import_file(path: Path) -> ModuleType:
-    """The module in a file, which may import what lies beside it. Its name is its path, so that it hides no other."""
-    path = path.expanduser().resolve()
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    if (beside := str(path.parent)) not in sys.path:
-        sys.path.append(beside)
-    spec = importlib.util.spec_from_file_location(str(path.with_suffix("")).replace(".", "_"), path)
-    assert spec is not None and spec.loader is not None  # of a name that ends in .py
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses, for one, look their module up there
-    spec.loader.exec_module(module)
-    return module
 
 
 def _own_transform(spec: str) -> Transform:
@@ -380,24 +369,29 @@ def _hub(spec: str, name: str) -> _Source:
     return _Source(state, f"{weights} of torchvision", _transform_of(weights))
 
 
-def _fit(spec: str, source: _Source, image_size: int | None) -> tuple[nn.Module, int | None, str]:
+def _fit(spec: str, source: _Source, image_size: int | None, classes: int) -> tuple[nn.Module, int | None, str]:
     """Build the network with as many classes as the checkpoint's last layer has, and load the checkpoint.
 
     Returns also the image size in pixels: `image_size`, or else what a position embedding in the checkpoint
     is made for, or None. An embedding for another size than the one asked for is interpolated. And a description
     of the weights, which says what was chosen where the checkpoint holds more than these.
+
+    classes: of the data, for a function of the user's that has to be told.
     """
-    module = build_model(spec)
+    module = build_model(spec, classes=classes)
     if not source.state:
         return module, image_size, source.description
     state, choice = weights_for(source.state, module)
     description = source.description + choice
     size = image_size
-    if ":" not in spec:
-        last = _last_layer(module)
-        own_rows = len(module.get_parameter(f"{last}.weight"))
-        held = state.get(f"{last}.weight")
-        rows = own_rows if held is None or held.dim() == 0 else len(held)
+    last = _last_layer(module)
+    own_rows = len(module.get_parameter(f"{last}.weight")) if last else 0
+    held = state.get(f"{last}.weight")
+    rows = own_rows if held is None or held.dim() == 0 else len(held)
+    if ":" in spec:
+        if rows != own_rows and takes_classes(spec):
+            module = build_model(spec, rows)
+    else:
         size = image_size or _embedded_size(module, state)
         if rows != own_rows or size is not None:
             module = build_model(spec, rows, size)
@@ -410,8 +404,9 @@ def _fit(spec: str, source: _Source, image_size: int | None) -> tuple[nn.Module,
 
 
 def _last_layer(module: nn.Module) -> str:
-    """The name of the layer that computes the logits: in all `supported_models` the last registered."""
-    return [name for name, layer in module.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))][-1]
+    """The name of the layer that computes the logits: in all `supported_models` the last registered; "" for none."""
+    names = [name for name, layer in module.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    return names[-1] if names else ""
 
 
 def _embedded_size(module: nn.Module, state: Mapping[str, Tensor]) -> int | None:

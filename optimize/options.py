@@ -27,7 +27,6 @@ from .parsers import (
     LISTS,
     Parser,
     count_from,
-    objectives,
     parse_batch_size,
     parse_channels,
     parse_classes,
@@ -45,9 +44,17 @@ GIVEN = "(given)"
 """What `data` is where a program gives images, instead of naming them."""
 
 
+MODEL, DATA, PRUNING, SEARCH = "Model", "Data", "Pruning", "Search"
+STORAGE, HARDWARE, OUTPUT = "Storage", "Hardware", "Output"
+SECTIONS = (MODEL, DATA, PRUNING, SEARCH, STORAGE, HARDWARE, OUTPUT)
+"""Under which headings `--help` lists the options."""
+
+
 def _option(
     default: Any,
-    help: str,
+    section: str,
+    brief: str,
+    more: str = "",
     *,
     parse: Parser | None = None,
     choices: Callable[[], Sequence[str]] | None = None,
@@ -56,10 +63,15 @@ def _option(
     shown: str | None = None,
     alias: str | None = None,
 ) -> Any:
-    """A field with what the command line needs: `unset` says what None stands for, `alias` is another name. What
-    `choices` gives is asked for when a value is checked: users may have registered more."""
-    metadata = {"help": help, "parse": parse, "choices": choices, "metavar": metavar, "alias": alias}
-    return field(default=default, metadata={**metadata, "unset": unset, "shown": shown})
+    """A field with what the command line needs.
+
+    section: one of `SECTIONS`. brief: the option in a line. more: what else there is to know, for `run --help` and the
+    documentation. unset: what None stands for. shown: the default in words, where its value is none. alias: another
+    name. What `choices` gives is asked for when a value is checked: users may have registered more.
+    """
+    metadata = {"section": section, "brief": brief, "help": f"{brief} {more}".strip(), "metavar": metavar}
+    metadata |= {"parse": parse, "choices": choices, "alias": alias, "unset": unset, "shown": shown}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -68,104 +80,130 @@ class Options:
 
     model: str = _option(
         "resnet18",
-        "Network to explain and prune: a torchvision classifier's name (`pxp-optimize models` lists them), "
-        "or package.module:function or path/file.py:function that returns a torch.nn.Module.",
+        MODEL,
+        "torchvision's name of a network, or FILE.py:FUNCTION of yours.",
+        "`pxp-optimize models` lists the names. A function, also as package.module:function, returns a "
+        "torch.nn.Module; it takes no argument, or num_classes.",
         metavar="NAME",
     )
     weights: str = _option(
         "default",
-        "Its weights: `default` (trained here for the digits, torchvision's pretrained ones otherwise), "
-        "a .pt, .pth or .safetensors file, or the name of torchvision weights.",
+        MODEL,
+        "A .pt, .pth or .safetensors file, or torchvision's name.",
+        "`default` is trained here for the digits, torchvision's pretrained ones otherwise, and what a "
+        "function returns.",
         metavar="NAME|FILE",
     )
     data: str = _option(
         "digits",
-        "Images: `digits` (1,797 handwritten digits, embedded), `imagenette` (downloaded), or a folder "
-        "with one sub-folder per class, inside train/ and val/ or at the top.",
+        DATA,
+        "`digits`, `imagenette`, or a folder with one folder per class.",
+        "The digits (1,797, handwritten) are embedded, Imagenette is downloaded. The class folders lie "
+        "inside train/ and val/, or at the top.",
         metavar="NAME|DIR",
     )
     units: str = _option(
         "auto",
-        "What is pruned: filters of convolutions, neurons of linear layers, attention heads, or several joined "
-        "by +; with -gates at the end (filters-gates) without layers that only feed gates. `auto` is filters-gates "
-        "where there are such layers, else filters, or heads for a transformer.",
+        PRUNING,
+        "filters, neurons, heads, or several joined by +.",
+        "Filters are of convolutions, neurons of linear layers, heads of attention; with -gates at the "
+        "end (filters-gates) without layers that only feed gates. `auto` is filters-gates where there "
+        "are such layers, else filters, or heads for a transformer.",
         parse=parse_units,
         metavar="KIND[+KIND]",
     )
     image_size: int | None = _option(
         None,
-        "Height and width of the network's input, in pixels.",
+        MODEL,
+        "Height and width of its input, in pixels.",
         parse=count_from(8),
         metavar="N",
         unset="the weights' own",
     )
     resize: int | None = _option(
         None,
-        "Smaller edge, in pixels, that images are resized to before the middle of --image-size is cut out.",
+        MODEL,
+        "Smaller edge before the middle is cut out, in pixels.",
+        "For weights from a file or a function, the default is --image-size.",
         parse=count_from(8),
         metavar="N",
-        unset="the weights' own; --image-size for a file's or a function's",
+        unset="the weights' own",
     )
     mean: tuple[float, ...] | None = _option(
         None,
-        "Mean that is subtracted from pixels in [0, 1]: one value, or three such as 0.485,0.456,0.406.",
+        MODEL,
+        "Subtracted from pixels in [0, 1]: one value, or three.",
+        "Such as 0.485,0.456,0.406.",
         parse=parse_channels,
         metavar="X[,X,X]",
         unset="the weights' own",
     )
     std: tuple[float, ...] | None = _option(
         None,
-        "Standard deviation that pixels are divided by: one value or three.",
+        MODEL,
+        "What pixels are divided by then: one value, or three.",
         parse=parse_deviation,
         metavar="X[,X,X]",
         unset="the weights' own",
     )
     classes: tuple[str, ...] | int | None = _option(
         None,
-        "Only these classes, by name or index (3,5 or cat,dog; a name with a comma in double quotes), or a single "
-        "number to draw that many; the network's other outputs are ignored.",
+        DATA,
+        "Only these, by name or index, or how many to draw.",
+        "3,5 or cat,dog (a name with a comma in double quotes), or a single number; the network's other "
+        "outputs are ignored.",
         parse=parse_classes,
         metavar="LIST|N",
         unset="all",
     )
     reference_samples: int = _option(
         10,
-        "Images per class that relevance is computed on, from the training images.",
+        DATA,
+        "Training images per class that relevance is computed on.",
         parse=count_from(1),
         metavar="N",
     )
     draws: int = _option(
         1,
-        "Draws of the reference images that a trial's AUC is the mean over, each as costly as the first one: a "
-        "composite that is best for one draw may not be for the next.",
+        SEARCH,
+        "Draws of the reference images that trials are the mean over.",
+        "Each is as costly as the first one: a composite that is best for one draw may not be for the next.",
         parse=count_from(1, 50),
         metavar="N",
     )
     search_samples: int | None = _option(
         None,
-        "Images in all that a trial is scored on, of each class in proportion.",
+        DATA,
+        "Validation images in all that trials are scored on.",
+        "Of each class in proportion.",
         parse=count_from(1),
         metavar="N",
         unset="at most 500",
     )
     holdout_samples: int | None = _option(
         None,
-        "Images in all that the search never sees and the results are reported on.",
+        DATA,
+        "Validation images in all that the results are reported on.",
+        "The search never sees them.",
         parse=count_from(1),
         metavar="N",
         unset="at most 500",
     )
     rates: tuple[float, ...] = _option(
         parse_rates(DEFAULT_RATES),
-        "Parts of the units to remove, from 0 on: start:stop:step, or a list such as 0,0.25,0.5 or 0,0.9:0.98:0.02.",
+        PRUNING,
+        "Parts of the units to remove: start:stop:step, or a list.",
+        "From 0 on; a list is 0,0.25,0.5 or 0,0.9:0.98:0.02.",
         parse=parse_rates,
         metavar="RATES",
         shown=DEFAULT_RATES,
     )
     schedule: tuple[str, ...] = _option(
         ("auto",),
-        "When relevance is recomputed: `oneshot` ranks all units once (the paper's way), every:0.05 again on the "
-        "network as pruned so far after each such step, steps:N in N steps. Several, joined by commas, are searched; "
+        PRUNING,
+        "When relevance is computed: oneshot, every:R or steps:N.",
+        "`oneshot` ranks all units once (the paper's way), every:0.05 again on the network as pruned so "
+        "far after each such step, steps:N in N steps. Several, joined by commas, are searched; "
         "composites that are known before take the first. `auto` is every:0.1.",
         parse=parse_schedule,
         metavar="SCHEDULE",
@@ -173,117 +211,148 @@ class Options:
     )
     repair: tuple[str, ...] = _option(
         ("auto",),
-        "What is done to a pruned network, without labels or training, from the reference images: `none`, "
-        "`batchnorm` (its statistics re-estimated where it follows a layer), "
-        "`least-squares` (the layers behind pruned units refitted). "
-        "Or both, batchnorm+least-squares. Several, joined by commas, are searched. `auto` is least-squares.",
+        PRUNING,
+        "Of pruned networks: none, batchnorm or least-squares.",
+        "Without labels or training, from the reference images: `batchnorm` re-estimates its statistics "
+        "where it follows a layer, `least-squares` refits the layers behind pruned units. Or both, "
+        "batchnorm+least-squares. Several, joined by commas, are searched. `auto` is least-squares.",
         parse=parse_repair,
         metavar="REPAIR",
         shown="auto",
     )
     repair_samples: int | None = _option(
         None,
-        "Images in all that repairs read, from the training images and without their labels: the reference samples "
-        "and as many more.",
+        PRUNING,
+        "Images that repairs read, without their labels.",
+        "From the training images: the reference samples and as many more.",
         parse=count_from(2),
         metavar="N",
         unset="the reference samples",
     )
     space: str = _option(
         "auto",
-        "Which composites are searched: `depth` (a rule with its number per depth group), `type` (per type of "
-        "layer within one), `layer` (gamma of each layer, numbers only), "
-        "`paper` (the 256 of the paper), or a TOML file with a space of your own. `auto` is depth, for transformers "
-        "type.",
+        SEARCH,
+        "What is searched: depth, type, layer, paper or FILE.toml.",
+        "`depth` is a rule with its number per depth group, `type` per type of layer within one, `layer`"
+        " the gamma of each layer (numbers only), `paper` the 256 composites of the paper, and a TOML "
+        "file a space of your own. `auto` is depth, for transformers type.",
         parse=parse_space,
         metavar="NAME|FILE",
     )
     start_from: str | None = _option(
         None,
-        "Composite to try early, such as an earlier study's best.json, of this model or another one.",
+        SEARCH,
+        "Composite to try early, such as an earlier best.json.",
+        "Of this model or another one.",
         metavar="FILE",
         unset="none",
         alias="from",
     )
     objective: tuple[str, ...] = _option(
         ("auc",),
-        "What trials are judged by: `auc`, the area under accuracy against the part of the units that is gone, or "
-        "against the part of the multiply-adds (`macs`), the weights (`params`) or the time (`latency`) that is saved, "
-        "up to 80 %; then units are ranked by relevance over a power of what they cost. With two (`auc,macs`) the "
-        "front of the trials that none beats in both is listed, and the one with the highest AUC exported.",
+        SEARCH,
+        "What counts: auc, macs, params, latency, or auc,macs and so on.",
+        "`auc` is the area under accuracy against the part of the units that is gone, `macs`, `params` "
+        "and `latency` that against the part of the multiply-adds, the weights or the time that is "
+        "saved, up to 80 %; then units are ranked by relevance over a power of what they cost. With two "
+        "(`auc,macs`) the front of the trials that none beats in both is listed, and the one with the "
+        "highest AUC exported.",
         parse=parse_objective,
-        metavar="|".join(objectives()),
+        metavar="NAME[,NAME]",
         shown="auc",
     )
     trials: int = _option(
-        100, "Finished trials to reach, those of earlier runs included.", parse=count_from(1), metavar="N"
+        100, SEARCH, "Finished trials to reach, those of earlier runs included.", parse=count_from(1), metavar="N"
     )
     rescore: int = _option(
         3,
-        "Trials with the highest AUC that are measured again, on validation images left over or else with other "
-        "reference images, before the one with the highest mean of both is called best; 1 for none.",
+        SEARCH,
+        "Best trials that are measured again before one is called best.",
+        "On validation images left over or else with other reference images; the highest mean of both "
+        "counts. 1 for none.",
         parse=count_from(1),
         metavar="N",
     )
     timeout: float | None = _option(
         None,
-        "Start no trial after this many seconds of search.",
+        SEARCH,
+        "Start no trial after so many seconds of search.",
         parse=parse_seconds,
         metavar="SECONDS",
         unset="none",
     )
     sampler: str = _option(
         AUTO,
-        "What proposes composites: `local` changes one thing in one of the best so far, `grid` tries all of --space "
-        "paper, the others are Optuna's. `auto` is local for a space of choices only (paper), cmaes for one of numbers "
-        "only (layer), else tpe.",
+        SEARCH,
+        "What proposes them.",
+        "`local` changes one thing in one of the best so far, `grid` tries all of --space paper, the "
+        "others are Optuna's. `auto` is local for a space of choices only (paper), cmaes for one of "
+        "numbers only (layer), else tpe.",
         choices=sampler_names,
+        metavar="NAME",
     )
     pruner: str = _option(
         "none",
-        "Optuna's pruner that stops a trial once it is worse on the search samples it has seen (in up to "
-        "20 chunks): wilcoxon stops what is surely worse than the best one; none measures all samples.",
+        SEARCH,
+        "What stops worse trials.",
+        "Optuna's pruners, asked once a trial has seen another chunk of the search samples (up to 20): "
+        "wilcoxon stops what is surely worse than the best one; none measures all samples.",
         choices=lambda: (*PRUNERS, NONE),
+        metavar="NAME",
     )
     seed: int = _option(
         0,
-        "Seed of samples and search: it repeats a run. (Weights and split of the digits are always the same.)",
+        SEARCH,
+        "Of samples and search: it repeats a run.",
+        "Weights and split of the digits are always the same.",
         parse=count_from(0),
         metavar="N",
     )
     storage: str = _option(
         "sqlite:///pxp.db",
-        "Database that keeps every trial: a file, or a URL as SQLAlchemy reads it.",
+        STORAGE,
+        "Database of the trials: a file, or SQLAlchemy's URL.",
         metavar="FILE|URL",
     )
-    study: str | None = _option(None, "Name of the study in the database.", metavar="NAME", unset="MODEL-DATA-UNITS")
-    export: str = _option("best.json", "File that the best composite is written to.", metavar="FILE")
-    device: str = _option(
-        "auto", "Where to compute: auto, cpu, cuda, cuda:N or mps. `auto` takes the fastest.", metavar="NAME"
+    study: str | None = _option(
+        None,
+        STORAGE,
+        "Name of the study in it; one that is there goes on.",
+        "What is not given is then as the study has it.",
+        metavar="NAME",
+        unset="MODEL-DATA-UNITS",
     )
+    export: str = _option("best.json", STORAGE, "File that the best composite is written to.", metavar="FILE")
+    device: str = _option("auto", HARDWARE, "auto (the fastest), cpu, cuda, cuda:N or mps.", metavar="NAME")
     batch_size: int | str = _option(
         "auto",
-        "Images per batch: fewer need less memory. `auto` is the largest power of two that fits into half of the "
-        "free memory, at most 64 on the CPU, 256 on CUDA.",
+        HARDWARE,
+        "Images per batch: fewer need less memory.",
+        "`auto` is the largest power of two that fits into half of the free memory, at most 64 on the "
+        "CPU, 256 on CUDA.",
         parse=parse_batch_size,
         metavar="N",
     )
     sample_memory: int | None = _option(
         None,
-        "MiB that decoded images may take on the device; those beyond lie in a temporary file in the cache folder.",
+        HARDWARE,
+        "MiB for decoded images; others are on disk.",
+        "In a temporary file, in the cache folder.",
         parse=count_from(0),
         metavar="MIB",
         unset="a quarter of the free memory",
     )
     precision: str = _option(
         "fp32",
-        "What accuracies are measured in: `fp32`, or faster and coarser `tf32` (CUDA only) or `bf16`. "
-        "Relevance and repair are always fp32.",
+        HARDWARE,
+        "What accuracies are measured in.",
+        "tf32 (CUDA) and bf16 are faster and coarser. Relevance and repair are always fp32.",
         choices=lambda: PRECISIONS,
+        metavar="NAME",
     )
-    skip_broken: bool = _option(False, "Leave out images that cannot be read instead of stopping.")
-    quiet: bool = _option(False, "Show nothing but the results.")
-    verbose: bool = _option(False, "Show Optuna's log as well, and a traceback with an error.")
+    skip_broken: bool = _option(False, DATA, "Leave out images that cannot be read.")
+    quiet: bool = _option(False, OUTPUT, "Show nothing but the results.")
+    verbose: bool = _option(False, OUTPUT, "Show Optuna's log as well, and a traceback with an error.")
 
     @classmethod
     def parsed(cls, **values: Any) -> Options:

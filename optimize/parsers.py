@@ -6,19 +6,12 @@ import contextlib
 import csv
 import itertools
 import math
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..pruning.cost import COSTS
 from ..pruning.names import NO_GATES, UNIT_KINDS, unit_kinds
 from ..pruning.repair import NONE, REPAIRS, check_repair
-
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
-
 
 SPACES = ("auto", "depth", "type", "layer", "paper")
 DEFAULT_RATES = "0:0.95:0.05"
@@ -78,6 +71,35 @@ def parse_rate(value: object) -> float:
     if not 0 <= rate < 1:
         raise ValueError(f"{value!r} is not a rate: from 0 up to, but not, 1")
     return rate
+
+
+def parse_share(value: object) -> float:
+    """A part of the accuracy to keep: above 0, at most 1.
+
+    Raises:
+        ValueError: not a number, or out of range.
+    """
+    (share,) = _numbers([value], value)
+    if not 0 < share <= 1:
+        raise ValueError(f"{value!r} is not a part to keep: above 0, at most 1")
+    return share
+
+
+def parse_count(value: object) -> float:
+    """A number of parameters or multiply-adds, above 0: 3000000, 500k, 3M or 1.2G.
+
+    Raises:
+        ValueError: no such number.
+    """
+    text = str(value).strip()
+    factor = {"k": 1e3, "m": 1e6, "g": 1e9}.get(text[-1:].lower())
+    try:
+        (count,) = _numbers([text if factor is None else text[:-1]], value)
+    except ValueError:
+        raise ValueError(f"{value!r} is not a number such as 500k, 3M or 1.2G") from None
+    if count <= 0:
+        raise ValueError(f"{value!r} must be above 0")
+    return count * (factor or 1)
 
 
 def parse_classes(value: object) -> tuple[str, ...] | int:

@@ -71,17 +71,28 @@ Scorer = Callable[[Graph], dict[str, Tensor]]
 class Plan:
     """Which units go in which order, found on the networks as pruned and repaired so far.
 
-    made: networks that were built on the way, by the number of units removed, so that they are not built again.
+    made: networks that were built on the way, by the number of units removed, so that they are not built again. last:
+    the rate up to which the order follows the schedule.
     """
 
     ranking: Ranking
     made: Mapping[int, Graph] = field(default_factory=dict, repr=False)
+    last: float = 1.0
 
     @classmethod
-    def make(cls, graph: Graph, score: Scorer, schedule: Schedule, repair: Repair | None, last: float) -> Plan:
+    def make(
+        cls,
+        graph: Graph,
+        score: Scorer,
+        schedule: Schedule,
+        repair: Repair | None,
+        last: float,
+        enough: Callable[[Masks], bool] | None = None,
+    ) -> Plan:
         """The order in which units of a graph go, up to the rate `last`.
 
-        score: unit scores, by layer, of a graph (the whole one, or a compact form of it).
+        score: unit scores, by layer, of a graph (the whole one, or a compact form of it). enough: asked of the masks
+        at each step whether to rank no further.
 
         Raises:
             NotFinite: a score that is not finite.
@@ -90,10 +101,12 @@ class Plan:
         made: dict[int, Graph] = {}
         for start in schedule.starts(last)[1:]:
             masks = ranking.masks(start)
+            if enough is not None and enough(masks):
+                return cls(ranking, made, start)
             removed = n_removed(ranking.n_units, start)
             made[removed] = pruned(graph, masks, repair)
             ranking = _rerank(ranking, masks, score(made[removed]))
-        return cls(ranking, made)
+        return cls(ranking, made, last)
 
     def networks(self, graph: Graph, rates: Sequence[float], repair: Repair | None) -> Iterator[Graph]:
         """The network at each rate in its compact, repaired form. Unpruned at rate 0: the graph itself."""

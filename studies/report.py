@@ -123,8 +123,7 @@ def result_lines(study: Study) -> list[ResultLine]:
         best, first = best_trial(study), search_best(study)
         if best.number != first.number:
             lines.append(line(f"the search's best (trial {first.number})", first))
-        given = name_of(best)
-        lines.append(line(f"best (trial {best.number}{f', {given}' if given else ''})", best))
+        lines.append(line(f"best ({called(best)})", best))
         plain = study.user_attrs.get("plain", {}).get(str(best.number))
         if plain:
             sparsity = sparsity_at(rates, plain["accuracy"], KEPT)
@@ -195,9 +194,8 @@ def failed_text(study: Study) -> str | None:
     if not failed:
         return None
     last, count = failed[-1], len(study.get_trials(deepcopy=False))
-    name, reason = name_of(last), last.user_attrs.get("error", "its process ended")
-    which = f"no. {last.number}{f', {name}' if name else ''}"
-    return f"{len(failed)} of {count} trials failed, the last one ({which}) since {reason}"
+    reason = last.user_attrs.get("error", "its process ended")
+    return f"{len(failed)} of {count} trials failed, the last one ({called(last)}) since {reason}"
 
 
 def fixed_trials(study: Study) -> dict[str, FrozenTrial]:
@@ -215,6 +213,18 @@ def fixed_trials(study: Study) -> dict[str, FrozenTrial]:
 def name_of(trial: FrozenTrial | Trial) -> str | None:
     """The name of a composite that was not the sampler's: fixed, known otherwise, or the file it came from."""
     return next((trial.user_attrs[key] for key in ("fixed", "known", "from") if key in trial.user_attrs), None)
+
+
+def title(trial: FrozenTrial | Trial) -> str:
+    """What a trial is called: its number in the study, and the name of its composite if that has one."""
+    name = name_of(trial)
+    return f"trial {trial.number}" + (f" ({name})" if name else "")
+
+
+def called(trial: FrozenTrial | Trial) -> str:
+    """The same within brackets."""
+    name = name_of(trial)
+    return f"trial {trial.number}" + (f", {name}" if name else "")
 
 
 def result_table(lines: Iterable[ResultLine]) -> Table:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .best import PRUNING, RESCORED, auc_of, best_trial, search_best
 from .curves import curve_of
 from .document import PLAIN
-from .report import KEPT, failed_text, fixed_trials, name_of, no_gain_text, result_lines
+from .report import KEPT, failed_text, fixed_trials, no_gain_text, result_lines, title
 from .steps import UNITS
 from .wording import some
 
@@ -146,12 +146,6 @@ def table(study: Study) -> list[tuple[str, str, str, str]]:
         (line.name, number(line.search_auc, ".4f"), number(line.holdout_auc, ".4f"), number(line.sparsity, ".0%"))
         for line in result_lines(study)
     ]
-
-
-def title(trial: FrozenTrial) -> str:
-    """What a trial is called: its number, and the name of its composite if that has one."""
-    name = name_of(trial)
-    return f"trial {trial.number}" + (f" ({name})" if name else "")
 
 
 def composite_rows(trial: FrozenTrial) -> dict[str, str]:

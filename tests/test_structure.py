@@ -14,13 +14,14 @@ LAYERS = (
     ("studies",),
     ("optimize.lazy", "optimize.progress", "optimize.parsers"),
     ("optimize.data",),
-    ("optimize.weights",),
+    ("optimize.weights", "optimize.functions"),
     ("optimize.models",),
     ("optimize.evaluation",),
     ("optimize.search",),
     ("optimize.options", "optimize.console"),
     ("optimize.study",),
     ("optimize.front", "optimize.apply", "optimize.pruned"),
+    ("optimize.doctor",),
     ("optimize.commands",),
 )
 """From the ground up: each imports from its own and from those before it."""

@@ -10,6 +10,7 @@ import click
 from ...studies.errors import UserError
 from ..lazy import LazyModule, load
 from ..parsers import count_from
+from .help import command
 from .shell import (
     LOADING,
     Parsed,
@@ -41,7 +42,13 @@ else:
     running = LazyModule("..study.run", __package__)
 
 
-@click.command(short_help="Compare a study's best composite with others, on holdout samples.")
+@command(
+    short_help="Compare a study's best composite with others, on holdout samples.",
+    examples=(
+        ("pxp-optimize compare", "with three draws of the reference images"),
+        ("pxp-optimize compare --study NAME --seeds 10 --csv figures.csv", "narrower intervals, kept"),
+    ),
+)
 @study_option
 @storage_option
 @click.option(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..lazy import LazyModule
+from .help import command
 from .shell import quiet_optuna, storage_option
 
 if TYPE_CHECKING:
@@ -18,7 +19,13 @@ else:
     storing = LazyModule("...studies.storage", __package__)
 
 
-@click.command(short_help="Show the studies of a database in a browser.")
+@command(
+    short_help="Show the studies of a database in a browser.",
+    examples=(
+        ("pxp-optimize dashboard", "the studies of pxp.db, on this machine"),
+        ("pxp-optimize dashboard --storage other.db --port 0", "of another database, wherever there is room"),
+    ),
+)
 @storage_option
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Address to listen on.")
 @click.option(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..lazy import LazyModule
+from .help import command
 from .shell import find_study, quiet_optuna, storage_option, study_option
 
 if TYPE_CHECKING:
@@ -17,7 +18,13 @@ else:
     storing = LazyModule("...studies.storage", __package__)
 
 
-@click.command(short_help="Write a study's best composite as JSON.")
+@command(
+    short_help="Write a study's best composite as JSON.",
+    examples=(
+        ("pxp-optimize export -o best.json", "the best trial's composite"),
+        ("pxp-optimize export --trial 7 -o other.json", "another one's"),
+    ),
+)
 @study_option
 @click.option("-o", "--output", default="best.json", show_default=True, metavar="FILE", help="File to write.")
 @click.option("--trial", type=int, metavar="N", help="Number of the trial to write.  [default: the best one]")

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ...studies.errors import UserError
-from ..options import Options, read_config
+from ..options import OUTPUT, Options, read_config
 from .compare import compare
 from .dashboard import dashboard
+from .doctor import doctor
 from .export import export
+from .help import CONTEXT, Option, command
 from .models import models
 from .prune import prune
 from .report import report
@@ -23,13 +26,24 @@ from .shell import OneLineErrors, Parsed
 from .studies import studies
 
 
-def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds an option for each field of `Options`, in their order."""
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds an option for each field of `Options`, in their order, and the file that may hold them."""
+    command = click.option(
+        "--config",
+        cls=Option,
+        section=OUTPUT,
+        metavar="FILE",
+        is_eager=True,
+        expose_value=False,
+        callback=_load_config,
+        help="TOML file with these options (trials = 50); the command line wins.  [default: none]",
+    )(command)
     for option in reversed(fields(Options)):
         assert option.default is not MISSING
         names = [f"--{option.name.replace('_', '-')}", option.name]
         short = {"quiet": "-q", "verbose": "-v"}.get(option.name)
         hints = option.metadata
+        brief, help = hints["brief"], hints["help"]
         if short:
             names.insert(0, short)
         if hints["alias"]:
@@ -38,19 +52,23 @@ def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         if option.type == "bool":
             kind = {"is_flag": True}
         elif hints["choices"]:
-            kind = {"type": click.Choice(hints["choices"]())}
+            kind = {"type": click.Choice(choices := hints["choices"]())}
+            told = f"{brief.removesuffix('.')}: {', '.join(choices)}."
+            brief, help = told, help.replace(brief, told, 1)
         elif hints["parse"]:
             kind = {"type": Parsed(hints["parse"], hints["metavar"])}
         shown = hints["unset"] or hints["shown"] or (option.type != "bool")
-        decorate = click.option(
+        command = click.option(
             *names,
+            cls=Option,
+            section=hints["section"],
+            brief=brief,
             default=option.default,
-            help=hints["help"],
+            help=help,
             metavar=hints["metavar"],
             show_default=shown,
             **kind,
-        )
-        command = decorate(command)
+        )(command)
     return command
 
 
@@ -59,51 +77,56 @@ def _load_config(ctx: click.Context, _: click.Parameter, value: str | None) -> N
         ctx.default_map = {**read_config(value)}
 
 
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-
-
-@click.group(cls=OneLineErrors, invoke_without_command=True, context_settings=CONTEXT)
-@_run_options
-@click.option(
-    "--config",
-    metavar="FILE",
-    is_eager=True,
-    expose_value=False,
-    callback=_load_config,
-    help="TOML file with these options (trials = 50); the command line wins over it.  [default: none]",
-)
-@click.version_option(package_name="pxp-optimize")
-@click.pass_context
-def main(ctx: click.Context, /, **values: Any) -> None:
-    """Find the LRP composite that prunes an image classifier best.
-
-    A run ranks the network's filters by LRP relevance under many composites (which rule at which depth),
-    removes the least relevant ones, and measures what accuracy is left. Every trial goes into a database;
-    the best composite is written as JSON. The same command again continues the study.
-
-    Without options: a resnet18 on embedded handwritten digits.
-    """
-    if ctx.invoked_subcommand is not None:
-        given = [
-            name
-            for name in (*values, "config")
-            if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
-        ]
-        if given:
-            option = given[0].replace("_", "-")
-            raise UserError(f"--{option} stands before {ctx.invoked_subcommand}: options of a command follow its name")
-        return
+def run_study(ctx: click.Context, values: Mapping[str, Any]) -> None:
+    """Run or continue the study that the options are of, and exit."""
     options = Options(**values)
+    given = {name for name in values if ctx.get_parameter_source(name) != ParameterSource.DEFAULT}
     try:
-        sys.exit(run(options))
+        sys.exit(run(options, given))
     except UserError:
         if options.verbose:
             traceback.print_exc()
         raise
 
 
-for command in (report, dashboard, export, compare, prune, studies, models):
-    main.add_command(command)
+EXAMPLES = (
+    ("pxp-optimize", "resnet18 on digits that come with it"),
+    ("pxp-optimize --model vit_b_16 --data photos/ --trials 50", "a network of torchvision, your images"),
+    ("pxp-optimize --model net.py:build --weights net.pt --data photos/", "a network of your own"),
+    ("pxp-optimize --study NAME --trials 200", "go on, with all else as the study has it"),
+    ("pxp-optimize prune --max-params 3M -o small.onnx", "the smaller network"),
+)
+
+
+@click.group(cls=OneLineErrors, invoke_without_command=True, context_settings=CONTEXT, examples=EXAMPLES)
+@run_options
+@click.version_option(package_name="pxp-optimize")
+@click.pass_context
+def main(ctx: click.Context, /, **values: Any) -> None:
+    """Find the LRP composite that prunes an image classifier best.
+
+    A run ranks the network's units by LRP relevance under many composites (which rule at which depth),
+    removes the least relevant ones, and measures what accuracy is left. Every trial goes into a database;
+    the best composite is written as JSON. The same command again continues the study.
+    """
+    if ctx.invoked_subcommand is None:
+        run_study(ctx, values)
+    given = [name for name in (*values, "config") if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE]
+    if given:
+        option = given[0].replace("_", "-")
+        raise UserError(f"--{option} stands before {ctx.invoked_subcommand}: options of a command follow its name")
+
+
+@command("run", short_help="Run or continue a study; without a command's name, too.", examples=EXAMPLES[:1])
+@run_options
+@click.pass_context
+def run_command(ctx: click.Context, /, **values: Any) -> None:
+    """Run or continue a study: what `pxp-optimize` does where no command is named."""
+    run_study(ctx, values)
+
+
+for each in (run_command, report, compare, export, prune, dashboard, studies, models, doctor):
+    main.add_command(each)
 
 if __name__ == "__main__":
     main()

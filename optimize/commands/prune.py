@@ -6,62 +6,118 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ...studies.errors import UserError
 from ..lazy import LazyModule, load
-from ..parsers import parse_rate
-from .shell import LOADING, Parsed, device_option, find_study, quiet_option, quiet_optuna, storage_option, study_option
+from ..parsers import count_from, parse_count, parse_rate, parse_share
+from .help import command
+from .shell import (
+    LOADING,
+    Parsed,
+    device_option,
+    find_study,
+    print_table,
+    quiet_option,
+    quiet_optuna,
+    storage_option,
+    study_option,
+)
 
 if TYPE_CHECKING:
     from ...studies import document
     from ...studies import storage as storing
     from .. import console
-    from ..study import checkpoint
+    from ..study import amount as amounts
     from ..study import compare as comparing
+    from ..study import formats, smaller
     from ..study import prepare as preparing
     from ..study import run as running
 else:
     console = LazyModule("..console", __package__)
     document = LazyModule("...studies.document", __package__)
     storing = LazyModule("...studies.storage", __package__)
-    checkpoint = LazyModule("..study.checkpoint", __package__)
+    amounts = LazyModule("..study.amount", __package__)
     comparing = LazyModule("..study.compare", __package__)
+    formats = LazyModule("..study.formats", __package__)
+    smaller = LazyModule("..study.smaller", __package__)
     preparing = LazyModule("..study.prepare", __package__)
     running = LazyModule("..study.run", __package__)
 
 
-@click.command(short_help="Write the smaller network of a study.")
+@command(
+    short_help="Write the smaller network of a study.",
+    examples=(
+        ("pxp-optimize prune", "the most that keeps 95 % of the accuracy, as small.safetensors"),
+        ("pxp-optimize prune --saved 0.5 --finetune 10", "half of the cost, trained for a moment"),
+        ("pxp-optimize prune --max-params 3M -o small.onnx", "at most three million parameters, as ONNX"),
+    ),
+)
 @study_option
 @click.option("--trial", type=int, metavar="N", help="Number of the trial whose composite ranks.  [default: the best]")
+@click.option("--rate", type=Parsed(parse_rate, "RATE"), metavar="RATE", help="Part of the units to remove.")
 @click.option(
-    "--rate",
-    type=Parsed(parse_rate, "RATE"),
-    metavar="RATE",
-    help="Part of the units to remove.  [default: the largest that keeps 95 % of the accuracy on the search samples]",
+    "--saved",
+    type=Parsed(parse_rate, "PART"),
+    metavar="PART",
+    help="Part of the cost to save that the study is judged by (--objective; of the units, for auc).",
 )
-@click.option("-o", "--output", default="small.safetensors", show_default=True, metavar="FILE", help="File to write.")
+@click.option(
+    "--keep-accuracy",
+    type=Parsed(parse_share, "PART"),
+    metavar="PART",
+    help="Part of the accuracy on the search images to keep.  [default: 0.95]",
+)
+@click.option("--max-params", type=Parsed(parse_count, "N"), metavar="N", help="Most parameters, such as 500k or 3M.")
+@click.option("--max-macs", type=Parsed(parse_count, "N"), metavar="N", help="Most multiply-adds, such as 1.2G.")
+@click.option(
+    "--finetune",
+    type=Parsed(count_from(0), "EPOCHS"),
+    default=0,
+    show_default=True,
+    metavar="EPOCHS",
+    help="Train what is left on the reference images so often.",
+)
+@click.option(
+    "-o",
+    "--output",
+    default="small.safetensors",
+    show_default=True,
+    metavar="FILE",
+    help="File to write: .safetensors, .pt2 or .onnx.",
+)
 @storage_option
 @device_option
 @quiet_option
 def prune(
     study: str | None,
     trial: int | None,
-    rate: float | None,
+    finetune: int,
     output: str,
     storage: str,
     device: str | None,
     quiet: bool,
+    **ways: float | None,
 ) -> None:
-    """Write the network that a study's best composite leaves, with its steps and its repair, as safetensors.
+    """Write the network that a study's best composite leaves, with its steps and its repair.
 
-    The accuracies that are shown are the holdout samples'. Python reads the file by
-    `pxp_optimize.optimize.load_pruned(model, FILE)`. Of a study with several --draws, the first
-    one's reference images rank. The study is only read.
+    How much goes is said in one of five ways: --rate, --saved, --keep-accuracy, --max-params or --max-macs; of the
+    last two and --saved the smallest rate is taken that is enough.
+
+    \b
+    FILE.safetensors  weights, for pxp_optimize.optimize.load_pruned(model, FILE)
+    FILE.pt2          the whole network, for torch.export.load(FILE).module()
+    FILE.onnx         the whole network, for ONNX runtimes (pip install 'pxp-optimize[onnx]')
+
+    Of a study with several --draws, the first one's reference images rank. The study is only read.
     """
+    given = [f"--{name.replace('_', '-')}" for name, value in ways.items() if value is not None]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} are ways to say how much goes: give one of them")
     screen = console.Screen(quiet=quiet)
     with screen.waiting(LOADING):
         load(running)
 
-    document.check_target(output, storage, checkpoint.is_pruned, "pruned network")
-    checkpoint.check_name(output)
+    document.check_target(output, storage, formats.is_ours, "pruned network")
+    formats.format_of(output)
     quiet_optuna(verbose=False)
     with running.device_and_storage_errors(storage):
         found = find_study(storing.open_storage(storage, must_exist=True), study)
@@ -69,10 +125,15 @@ def prune(
         options = comparing.stored_options(found, **({} if device is None else {"device": device}))
         prepared = preparing.prepare(options, screen)
         comparing.check_unchanged(found, prepared.fingerprint)
-        for line in prepared.description:
-            screen.line(line)
-        with screen("prune", 1) as advance:
-            lines = checkpoint.write_pruned(output, prepared, found, chosen, rate)
-            advance(1)
-    for text in lines:
+        amount = amounts.Amount.of(**ways)
+        try:
+            before, table, after = smaller.write_smaller(output, prepared, found, chosen, amount, finetune, screen)
+        except ValueError as error:
+            raise UserError(str(error).replace(amount.kind, f"--{amount.kind.replace('_', '-')}", 1)) from error
+    for line in prepared.description:  # not before it is sure that there is such a network: an error is one line
+        screen.line(line)
+    for text in before:
+        click.echo(text)
+    print_table(table)
+    for text in after:
         click.echo(text)

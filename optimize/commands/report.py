@@ -9,6 +9,7 @@ import click
 from ...studies.figures import FIGURES
 from ...studies.output import FIGURE, FORMATS, check_report, write_report
 from ..lazy import LazyModule
+from .help import command
 from .shell import find_study, quiet_optuna, storage_option, study_option
 
 if TYPE_CHECKING:
@@ -17,7 +18,13 @@ else:
     storing = LazyModule("...studies.storage", __package__)
 
 
-@click.command(short_help="Write a study as a page, a figure or a table.")
+@command(
+    short_help="Write a study as a page, a figure or a table.",
+    examples=(
+        ("pxp-optimize report", "the only study of pxp.db, as report.html"),
+        ("pxp-optimize report --study NAME -o curves.csv", "its curves"),
+    ),
+)
 @study_option
 @click.option("-o", "--output", metavar="FILE", help="File to write.  [default: report.html, or as --format]")
 @click.option("--format", "kind", type=click.Choice(list(FORMATS)), help="What to write.  [default: as FILE ends]")

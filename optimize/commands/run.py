@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import click
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from .. import console
     from ..evaluation import candidate as candidates
     from ..search import warm_start
+    from ..study import continuing
     from ..study import prepare as preparing
     from ..study import run as running
 else:
@@ -29,27 +31,37 @@ else:
     storing = LazyModule("...studies.storage", __package__)
     candidates = LazyModule("..evaluation.candidate", __package__)
     warm_start = LazyModule("..search.warm_start", __package__)
+    continuing = LazyModule("..study.continuing", __package__)
     preparing = LazyModule("..study.prepare", __package__)
     running = LazyModule("..study.run", __package__)
 
 
-def run(options: Options) -> int:
+def run(options: Options, given: Collection[str] = ()) -> int:
     """Run or continue a study; the exit status.
 
-    The database is opened only after everything else has been found fit.
+    The database is opened only after everything else has been found fit; a study that is named is read before, for the
+    options that are not given again.
+
+    given: the names of the options that a person gave.
 
     Raises:
         UserError: the input is at fault.
     """
     options.check()
     storing.check_storage(options.storage)
-    document.check_target(options.export, options.storage)
+    if "study" not in given:  # which may have another file
+        document.check_target(options.export, options.storage)
     screen = console.Screen(quiet=options.quiet, verbose=options.verbose)
     try:
         with phases.recorded() as spent:
             with phases.phase(phases.PREPARING):
                 with screen.waiting(LOADING):
                     load(running)
+                if "study" in given:
+                    with storing.storage_errors(options.storage):
+                        options = continuing.continued(options, given)
+                    options.check()
+                    document.check_target(options.export, options.storage)
                 if options.start_from is not None:  # before models and data take their time
                     warm_start.read_earlier(options.start_from)
                 with running.device_and_storage_errors(options.storage):
@@ -87,5 +99,8 @@ def _report(study: Study, options: Options) -> None:
     click.echo(f"database:  {database}, study {study.study_name}")
     click.echo(f"best JSON: {options.export}")
     where = ("--storage", storing.shown(options.storage))
-    click.echo(f"report:    {shell_command('pxp-optimize', 'report', '--study', study.study_name, *where)}")
+    named = ("--study", study.study_name, *where)
+    click.echo(f"go on:     {shell_command('pxp-optimize', *named, '--trials', str(2 * options.trials))}")
+    click.echo(f"prune:     {shell_command('pxp-optimize', 'prune', *named)}")
+    click.echo(f"report:    {shell_command('pxp-optimize', 'report', *named)}")
     click.echo(f"dashboard: {shell_command('pxp-optimize', 'dashboard', *where)}")

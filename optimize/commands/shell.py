@@ -17,6 +17,7 @@ from ...studies.errors import UserError
 from ..lazy import LazyModule
 from ..options import Options
 from ..parsers import Parser
+from .help import Group
 
 if TYPE_CHECKING:
     import optuna
@@ -35,7 +36,7 @@ LOADING = "loading PyTorch"
 """What a command says that it does before it can say anything else."""
 
 
-class OneLineErrors(click.Group):
+class OneLineErrors(Group):
     """A group whose errors are one line on stderr, with the exit status of bad input and no traceback."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..lazy import LazyModule
+from .help import command
 from .shell import print_table, quiet_optuna, storage_option
 
 if TYPE_CHECKING:
@@ -17,7 +18,12 @@ else:
     storing = LazyModule("...studies.storage", __package__)
 
 
-@click.command()
+@command(
+    examples=(
+        ("pxp-optimize studies", "what pxp.db holds"),
+        ("pxp-optimize studies --storage other.db", "what another database holds"),
+    ),
+)
 @storage_option
 def studies(storage: str) -> None:
     """List the studies that a database holds."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from torch import Tensor
 
 from ...attribution import Composite, collect_relevance, collect_scores
-from ...pruning import Graph, Plan, auc
+from ...pruning import Graph, Masks, Plan, auc
 from .candidate import Candidate
 from .curve import Stop, measure
 from .similarity import pack
@@ -202,9 +202,14 @@ def plan_of(task: Task, method: Composite | Baseline) -> Plan:
     return plan
 
 
-def make_plan(task: Task, method: Composite | Baseline, last: float) -> Plan:
-    """The order in which the method lets units go up to a rate, with the networks of the steps up to there."""
-    return Plan.make(task.graph, lambda graph: scores(task, method, graph), task.schedule, task.repair, last)
+def make_plan(
+    task: Task, method: Composite | Baseline, last: float, enough: Callable[[Masks], bool] | None = None
+) -> Plan:
+    """The order in which the method lets units go up to a rate, with the networks of the steps up to there.
+
+    enough: as in `Plan.make`.
+    """
+    return Plan.make(task.graph, lambda graph: scores(task, method, graph), task.schedule, task.repair, last, enough)
 
 
 def scores(task: Task, method: Composite | Baseline, graph: Graph) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from ...pruning import NotFinite, area_over
 from ...studies import internals
 from ...studies.best import AUC, UNSEEN, stored_score
 from ...studies.errors import UserError
-from ...studies.report import name_of
+from ...studies.report import title
 from ...studies.steps import STEPS
 from ..evaluation.candidate import Pruning, candidate, keep_candidate, pruning_of
 from ..evaluation.similarity import nearest
@@ -147,8 +147,7 @@ def run_search(
         if failures >= MAX_FAILURES:
             raise UserError(f"{failures} trials in a row failed, the last one since {outcome}")
         if watch is not None:
-            name = name_of(trial) or f"no. {trial.number}"
-            watch(standing(study, trials), f"{name}, {_told(trial, outcome)}")
+            watch(standing(study, trials), f"{title(trial)}, {_told(trial, outcome)}")
 
 
 def _told(trial: Trial, outcome: Result | NotFinite) -> str:
@@ -163,7 +162,7 @@ def _told(trial: Trial, outcome: Result | NotFinite) -> str:
         text = f"stopped at {text} after {outcome.samples} samples"
     like = trial.user_attrs.get("like")
     if like:
-        text += f", like no. {like['trial']} (rank correlation {like['correlation']:.4f})"
+        text += f", like trial {like['trial']} (rank correlation {like['correlation']:.4f})"
     return text
 
 

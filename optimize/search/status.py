@@ -8,13 +8,13 @@ from optuna.study import Study
 from optuna.trial import TrialState
 
 from ...studies.best import cost_of, score_of, search_best
-from ...studies.report import fixed_trials, name_of
+from ...studies.report import called, fixed_trials
 
 
 @dataclass(frozen=True)
 class SearchStatus:
     """Where a study stands. measure: what trials are judged by. best, fixed: the best of all and of the fixed
-    composites, with its name.
+    composites, with what it is called.
     stopped: how many of those done were stopped early. after: what comes after the trials, in trials."""
 
     done: int
@@ -58,9 +58,8 @@ def standing(study: Study, trials: int) -> SearchStatus:
     if not complete:
         return SearchStatus(done, trials, stopped=done, measure=measure)
     best = search_best(study)
-    fixed = [(name, score_of(trial)) for name, trial in fixed_trials(study).items() if trial.values]
+    fixed = [(called(trial), score_of(trial)) for trial in fixed_trials(study).values() if trial.values]
     fixed_name, fixed_value = max(fixed, key=lambda item: item[1], default=("", None))
-    best_name = name_of(best) or f"no. {best.number}"
     return SearchStatus(
-        done, trials, score_of(best), best_name, fixed_value, fixed_name, done - complete, measure=measure
+        done, trials, score_of(best), called(best), fixed_value, fixed_name, done - complete, measure=measure
     )

@@ -12,23 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from optuna.study import Study
-from optuna.trial import FrozenTrial
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ...attribution import Composite
-from ...pruning import COSTS, Graph, Masks, Network, NotFinite, compact, macs, sparsity_at, trace, without_constants
+from ...pruning import Graph, Masks, Network, compact, trace, without_constants
 from ...pruning.convolution import plain
-from ...pruning.modules import gates_of
 from ...studies.document import write_whole
-from ...studies.errors import UserError
-from ..evaluation.candidate import pruning_of
-from ..evaluation.curve import right_predictions
-from ..evaluation.evaluate import make_plan, plan_of
+from ..evaluation.evaluate import make_plan
 from ..evaluation.task import Task
-from .prepare import Prepared, example_of
+from .prepare import example_of
 
 PRUNED_FORMAT = "pxp-pruned/1"
 MASK = "pxp.mask."
@@ -41,46 +35,23 @@ def prune_task(task: Task, composite: Composite, rate: float) -> tuple[Graph, Ma
     return next(plan.networks(task.graph, [rate], task.repair)), plan.ranking.masks(rate)
 
 
-def rate_saving(task: Task, composite: Composite, saved: float) -> float:
-    """The lowest rate, to a hundredth of a per cent, at which the task's cost is saved to this part; without a cost as
-    an objective, of the units, which is the rate itself.
+def pruned_bytes(network: Network, masks: Masks, about: Mapping[str, Any]) -> bytes:
+    """A pruned network as the content of a file.
 
-    Raises:
-        ValueError: not from 0 up to 1, or more than even the last unit's removal saves.
+    about: what the file says of how it was made, as JSON values.
     """
-    if not 0 <= saved < 1:
-        raise ValueError(f"saved is {saved}: give a part of the cost, from 0 up to, but not, 1")
-    if task.cost is None:
-        return saved
-    ranking = plan_of(task, composite).ranking
-    cost = COSTS[task.cost] if task.times is None else task.times.latency
-    images = task.search.inputs[0:1]
-
-    def spent(rate: float) -> float:
-        return cost(without_constants(compact(task.graph, ranking.masks(rate)).network), images)
-
-    whole = cost(without_constants(task.graph.network), images)
-    low, high = 0, 9999  # what is saved grows with the rate, but for time that is measured
-    if 1 - spent(high / 10000) / whole < saved:
-        raise ValueError(f"saved is {saved}: removing all units but a few saves less of {task.cost}")
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if 1 - spent(middle / 10000) / whole >= saved else (middle + 1, high)
-    return low / 10000
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in plain(network).state_dict().items()}
+    tensors |= {MASK + name: kept.cpu().to(torch.uint8) for name, kept in masks.items()}
+    return save(tensors, {"format": PRUNED_FORMAT, "about": json.dumps(about)})
 
 
 def save_pruned(path: str | Path, network: Network, masks: Masks, about: Mapping[str, Any]) -> None:
-    """Write a pruned network. A reader sees the old file or the whole new one.
-
-    about: what the file says of how it was made, as JSON values.
+    """Write a pruned network (`pruned_bytes`). A reader sees the old file or the whole new one.
 
     Raises:
         UserError: the file cannot be written.
     """
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in plain(network).state_dict().items()}
-    tensors |= {MASK + name: kept.cpu().to(torch.uint8) for name, kept in masks.items()}
-    metadata = {"format": PRUNED_FORMAT, "about": json.dumps(about)}
-    write_whole(path, save(tensors, metadata))
+    write_whole(path, pruned_bytes(network, masks, about))
 
 
 def load_pruned(model: nn.Module, path: str | Path) -> nn.Module:
@@ -120,76 +91,6 @@ def about_pruned(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} holds no pruned network: pxp-optimize prune writes one")
     about: dict[str, Any] = json.loads(metadata.get("about", "{}"))
     return about
-
-
-OTHER_FORMATS = {".bin", ".ckpt", ".h5", ".json", ".npz", ".onnx", ".pickle", ".pkl", ".pt", ".pt2", ".pth", ".tar"}
-
-
-def check_name(path: str | Path) -> None:
-    """Refuse a name by which a reader would take a pruned network's file for something else.
-
-    Raises:
-        UserError: such a name.
-    """
-    path = Path(path)
-    if path.suffix.lower() in OTHER_FORMATS:
-        raise UserError(
-            f"{path}: a pruned network is written as safetensors, which is not what {path.suffix} says; "
-            f"give {path.with_suffix('.safetensors')}"
-        )
-
-
-def write_pruned(
-    path: str | Path, prepared: Prepared, study: Study, trial: FrozenTrial, rate: float | None
-) -> list[str]:
-    """Prune a study's network by a trial's composite, write it, and say in a few lines what is left of it.
-
-    rate: None for the largest that keeps 95 % of the accuracy on the search samples.
-
-    Raises:
-        UserError: the file cannot be written, or relevance is not finite.
-    """
-    task = prepared.task.pruned_as(pruning_of(trial))
-    if rate is None:
-        rate = sparsity_at(task.rates, trial.user_attrs["accuracy"])
-    try:
-        graph, masks = prune_task(task, Composite.from_dict(trial.user_attrs["composite"]), rate)
-    except NotFinite as error:
-        raise UserError(f"trial {trial.number}: {error}") from error
-    whole, small = task.graph.network, graph.network
-    before, after = (float(flags.double().mean()) for flags in right_predictions(task, (whole, small), task.holdout))
-    mark = prepared.fingerprint
-    about = {
-        **{key: mark[key] for key in ("model", "weights", "data", "units", "classes", "image")},
-        "schedule": str(task.schedule),
-        "repair": task.repair_name,
-        "study": study.study_name,
-        "trial": trial.number,
-        "rate": rate,
-        "holdout_accuracy": after,
-    }
-    save_pruned(path, small, masks, about)
-    small = without_constants(small)
-    gates, gates_left = len(gates_of(whole)), len(gates_of(small))
-    total, left = sum(len(kept) for kept in masks.values()), sum(int(kept.sum()) for kept in masks.values())
-    image = task.holdout.inputs[0:1]
-    return [
-        f"{path}: trial {trial.number} of {study.study_name}, {total - left} of {total} {task.units} removed",
-        f"accuracy: {after:.1%} on holdout samples, unpruned {before:.1%}",
-        f"parameters: {_part(parameters(small), parameters(whole))}",
-        f"multiply-adds: {_part(macs(small, image), macs(whole, image))}",
-        *([f"gates: {gates - gates_left} of {gates} are constant now and left out"] if gates else []),
-    ]
-
-
-def _part(part: float, whole: float) -> str:
-    unit, name = (1e6, "M") if whole >= 1e6 else (1e3, "k")
-    return f"{part / unit:.2f} {name} of {whole / unit:.2f} {name} ({part / whole:.0%})"
-
-
-def parameters(network: nn.Module) -> int:
-    """How many weights and biases a network has."""
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def is_pruned(path: Path) -> bool:

@@ -61,13 +61,15 @@ def score_saved(study: Study, task: Task) -> None:
     small = without_constants(next(plan.networks(task.graph, [rate], task.repair)).network)
     found: dict[str, float] = {"rate": rate}
     for name, cost in COSTS.items():
-        whole, left = (_measured(task, cost, network) for network in (without_constants(task.graph.network), small))
+        whole, left = (measured(task, cost, network) for network in (without_constants(task.graph.network), small))
         found[name] = 1 - left / whole
     scores[str(best.number)] = found
     study.set_user_attr(SAVED, scores)
 
 
-def _measured(task: Task, cost: Cost, network: nn.Module) -> float:
+def measured(task: Task, cost: Cost, network: nn.Module) -> float:
+    """What a network costs on a batch of the task's search samples, in the task's precision."""
+
     def of(size: int) -> float:
         images = task.search.inputs[0:size]
         with computed_in(task.precision, images.device):

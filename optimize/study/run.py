@@ -142,8 +142,10 @@ def run_study(
     for line in prepared.description:  # not before it is sure that the run can go on: an error is one line
         screen.line(line)
     done = count_finished(study)
-    state = f"continues, {done} of {options.trials} trials finished" if done else f"{options.trials} trials"
-    screen.line(f"study   {name} in {shown(options.storage)}: {state} by {options.sampler}")
+    known = mixed_composites(space)
+    before = len(space.fixed_composites()) + len(start_from) + (0 if grid else len(known))
+    plan = plan_told(done, options.trials, before, options.sampler)
+    screen.line(f"study   {name} in {shown(options.storage)}: {plan}")
     if options.pruner != NONE and len(sizes) < 2:
         screen.line(f"pruner  {options.pruner} stops nothing: {sizes[0]} search samples are too few for several chunks")
     screen.line(f"phases  {_phases_told(options, prepared)}")
@@ -173,7 +175,7 @@ def run_study(
                 trials=options.trials,
                 timeout=options.timeout,
                 start_from=start_from,
-                known=mixed_composites(space),
+                known=known,
                 queue=grid,
                 watch=lambda now, line: watch(replace(now, after=after), line),
                 race=race if options.objective == ("auc",) else None,
@@ -197,6 +199,33 @@ def run_study(
         keep_phases(study, phases)
         raise Stopped(f"Stopped after {count_finished(study)} of {options.trials} trials.") from None
     return study
+
+
+def plan_told(done: int, trials: int, known: int, sampler: str) -> str:
+    """What a study tries from here on, in words.
+
+    known: composites that are tried before the sampler proposes any.
+    """
+    goal = f"continues, {done} of {trials} trials finished" if done else f"{trials} trials"
+    ahead, then = max(0, known - done), SPOKEN.get(sampler, sampler)
+    if done >= trials:
+        return goal
+    if not ahead:
+        return f"{goal}, now by {then}"
+    if done + ahead >= trials:
+        return f"{goal}: known composites only ({then} begins after {known})"
+    return f"{goal}: {ahead} known composites, then {then}"
+
+
+SPOKEN = {
+    "tpe": "TPE",
+    "gp": "GP",
+    "cmaes": "CMA-ES",
+    "local": "local search",
+    "random": "random ones",
+    "grid": "the grid",
+}
+"""What samplers are called in words, where that is not their name."""
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 
 from ..best import auc_of, best_trial
-from ..report import fixed_trials, name_of
+from ..report import called, fixed_trials, name_of
 from .style import BEST, OTHERS, QUIET, End, figure, label_ends, span_of
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def history(study: Study) -> go.Figure | None:
             "color": QUIET,
             "symbol": ["circle" if known else "circle-open" for known in given],
         },
-        text=[_title(trial) for trial in trials],
+        text=[called(trial) for trial in trials],
         hovertemplate="%{text}: %{y:.4f}<extra></extra>",
         name="trials",
     )
@@ -61,7 +61,7 @@ def history(study: Study) -> go.Figure | None:
         y=[auc_of(best)],
         mode="markers",
         marker={"size": 11, "color": BEST, "symbol": "diamond"},
-        hovertemplate=f"best: {_title(best)}: %{{y:.4f}}<extra></extra>",
+        hovertemplate=f"best: {called(best)}: %{{y:.4f}}<extra></extra>",
         name=f"best {auc_of(best):.3f}",
     )
     ends = [End(f"best {auc_of(best):.3f}", auc_of(best), BEST)]
@@ -108,7 +108,7 @@ def all_curves(study: Study) -> go.Figure | None:
             mode="lines",
             line={"color": BEST if top else QUIET, "width": 2.5 if top else 1},
             opacity=1 if top else 0.45,
-            name=f"{_title(trial)}, {auc_of(trial):.4f}",
+            name=f"{called(trial)}, {auc_of(trial):.4f}",
             showlegend=top,
             hovertemplate="%{fullData.name}<br>rate %{x}: %{y:.1%}<extra></extra>",
         )
@@ -145,7 +145,7 @@ def pareto_front(study: Study) -> go.Figure | None:
             mode=mode,
             line={"shape": "hv", "width": 1.5, "color": colour},
             marker={"size": 11 if label == "best" else 7, "color": colour, "symbol": _symbol(label)},
-            text=[_title(trial) for trial in some],
+            text=[called(trial) for trial in some],
             hovertemplate="%{text}<br>%{y:.4f}, %{x:.4f}<extra></extra>",
             name=label,
         )
@@ -168,8 +168,3 @@ def _complete(study: Study) -> list[FrozenTrial]:
     from optuna.trial import TrialState
 
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-
-
-def _title(trial: FrozenTrial) -> str:
-    name = name_of(trial)
-    return f"trial {trial.number}" + (f", {name}" if name else "")

@@ -55,11 +55,13 @@ def test_work_that_fails_does_not_say_it_is_done(monkeypatch):
 def test_a_search_is_a_line_per_trial_in_a_file():
     file = io.StringIO()
     with Screen(file=file).search(SearchStatus(3, 5)) as watch:
-        watch(SearchStatus(4, 5, 0.5, "zplus", 0.5, "zplus"), "zplus, AUC 0.5000")
-        watch(SearchStatus(5, 5, 0.75, "no. 4", 0.5, "zplus"), "no. 4, AUC 0.7500")
+        watch(SearchStatus(4, 5, 0.5, "trial 1, zplus", 0.5, "trial 1, zplus"), "trial 1 (zplus), AUC 0.5000")
+        watch(SearchStatus(5, 5, 0.75, "trial 4", 0.5, "trial 1, zplus"), "trial 4, AUC 0.7500")
     first, second = file.getvalue().splitlines()
-    assert first == "trial 4 of 5: zplus, AUC 0.5000; best AUC 0.5000 (zplus); 0 s left"
-    assert second == "trial 5 of 5: no. 4, AUC 0.7500; best AUC 0.7500 (no. 4), best fixed 0.5000 (zplus); 0 s left"
+    assert first == "4 of 5 trials: trial 1 (zplus), AUC 0.5000; best AUC 0.5000 (trial 1, zplus); 0 s left"
+    assert second == (
+        "5 of 5 trials: trial 4, AUC 0.7500; best AUC 0.7500 (trial 4), best fixed 0.5000 (trial 1, zplus); 0 s left"
+    )
 
 
 def test_the_time_left_counts_what_comes_after_the_trials(monkeypatch):
@@ -109,10 +111,11 @@ def test_what_is_waited_for_is_said_at_once_and_taken_back(terminal):
 
 def test_a_terminal_shows_trial_best_and_time_left(terminal):
     with Screen(file=terminal).search(SearchStatus(3, 5, 0.5, "zplus", 0.5, "zplus")) as watch:
-        watch(SearchStatus(4, 5, 0.75, "no. 3", 0.5, "zplus"), "no. 3, AUC 0.7500")
+        watch(SearchStatus(4, 5, 0.75, "trial 3", 0.5, "trial 1, zplus"), "trial 3, AUC 0.7500")
         time.sleep(0.3)  # the bar draws itself ten times a second
     shown = terminal.getvalue()
-    for part in ("trial 4 of 5", "trial 5 of 5", "best AUC 0.7500 (no. 3), best fixed 0.5000 (zplus)", "left"):
+    best = "best AUC 0.7500 (trial 3), best fixed 0.5000 (trial 1, zplus)"
+    for part in ("3 of 5 trials", "4 of 5 trials", best, "left"):
         assert part in shown
 
 

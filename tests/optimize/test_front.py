@@ -155,6 +155,40 @@ def test_a_pruned_network_is_saved_and_loaded(prepared, network, tmp_path):
     assert torch.equal(loaded(images), result.prune(rate=0.3)(images))
     with pytest.raises(ValueError, match="rate is 1"):
         result.prune(rate=1)
+    with pytest.raises(ValueError, match="are ways to say how much goes"):
+        result.save_pruned(tmp_path / "other.safetensors", rate=0.3, max_params=100)
+    with pytest.raises(UserError, match="no pruned network, left as it is"):
+        (tmp_path / "mine.pt2").write_text("mine")
+        result.save_pruned(tmp_path / "mine.pt2")
+    result.save_pruned(tmp_path / "small.pt2", max_params="0.5k", finetune=2)
+    exported = torch.export.load(tmp_path / "small.pt2").module()
+    small = result.prune(max_params=500, finetune=2)
+    assert sum(parameter.numel() for parameter in small.parameters()) <= 500
+    torch.testing.assert_close(exported(images), small(images))
+    assert not torch.allclose(small(images), result.prune(max_params=500)(images))
+
+
+def test_training_what_was_pruned_leaves_the_study_as_it_was(prepared, network, tmp_path):
+    """A layer that has lost nothing is no one's but the user's."""
+    result = optimize(network, **given(prepared, floats), storage=str(tmp_path / "a.db"), **{**HOW, "trials": 4})
+    images = floats(prepared, "holdout")[0]
+    for rate in (0.0, 0.1):
+        small = result.prune(rate=rate)
+        before = small(images).detach().clone()
+        with torch.no_grad():
+            for parameter in small.parameters():
+                parameter.zero_()
+        assert torch.equal(result.prune(rate=rate)(images), before)
+
+
+def test_a_composite_prunes_by_any_amount(prepared, network, tmp_path):
+    common = {**HOW, "trials": 4, "objective": "macs", "schedule": "every:0.3"}
+    result = optimize(network, **given(prepared, floats), storage=str(tmp_path / "a.db"), **common)
+    result.export(tmp_path / "best.json")
+    images, (inputs, targets) = floats(prepared, "holdout")[0], floats(prepared, "reference")
+    for amount in ({"saved": 0.4}, {"max_params": "0.6k"}, {"max_macs": 50_000}, {"keep_accuracy": 0.8}, {}):
+        small = prune(network, tmp_path / "best.json", inputs, targets, **amount)
+        assert torch.allclose(small(images), result.prune(**amount)(images), atol=1e-4), amount
 
 
 def test_a_part_of_the_cost_is_saved(prepared, network, tmp_path):
@@ -177,7 +211,7 @@ def test_a_result_says_what_was_found(prepared, network, tmp_path, capsys):
     result = optimize(network, **given(prepared, floats), storage=str(tmp_path / "a.db"), **{**HOW, "quiet": False})
     shown = capsys.readouterr().err
     assert "12 filters" not in shown
-    assert "trial 6 of 6" in shown
+    assert "6 of 6 trials" in shown
     assert "--data" not in shown  # options of the command only
     rates, accuracy = zip(*result.curve(), strict=True)
     assert rates == prepared.task.rates

@@ -66,6 +66,15 @@ def two():
 def fails():
     raise RuntimeError("no such disk")
 
+def of_classes(num_classes):
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
+
+def usual(num_classes=5):
+    return of_classes(num_classes)
+
+def of_width(width, num_classes=5):
+    return of_classes(num_classes)
+
 answer = 42
 number = lambda: 42
 """
@@ -155,6 +164,8 @@ def test_own_network_with_weights_and_in_double_precision(own: str, tmp_path: Pa
         ("missing", "AttributeError"),
         ("fails", "no such disk"),
         ("answer", "TypeError"),
+        ("answer", r"has no function 'answer' \(it has build, double, lazy, Packed, packed and"),
+        ("of_width", r"of_width needs width; .* without arguments, or with num_classes"),
         ("number", "returned int"),
         ("lazy", "whose size is not known yet"),
         ("packed", "no tensors"),
@@ -166,6 +177,16 @@ def test_own_network_that_is_none(own: str, name: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         loaded(f"{own}:{name}", "default")
     assert "\n" not in str(caught.value)
+
+
+def test_own_network_of_as_many_classes_as_there_are(own: str, tmp_path: Path) -> None:
+    digits = Dataset("digits", tuple("0123456789"), None, NOTHING, NOTHING)
+    assert loaded(f"{own}:of_classes", "default", digits).num_classes == 10
+    assert loaded(f"{own}:of_classes", "default").num_classes == len(PETS.classes)
+    assert loaded(f"{own}:usual", "default").num_classes == 5  # its own default is what its author wants
+    torch.save(build_model(f"{own}:usual", 7).state_dict(), tmp_path / "w.pth")
+    for name in ("usual", "of_classes"):
+        assert loaded(f"{own}:{name}", tmp_path / "w.pth").num_classes == 7  # what the weights are of
 
 
 BESIDE = """

@@ -14,13 +14,10 @@ from dataclasses import fields
 
 import optuna
 import pytest
-import torch
 from optuna.trial import TrialState
 from pxp_optimize.attribution import Composite, load_composite
-from pxp_optimize.optimize.commands.models import units_of
-from pxp_optimize.optimize.models import build_model
 from pxp_optimize.optimize.options import Options
-from pxp_optimize.pruning import TraceError, auc, trace
+from pxp_optimize.pruning import auc
 from pxp_optimize.studies.best import best_trial
 from pxp_optimize.studies.storage import open_storage
 
@@ -58,7 +55,7 @@ def test_a_run_says_what_it_uses_and_what_came_out(project, first_run):
     best = best_trial(study)
     assert "weights.pt" in first_run.stderr
     assert "images, 3 classes at 16 x 16" in first_run.stderr
-    assert "trial 6 of 6: " in first_run.stderr
+    assert "6 of 6 trials: trial " in first_run.stderr
     out = first_run.stdout
     for name in ("epsilon", "zplus", "alpha2-beta1", "gamma0.25", f"best (trial {best.number}"):
         assert name in out
@@ -211,31 +208,6 @@ def test_export_gives_any_trial_without_the_model(project, first_run):
         assert document["result"]["auc"] == study.trials[number].value
         assert set(document["layers"]) == set(study.user_attrs["layers"])
     assert {spec["rule"] for spec in document["layers"].values()} == {"zplus"}
-
-
-def test_models_are_listed(project):
-    result = project.run("models")
-    assert result.returncode == 0, result.stderr
-    listed = {line.split()[0]: line for line in result.stdout.splitlines()}
-    assert {"resnet18", "resnet50", "vgg16_bn", "mobilenet_v2"} <= set(listed)
-    assert "filters" in listed["resnet18"]
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("alexnet", "convnext_tiny", "densenet121", "mobilenet_v2", "mobilenet_v3_small", "resnet18", "vgg11"),
-        *("squeezenet1_1", "shufflenet_v2_x0_5", "vit_b_32", "vit_tiny", "swin_t", "maxvit_t"),
-    ],
-)
-def test_listed_units_are_those_of_the_graph(name):
-    with torch.device("meta"):
-        model = build_model(name)
-    try:
-        kinds = set(trace(model).kinds.values())
-    except TraceError:
-        kinds = set()
-    assert {kind for kind in units_of(name).split(", ") if kind} == kinds
 
 
 LONG = "x" * 300
@@ -415,21 +387,6 @@ def test_a_traceback_is_shown_on_demand(project):
     assert result.stderr.splitlines()[-1].startswith("Error: ")
 
 
-def test_help_is_complete_and_immediate(project):
-    started = time.monotonic()
-    result = project.run("--help")
-    spent = time.monotonic() - started
-    assert result.returncode == 0
-    for option in fields(Options):
-        assert f"--{option.name.replace('_', '-')}" in result.stdout
-    for command in ("compare", "export", "studies", "models"):
-        assert command in result.stdout
-    code = "import sys, pxp_optimize.optimize.commands.main; print({'torch', 'optuna', 'rich'} & set(sys.modules))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert loaded.stdout.strip() == "set()"
-    assert spent < 5  # a second on an idle machine; what it must not import is checked above
-
-
 @pytest.mark.skipif(os.name != "posix", reason="a terminal of its own for the command")
 @pytest.mark.parametrize("arguments", [[], ["compare"], ["prune"]])
 def test_a_terminal_shows_a_sign_of_life_before_torch_is_there(project, first_run, arguments):
@@ -507,3 +464,35 @@ def test_a_transformer_of_ones_own(project, units):
     again = project.run(*arguments)
     assert again.returncode == 0, again.stderr
     assert "5 of 5 trials finished" in again.stderr
+
+
+def test_run_is_the_name_of_the_main_job(project, first_run):
+    named = project.run("run", *project.options, "--trials", "6", "-q", "--export", "named.json")
+    assert (named.returncode, named.stderr) == (0, "")
+    assert "best (trial" in named.stdout
+    refused = project.run("run", "--modle", "x")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+
+
+def test_a_study_goes_on_by_its_name_alone(project, first_run, uninterrupted):
+    shutil.copy(project.folder / "pxp.db", project.folder / "named.db")
+    where = ["--study", NAME, "--storage", "named.db"]
+    before = project.files()
+    for refused, named in (
+        (["--rates", "0,0.5"], "rates: stored"),
+        (["--units", "neurons"], "neurons"),
+        (["--reference-samples", "5"], "samples"),
+    ):
+        result = project.run("-q", *where, *refused, "--trials", "9")
+        assert (result.returncode, len(result.stderr.splitlines())) == (2, 1), result.stderr
+        assert named in result.stderr
+    assert project.files() == before
+    ahead = min(REACH, len(load(project, "named.db").trials) + 8)
+    result = project.run(*where, "--trials", str(ahead))
+    assert result.returncode == 0, result.stderr
+    assert f"of {ahead} trials finished" in result.stderr
+    assert values(load(project, "named.db")) == values(load(project, uninterrupted))[:ahead]
+    config, first = (load(project, name).user_attrs["config"] for name in ("named.db", "pxp.db"))
+    assert {key for key in config if config[key] != first[key]} <= {"trials", "storage", "study"}
+    fresh = project.run("--study", "another", "--storage", "named.db", *project.options, "--trials", "4", "-q")
+    assert (fresh.returncode, fresh.stderr) == (0, "")  # a name that is not there is a new study's

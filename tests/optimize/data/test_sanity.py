@@ -63,7 +63,7 @@ def test_a_run_warns_before_its_first_trial(project):
     arguments += ["--search-samples", "24", "--holdout-samples", "9", "--trials", "4", "--rescore", "1"]
     result = project.run(*arguments, "--image-size", "16", "--storage", "chance.db", "--export", "chance.json")
     assert result.returncode == 0, result.stderr
-    before, _, _ = result.stderr.partition("trial 1 of 4")
+    before, _, _ = result.stderr.partition("1 of 4 trials")
     assert "accuracy unpruned on the search samples, 33.3% by chance" in before
     assert "warning the unpruned accuracy is near chance (below 62.2% on these samples" in before
     assert "scaled up" not in result.stderr
@@ -79,5 +79,5 @@ def test_a_trained_network_at_three_times_the_size(project):
     arguments = [*project.options, "--image-size", "48", "--rates", "0,0.5", "--trials", "4", "--rescore", "1"]
     result = project.run(*arguments, "--storage", "large.db", "--export", "large.json")
     assert result.returncode == 0, result.stderr
-    before, _, _ = result.stderr.partition("trial 1 of 4")
+    before, _, _ = result.stderr.partition("1 of 4 trials")
     assert "warning images of 16 pixels are scaled up 3.0 times" in before

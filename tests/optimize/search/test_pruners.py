@@ -191,7 +191,7 @@ def test_a_trial_like_an_earlier_one_says_so(tmp_path):
         {"trial": 0, "correlation": 1.0},
         {"trial": 0, "correlation": 1.0},
     ]
-    assert lines[1].endswith("like no. 0 (rank correlation 1.0000)")
+    assert lines[1].endswith("like trial 0 (rank correlation 1.0000)")
     assert "like" not in lines[0]
 
 
@@ -199,7 +199,7 @@ def test_a_stopped_trial_is_told_so(tmp_path, raced):
     lines: list[str] = []
     study = search(tmp_path / "a.db", "wilcoxon", TRIALS, watch=lambda now, line: lines.append(line))
     trial = study.get_trials(states=(TrialState.PRUNED,))[0]
-    said = f"no. {trial.number}, stopped at AUC {trial.value:.4f} after {trial.user_attrs['samples']} samples"
+    said = f"trial {trial.number}, stopped at AUC {trial.value:.4f} after {trial.user_attrs['samples']} samples"
     assert lines[trial.number] == said
 
 

@@ -12,11 +12,12 @@ import pytest
 import torch
 import torchvision
 from pxp_optimize.attribution import GROUPS, Composite, RuleSpec, collect_relevance
+from pxp_optimize.optimize.commands.main import main
 from pxp_optimize.optimize.study.apply import prune
 from pxp_optimize.optimize.study.checkpoint import about_pruned, load_pruned, prune_task, save_pruned
 from pxp_optimize.optimize.study.compare import stored_options
 from pxp_optimize.optimize.study.prepare import prepare
-from pxp_optimize.pruning import accuracy, compact, make_repair, prune_masks, trace
+from pxp_optimize.pruning import accuracy, compact, macs, make_repair, params, prune_masks, trace
 from pxp_optimize.studies.storage import open_storage
 from torch import nn
 
@@ -56,11 +57,12 @@ def test_the_file_holds_the_network_that_was_measured(here):
     assert found == pytest.approx(study.user_attrs["holdout"]["3"]["accuracy"][2])
     about = about_pruned(here.folder / "part.safetensors")
     assert (about["rate"], about["trial"], about["holdout_accuracy"]) == (rate, 3, pytest.approx(found))
-    assert f"accuracy: {found:.1%} on holdout samples" in result.stdout
+    rows = {line[:18].strip(): line for line in result.stdout.splitlines()}
+    assert f"{found:.1%}" == rows["accuracy, holdout"].split()[-1]
     removed, total = map(int, re.search(r"(\d+) of (\d+) filters removed", result.stdout).groups())
     assert removed == int(total * rate)
     parameters = sum(parameter.numel() for parameter in small.parameters())
-    assert f"parameters: {parameters / 1e3:.2f} k" in result.stdout
+    assert f" {parameters} (" in rows["parameters"]  # fewer than a thousand
     assert all(parameter.requires_grad for parameter in small.parameters())
     assert not small.training
 
@@ -158,7 +160,6 @@ def test_bad_files_and_models_are_named(here, tmp_path):
         (["-o", "small.pt"], "give small.safetensors"),
         (["-o", "small.PTH"], "is not what .PTH says"),
         (["-o", "small.ckpt"], "give small.safetensors"),
-        (["-o", "small.onnx"], "give small.safetensors"),
         (["-o", "pxp.db"], "is the database of the studies"),
         (["-o", "nowhere/small.safetensors"], "there is no folder"),
     ],
@@ -170,6 +171,81 @@ def test_bad_input_is_one_line(here, arguments, message):
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert here.files() == before
+
+
+@pytest.mark.parametrize(
+    ("way", "what", "most"),
+    [
+        (["--max-params", "1.5k"], "parameters", 1500.0),
+        (["--max-macs", "0.1M"], "multiply-adds", 100_000.0),
+        (["--saved", "0.5"], "filters", 20.0),
+        (["--keep-accuracy", "0.5"], None, None),
+    ],
+)
+def test_how_much_goes_is_said_in_several_ways(here, capsys, way, what, most):
+    prune_command("-q", *way, "-o", "way.safetensors")
+    study, about = load(here), about_pruned(here.folder / "way.safetensors")
+    assert about["input"] == {"shape": [3, 16, 16], "mean": [0.5] * 3, "std": [0.25] * 3}
+    curve = dict(zip(study.user_attrs["rates"], study.trials[about["trial"]].user_attrs["accuracy"], strict=True))
+    if what is None:
+        assert curve[about["rate"]] >= 0.5 * curve[0.0]
+        assert curve.get(round(about["rate"] + 0.3, 1), 0.0) < 0.5 * curve[0.0]
+        return
+    small = load_pruned(here.network(), here.folder / "way.safetensors")
+    images = torch.zeros(1, 3, 16, 16)
+    found = {"parameters": params, "multiply-adds": macs}.get(what, lambda *_: 40 * (1 - about["rate"]))(small, images)
+    assert 0.8 * most < found <= most
+    rows = {line[:18].strip(): line for line in capsys.readouterr().out.splitlines()}
+    assert f"{found:.0f}" in rows[what] or f"{found / 1e3:.2f} k" in rows[what]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "small.onnx.bin"], "give small.onnx.safetensors, small.onnx.pt2 or small.onnx.onnx"),
+        (["--rate", "0.5", "--max-params", "3M"], "--rate and --max-params are ways to say how much goes: give one"),
+        (["--keep-accuracy", "1.5"], "not a part to keep"),
+        (["--max-macs", "3 hundred"], "not a number such as 500k"),
+        (["-q", "--max-params", "3"], "--max-params is 3, but without any of its"),
+        (["--saved", "1"], "not a rate"),
+        (["--finetune", "-1"], "too small"),
+    ],
+)
+def test_what_cannot_be_is_one_line(here, capsys, arguments, message):
+    before = here.files()
+    prune_command(*arguments, status=2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert here.files() == before
+
+
+def prune_command(*arguments: str, status: int = 0) -> None:
+    """The command, in this process."""
+    with pytest.raises(SystemExit) as ended:
+        main(["prune", *arguments])
+    assert ended.value.code == status
+
+
+def test_fine_tuning_is_shown_beside_what_it_began_with(here, capsys):
+    how = ["-q", "--rate", "0.6", "--finetune", "4"]
+    for name in ("tuned.safetensors", "again.safetensors"):
+        prune_command(*how, "-o", name)
+    out = capsys.readouterr().out
+    assert "fine-tuned, 4 epochs" in out
+    assert about_pruned(here.folder / "tuned.safetensors")["finetune"] == {"epochs": 4, "seed": 0}
+    prune_command(*how[:3], "-o", "plain.safetensors")
+    tuned, again, plain = (
+        load_pruned(here.network(), here.folder / f"{name}.safetensors").state_dict().values()
+        for name in ("tuned", "again", "plain")
+    )
+    assert all(torch.equal(*pair) for pair in zip(tuned, again, strict=True))
+    assert not any(torch.equal(*pair) for pair in zip(tuned, plain, strict=True))
+    row = next(line for line in out.splitlines() if line.startswith("accuracy, holdout"))
+    found = about_pruned(here.folder / "tuned.safetensors")["holdout_accuracy"]
+    assert row.split()[-1] == f"{found:.1%}"
+    task = prepare(stored_options(load(here))).task
+    small = load_pruned(here.network(), here.folder / "tuned.safetensors")
+    assert accuracy(small, task.holdout.inputs, task.holdout.targets) == pytest.approx(found)
 
 
 def test_masks_are_bools_of_each_layer(here):
