@@ -217,9 +217,11 @@ class Objective:
         """What a trial tried."""
         return Composite.from_dict(trial.user_attrs["composite"])
 
-    def prune(self, trial: FrozenTrial, *, rate: float | None = None, saved: float | None = None) -> nn.Module:
+    def prune(
+        self, trial: FrozenTrial, *, rate: float | None = None, saved: float | None = None, mimic: int = 0
+    ) -> nn.Module:
         """The network without its least relevant units, as the trial measured it. Otherwise as `Result.prune`."""
-        return _network(_pruned(self.prepared, trial, rate, saved)[0])
+        return _network(_pruned(self.prepared, trial, rate, saved, mimic)[0])
 
     def export(self, trial: FrozenTrial, path: str | Path) -> None:
         """Write what a trial tried as JSON, with the schedule and repair that it was measured with: for `prune`,
@@ -269,25 +271,28 @@ class Result:
         """
         return result_table(result_lines(self.study))
 
-    def prune(self, *, rate: float | None = None, saved: float | None = None) -> nn.Module:
+    def prune(self, *, rate: float | None = None, saved: float | None = None, mimic: int = 0) -> nn.Module:
         """The network without its least relevant units, ranked, cut and repaired as the best trial was.
 
         rate: part of the units to remove; saved: part of the objective's cost (of the units, where that is "auc") to
-        save instead. None of both: the largest of the rates that keeps 95 % of the accuracy on the search samples. The
+        save instead. None of both: the largest of the rates that keeps 95 % of the accuracy on the search samples.
+        mimic: so many steps of training at the end, without labels, to give what the unpruned network gives. The
         network is on the study's device, in eval mode; its parameters can be trained.
 
         Raises:
-            ValueError: out of range, or both are given.
+            ValueError: out of range, or both rate and saved are given.
         """
-        return _network(_pruned(self.prepared, self.trial, rate, saved)[0])
+        return _network(_pruned(self.prepared, self.trial, rate, saved, mimic)[0])
 
-    def save_pruned(self, path: str | Path, *, rate: float | None = None, saved: float | None = None) -> None:
-        """Write the pruned network as safetensors, for `load_pruned`. rate, saved: as in `prune`.
+    def save_pruned(
+        self, path: str | Path, *, rate: float | None = None, saved: float | None = None, mimic: int = 0
+    ) -> None:
+        """Write the pruned network as safetensors, for `load_pruned`. rate, saved, mimic: as in `prune`.
 
         Raises:
             UserError: the file cannot be written.
         """
-        network, masks = _pruned(self.prepared, self.trial, rate, saved)
+        network, masks = _pruned(self.prepared, self.trial, rate, saved, mimic)
         mark = self.prepared.fingerprint
         keys = ("model", "weights", "data", "units", "classes", "image")
         save_pruned(path, network, masks, {**{key: mark[key] for key in keys}, "study": self.study.study_name})
@@ -336,7 +341,9 @@ class Result:
         return lines
 
 
-def _pruned(prepared: Prepared, trial: FrozenTrial, rate: float | None, saved: float | None) -> tuple[Network, Masks]:
+def _pruned(
+    prepared: Prepared, trial: FrozenTrial, rate: float | None, saved: float | None, mimic: int
+) -> tuple[Network, Masks]:
     task = prepared.task.pruned_as(pruning_of(trial))
     composite = Composite.from_dict(trial.user_attrs["composite"])
     if rate is not None and saved is not None:
@@ -346,7 +353,9 @@ def _pruned(prepared: Prepared, trial: FrozenTrial, rate: float | None, saved: f
     chosen = sparsity_at(task.rates, trial.user_attrs["accuracy"]) if rate is None else rate
     if not 0 <= chosen < 1:
         raise ValueError(f"rate is {rate}: give a part of the units, from 0 up to, but not, 1")
-    graph, masks = prune_task(task, composite, chosen)
+    if mimic < 0:
+        raise ValueError(f"mimic is {mimic}: give a number of steps, from 0 up")
+    graph, masks = prune_task(task, composite, chosen, mimic, prepared.source.seed)
     return graph.network, masks
 
 

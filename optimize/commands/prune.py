@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..lazy import LazyModule, load
-from ..parsers import parse_rate
+from ..parsers import count_from, parse_rate
 from .shell import LOADING, Parsed, device_option, find_study, quiet_option, quiet_optuna, storage_option, study_option
 
 if TYPE_CHECKING:
@@ -37,6 +37,14 @@ else:
     metavar="RATE",
     help="Part of the units to remove.  [default: the largest that keeps 95 % of the accuracy on the search samples]",
 )
+@click.option(
+    "--mimic",
+    type=Parsed(count_from(0), "STEPS"),
+    default=0,
+    show_default=True,
+    metavar="STEPS",
+    help="Train what is left so many steps, without labels, to give what the unpruned network gives.",
+)
 @click.option("-o", "--output", default="small.safetensors", show_default=True, metavar="FILE", help="File to write.")
 @storage_option
 @device_option
@@ -45,6 +53,7 @@ def prune(
     study: str | None,
     trial: int | None,
     rate: float | None,
+    mimic: int,
     output: str,
     storage: str,
     device: str | None,
@@ -72,7 +81,7 @@ def prune(
         for line in prepared.description:
             screen.line(line)
         with screen("prune", 1) as advance:
-            lines = checkpoint.write_pruned(output, prepared, found, chosen, rate)
+            lines = checkpoint.write_pruned(output, prepared, found, chosen, rate, mimic)
             advance(1)
     for text in lines:
         click.echo(text)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...attribution import collect_relevance, load_composite
 from ...pruning import Batches, Graph, Plan, Schedule, make_repair, repair_rows, trace, without_constants
+from ...pruning import mimic as mimicked
 from ...pruning.convolution import plain
 
 
@@ -26,6 +27,8 @@ def prune(
     batch_size: int = 64,
     repair_inputs: Batches | None = None,
     logits: Tensor | None = None,
+    mimic: int = 0,
+    seed: int = 0,
 ) -> nn.Module:
     """The model without its least relevant units, ranked, cut and repaired as the document says.
 
@@ -34,7 +37,8 @@ def prune(
     (n, channels, height, width). targets: logit indices, int64, shape (n,). rate: the part of the units to
     remove, in [0, 1]. repair_inputs: the images of a study with `--repair-samples`, (n, channels, height, width);
     the reference samples otherwise (512 of them, of more). logits: indices of those that competed, where the study
-    was of some classes only. The model stays as it is.
+    was of some classes only. mimic: so many steps of training at the end, without labels, on the images that repairs
+    read, to give what the model gives; `seed` says in which order. The model stays as it is.
 
     Raises:
         CompositeError: the document is malformed or does not fit the model.
@@ -54,4 +58,8 @@ def prune(
         return collect_relevance(network, composite, inputs, targets, units, batch_size, logits=logits)
 
     plan = Plan.make(graph, score, schedule, repair, rate)
-    return plain(without_constants(next(plan.networks(graph, [rate], repair)).network)).requires_grad_()
+    small = next(plan.networks(graph, [rate], repair))
+    name = "none" if repair is None else repair.name
+    masks = plan.ranking.masks(rate)
+    small = mimicked(graph, small, masks, repair_inputs, mimic, repair=name, seed=seed, logits=logits)
+    return plain(without_constants(small.network)).requires_grad_()

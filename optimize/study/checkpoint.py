@@ -19,7 +19,19 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ...attribution import Composite
-from ...pruning import COSTS, Graph, Masks, Network, NotFinite, compact, macs, sparsity_at, trace, without_constants
+from ...pruning import (
+    COSTS,
+    Graph,
+    Masks,
+    Network,
+    NotFinite,
+    compact,
+    macs,
+    mimic,
+    sparsity_at,
+    trace,
+    without_constants,
+)
 from ...pruning.convolution import plain
 from ...pruning.modules import gates_of
 from ...studies.document import write_whole
@@ -35,10 +47,14 @@ MASK = "pxp.mask."
 """What the names of masks begin with."""
 
 
-def prune_task(task: Task, composite: Composite, rate: float) -> tuple[Graph, Masks]:
-    """The network of a task at a rate, ranked, cut and repaired as its trials are; and which units are left."""
+def prune_task(task: Task, composite: Composite, rate: float, steps: int = 0, seed: int = 0) -> tuple[Graph, Masks]:
+    """The network of a task at a rate, ranked, cut and repaired as its trials are, and trained for some steps to give
+    what the whole one gives (`pruning.mimic`); and which units are left."""
     plan = make_plan(task, composite, rate)
-    return next(plan.networks(task.graph, [rate], task.repair)), plan.ranking.masks(rate)
+    small, masks = next(plan.networks(task.graph, [rate], task.repair)), plan.ranking.masks(rate)
+    images = task.reference.inputs if task.repair_images is None else task.repair_images
+    repair = task.repair_name
+    return mimic(task.graph, small, masks, images, steps, repair=repair, seed=seed, logits=task.logits), masks
 
 
 def rate_saving(task: Task, composite: Composite, saved: float) -> float:
@@ -140,11 +156,11 @@ def check_name(path: str | Path) -> None:
 
 
 def write_pruned(
-    path: str | Path, prepared: Prepared, study: Study, trial: FrozenTrial, rate: float | None
+    path: str | Path, prepared: Prepared, study: Study, trial: FrozenTrial, rate: float | None, steps: int = 0
 ) -> list[str]:
     """Prune a study's network by a trial's composite, write it, and say in a few lines what is left of it.
 
-    rate: None for the largest that keeps 95 % of the accuracy on the search samples.
+    rate: None for the largest that keeps 95 % of the accuracy on the search samples. steps: of mimicking.
 
     Raises:
         UserError: the file cannot be written, or relevance is not finite.
@@ -153,7 +169,8 @@ def write_pruned(
     if rate is None:
         rate = sparsity_at(task.rates, trial.user_attrs["accuracy"])
     try:
-        graph, masks = prune_task(task, Composite.from_dict(trial.user_attrs["composite"]), rate)
+        composite = Composite.from_dict(trial.user_attrs["composite"])
+        graph, masks = prune_task(task, composite, rate, steps, prepared.source.seed)
     except NotFinite as error:
         raise UserError(f"trial {trial.number}: {error}") from error
     whole, small = task.graph.network, graph.network
@@ -166,6 +183,7 @@ def write_pruned(
         "study": study.study_name,
         "trial": trial.number,
         "rate": rate,
+        **({"mimic": steps} if steps else {}),
         "holdout_accuracy": after,
     }
     save_pruned(path, small, masks, about)
