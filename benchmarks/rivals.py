@@ -259,11 +259,15 @@ def _readers(graph: Graph, name: str) -> list[str]:
     compactor.run()
     modules, found = graph.network.modules_by_step(), []
     for step in graph.network.steps:
-        layer, state = modules[step.name], compactor.states[step.inputs[0]] if step.inputs else None
-        if state is not None and isinstance(layer, (nn.Conv2d, nn.Linear)):
+        layer = modules[step.name]
+        if all(compactor.states[slot] is None for slot in step.inputs):
+            continue
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
             if getattr(layer, "groups", 1) > 1 or layer.weight.shape[1] != len(kept):
                 return []
             found.append(step.name)
+        elif compactor.states[step.output] is None:  # a sum with what has the channel
+            return []
     return found
 
 
@@ -437,7 +441,16 @@ def rows_of(case: Case, search: int) -> dict[str, Callable[[], Iterator[Found]]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
+    parser.add_argument("--search", type=int, default=0, help="trials of a search, as a row of its own")
+    args = parser.parse_args()
+    case = case_of(args)
+    measure(args, case, rows_of(case, args.search), OURS)
+
+
+def arguments(text: str | None) -> argparse.ArgumentParser:
+    """The options of a table of networks at the same multiply-adds."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--weights", default="default")
     parser.add_argument("--data", default="digits")
@@ -451,20 +464,29 @@ def main() -> None:
     parser.add_argument("--saved", default="0.3,0.5,0.7")
     parser.add_argument("--only", default="", help="regular expression: the layers that may lose units")
     parser.add_argument("--rows", default="", help="regular expression: the rows to measure")
-    parser.add_argument("--search", type=int, default=0, help="trials of a search, as a row of its own")
     parser.add_argument("--json", help="add a line for each row here, and take those that are there from it")
-    args = parser.parse_args()
+    return parser
+
+
+def case_of(args: argparse.Namespace, **more: Any) -> Case:
+    """What the options say. more: options of a study."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     keys = ("model", "weights", "data", "image_size", "reference_samples", "search_samples", "holdout_samples", "seed")
     given: dict[str, Any] = {key: getattr(args, key) for key in keys}
     given |= {key: getattr(args, key) for key in ("mean", "std") if getattr(args, key)}
-    options = Options.parsed(**given, device="cpu", objective="macs")
+    options = Options.parsed(**given, **more, device="cpu", objective="macs")
     prepared = prepare(options)
     only = [name for name in prepared.task.graph.units(prepared.task.units) if re.search(args.only, name)]
-    case = Case(prepared, options, frozenset(only), tuple(map(float, args.saved.split(","))))
+    return Case(prepared, options, frozenset(only), tuple(map(float, args.saved.split(","))))
+
+
+def measure(
+    args: argparse.Namespace, case: Case, rows: Mapping[str, Callable[[], Iterator[Found]]], beside: str
+) -> None:
+    """Measures rows and prints the table. beside: the row that the others' differences are to."""
     known = _known(args.json) if args.json else {}
-    for name, row in rows_of(case, args.search).items():
+    for name, row in rows.items():
         if name in known or not re.search(args.rows, name):
             continue
         start = time.process_time()
@@ -474,13 +496,14 @@ def main() -> None:
             print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             continue
         known[name] = {"row": name, "cells": cells, "seconds": time.process_time() - start}
-        print(name, [f"{s:.3f}: {sum(r) / len(r):.3f}" for s, r in cells], file=sys.stderr, flush=True)
+        shown = [f"{saved:.3f}: {sum(right) / len(right):.3f}" for saved, right in cells]
+        print(name, shown, f"{known[name]['seconds']:.0f} s", file=sys.stderr, flush=True)
         if args.json:
             with open(args.json, "a", encoding="utf-8") as file:
                 file.write(json.dumps(known[name]) + "\n")
     whole = case.measured(case.graph.network)[1].double()
-    print(f"{args.model}, {len(only)} layers, {len(whole)} holdout images, unpruned {_with_error(whole)}")
-    print_table(known, case.targets)
+    print(f"{args.model}, {len(case.only)} layers, {len(whole)} holdout images, unpruned {_with_error(whole)}")
+    print_table({name: known[name] for name in rows if name in known}, case.targets, beside)
 
 
 def _known(path: str) -> dict[str, Any]:
@@ -495,8 +518,8 @@ def _with_error(values: Tensor) -> str:
     return f"{float(values.mean()):.3f} ± {float(values.std() / len(values) ** 0.5):.3f}"
 
 
-def print_table(known: Mapping[str, Any], targets: Sequence[float]) -> None:
-    """Accuracy at each part, with standard errors; and the difference to `OURS`."""
+def print_table(known: Mapping[str, Any], targets: Sequence[float], beside: str) -> None:
+    """Accuracy at each part, with standard errors; and the difference to one of the rows."""
     print("| | " + " | ".join(f"{target:.0%} saved" for target in targets) + " |")
     print("|---" * (1 + len(targets)) + "|")
     for name, row in known.items():
@@ -506,8 +529,8 @@ def print_table(known: Mapping[str, Any], targets: Sequence[float]) -> None:
             cell = _with_error(values)
             if abs(saved - targets[index]) > 0.005:
                 cell += f" (at {saved:.0%})"
-            if OURS in known and name != OURS:
-                difference = values - torch.tensor(known[OURS]["cells"][index][1], dtype=torch.float64)
+            if beside in known and name != beside:
+                difference = values - torch.tensor(known[beside]["cells"][index][1], dtype=torch.float64)
                 cell += f", {float(difference.mean()):+.3f} ± {float(difference.std() / len(values) ** 0.5):.3f}"
             cells.append(cell)
         print(f"| {name} | " + " | ".join(cells) + " |")
