@@ -56,6 +56,7 @@ from pxp_optimize.pruning import (
     macs,
     make_repair,
     register_repair,
+    unit_prices,
     without_constants,
 )
 from pxp_optimize.pruning.compaction import Compactor, check_masks, live_rows
@@ -72,6 +73,7 @@ RIDGE = 1e-2
 STEPS = 100
 """Steps in which Torch-Pruning goes, importance computed again at each."""
 
+Scores = dict[str, Tensor]
 Found = tuple[float, Tensor]
 """What part of the multiply-adds is saved, and which holdout images are right."""
 
@@ -115,14 +117,19 @@ class Case:
 
 
 def ranked(
-    case: Case, method: Composite | Baseline, schedule: str = "every:0.1", repair: str = "least-squares"
+    case: Case,
+    method: Composite | Baseline,
+    schedule: str = "every:0.1",
+    repair: str = "least-squares",
+    form: Callable[[Graph, Scores], Scores] = lambda graph, found: found,
 ) -> Iterator[Found]:
-    """By a composite or a criterion, in steps or once, repaired."""
+    """By a composite or a criterion, in steps or once, repaired. form: of the scores."""
     task = case.task
     mend = make_repair(repair, case.graph, task.repair_images)
 
-    def score(graph: Graph) -> dict[str, Tensor]:
-        return {name: values for name, values in scores(task, method, graph).items() if name in case.only}
+    def score(graph: Graph) -> Scores:
+        found = {name: values for name, values in scores(task, method, graph).items() if name in case.only}
+        return form(graph, found)
 
     for last in (0.7, 0.98):
         plan = Plan.make(case.graph, score, Schedule.parse(schedule), mend, last)
@@ -131,6 +138,17 @@ def ranked(
             break
     for network in plan.networks(case.graph, rates, mend):
         yield case.measured(without_constants(network.network))
+
+
+def priced(graph: Graph, found: Scores) -> Scores:
+    """Over what each unit's removal saves."""
+    prices = unit_prices(graph, found)
+    return {name: values / prices[name].to(values) for name, values in found.items()}
+
+
+def levelled(graph: Graph, found: Scores) -> Scores:
+    """The same share of each layer."""
+    return {name: values.argsort().argsort() / max(1, len(values)) for name, values in found.items()}
 
 
 def searched(case: Case, trials: int) -> Iterator[Found]:
@@ -417,7 +435,7 @@ def rows_of(case: Case, search: int) -> dict[str, Callable[[], Iterator[Found]]]
     """What is measured, by name."""
     fixed = Space.named("auto", case.prepared.layers, True, mixed="+" in case.task.units).fixed_composites()
     plain = fixed["epsilon"]
-    priced = replace(plain, cost_exponent=1.0)
+    by_price = replace(plain, cost_exponent=1.0)
     seed = case.options.seed
     found: dict[str, Callable[[], Iterator[Found]]] = {}
     for kind in ("magnitude", "taylor"):
@@ -430,11 +448,15 @@ def rows_of(case: Case, search: int) -> dict[str, Callable[[], Iterator[Found]]]
     for name, method in {"magnitude": Baseline("magnitude", seed), "relevance": plain}.items():
         for repair in ("none", "local-linear", "local", "least-squares"):
             found[f"{name}, once, {repair}"] = partial(ranked, case, method, "oneshot", repair)
-    found["relevance / macs, once, local"] = partial(ranked, case, priced, "oneshot", "local")
+    for repair in ("local-linear", "local", "least-squares"):
+        name = f"magnitude, the same share of each layer, once, {repair}"
+        found[name] = partial(ranked, case, Baseline("magnitude", seed), "oneshot", repair, levelled)
+    found["relevance / macs, once, local"] = partial(ranked, case, by_price, "oneshot", "local")
     found["folding, BatchNorm"] = partial(folded, case)
     found["Taylor, our steps and repair"] = partial(ranked, case, Baseline("taylor", seed))
+    found["Taylor / macs, our steps and repair"] = partial(ranked, case, Baseline("taylor", seed), form=priced)
     found["ours, auc"] = partial(ranked, case, plain)
-    found[OURS] = partial(ranked, case, priced)
+    found[OURS] = partial(ranked, case, by_price)
     if search:
         found[f"ours, macs, {search} trials"] = partial(searched, case, search)
     return found
