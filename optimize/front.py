@@ -34,11 +34,11 @@ from .evaluation.curve import chunks
 from .evaluation.evaluate import mean_evaluation
 from .evaluation.phases import PREPARING, phase, recorded
 from .options import GIVEN, Options
-from .parsers import count_from
 from .search.pruners import asking
 from .study.amount import Amount
 from .study.compare import compare_study, methods_of, pruned_as_best
 from .study.costs import timed
+from .study.finetune import Training
 from .study.formats import format_of, is_ours, write_small
 from .study.given import prepare_given
 from .study.prepare import Prepared
@@ -218,9 +218,9 @@ class Objective:
         """What a trial tried."""
         return Composite.from_dict(trial.user_attrs["composite"])
 
-    def prune(self, trial: FrozenTrial, *, finetune: int = 0, **amount: Any) -> nn.Module:
+    def prune(self, trial: FrozenTrial, *, mimic: int = 0, finetune: int = 0, **amount: Any) -> nn.Module:
         """The network without its least relevant units, as the trial measured it. Otherwise as `Result.prune`."""
-        return smaller(self.prepared, None, trial, Amount.of(**amount), _epochs(finetune)).module()
+        return smaller(self.prepared, None, trial, Amount.of(**amount), Training.of(mimic, finetune)).module()
 
     def export(self, trial: FrozenTrial, path: str | Path) -> None:
         """Write what a trial tried as JSON, with the schedule and repair that it was measured with: for `prune`,
@@ -278,6 +278,7 @@ class Result:
         keep_accuracy: float | None = None,
         max_params: float | str | None = None,
         max_macs: float | str | None = None,
+        mimic: int = 0,
         finetune: int = 0,
     ) -> nn.Module:
         """The network without its least relevant units, ranked, cut and repaired as the best trial was.
@@ -293,7 +294,9 @@ class Result:
             max_params: most parameters, as a number or such as "3M".
             max_macs: most multiply-adds for an image, likewise. Of this, max_params and saved the smallest rate is
                 taken that is enough.
-            finetune: train what is left on the reference samples, each seen so often (`study.finetune`).
+            mimic: train what is left so many steps, without labels, to give what the unpruned network gives
+                (`pruning.mimic`).
+            finetune: then train it on the reference samples, each seen so often (`study.finetune`).
 
         Raises:
             ValueError: out of range, several are given, or no network is so small.
@@ -301,15 +304,15 @@ class Result:
         amount = Amount.of(
             rate=rate, saved=saved, keep_accuracy=keep_accuracy, max_params=max_params, max_macs=max_macs
         )
-        return self._smaller(amount, finetune).module()
+        return self._smaller(amount, mimic, finetune).module()
 
-    def save_pruned(self, path: str | Path, *, finetune: int = 0, **amount: Any) -> None:
+    def save_pruned(self, path: str | Path, *, mimic: int = 0, finetune: int = 0, **amount: Any) -> None:
         """Write the pruned network, as the command does (`pxp-optimize prune`).
 
         Args:
             path: its end decides: .safetensors for `load_pruned`, .pt2 for `torch.export.load`, .onnx for ONNX
                 runtimes (`pip install 'pxp-optimize[onnx]'`).
-            finetune: as in `prune`.
+            mimic, finetune: as in `prune`.
             **amount: one of rate, saved, keep_accuracy, max_params and max_macs, as in `prune`.
 
         Raises:
@@ -318,12 +321,12 @@ class Result:
         """
         check_target(path, self.options.storage, is_ours, "pruned network")
         format_of(path)
-        small = self._smaller(Amount.of(**amount), finetune)
+        small = self._smaller(Amount.of(**amount), mimic, finetune)
         about = {**about_small(self.prepared, small), "study": self.study.study_name, "trial": self.trial.number}
         write_small(path, small.to_write(about))
 
-    def _smaller(self, amount: Amount, finetune: int) -> Smaller:
-        return smaller(self.prepared, self.study, self.trial, amount, _epochs(finetune))
+    def _smaller(self, amount: Amount, mimic: int, finetune: int) -> Smaller:
+        return smaller(self.prepared, self.study, self.trial, amount, Training.of(mimic, finetune))
 
     def export(self, path: str | Path) -> None:
         """Write the best composite as JSON, as the command does.
@@ -367,13 +370,6 @@ class Result:
         best, methods = methods_of(self.study, self.options, prepared, None)
         lines, _ = compare_study(prepared, methods, best, seeds, Screen(quiet=self.options.quiet))
         return lines
-
-
-def _epochs(finetune: int) -> int:
-    try:
-        return count_from(0)(finetune)  # type: ignore[no-any-return]
-    except ValueError as error:
-        raise ValueError(f"finetune: {error}") from None
 
 
 def _settings(model: nn.Module, name: str | None, options: dict[str, Any], **more: Any) -> tuple[int | None, Options]:

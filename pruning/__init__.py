@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .graph import Graph, TraceError, trace
     from .layer_times import LayerTimes
     from .masks import Masks, NotFinite, Ranking, nested, prune_masks, rank
+    from .mimicking import mimic
     from .names import DEFAULT_RATES, PRECISIONS, UNIT_KINDS
     from .network import Network
     from .operations import Operation, Relevance, operation
@@ -62,6 +63,7 @@ _HOMES = {
     "macs": ".work",
     "make_repair": ".repair",
     "masked_model": ".compaction",
+    "mimic": ".mimicking",
     "nested": ".masks",
     "network_bytes": ".shared_forward",
     "operation": ".operations",
@@ -115,6 +117,7 @@ __all__ = [
     "macs",
     "make_repair",
     "masked_model",
+    "mimic",
     "nested",
     "network_bytes",
     "operation",

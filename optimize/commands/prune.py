@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .. import console
     from ..study import amount as amounts
     from ..study import compare as comparing
+    from ..study import finetune as finetuning
     from ..study import formats, smaller
     from ..study import prepare as preparing
     from ..study import run as running
@@ -37,6 +38,7 @@ else:
     storing = LazyModule("...studies.storage", __package__)
     amounts = LazyModule("..study.amount", __package__)
     comparing = LazyModule("..study.compare", __package__)
+    finetuning = LazyModule("..study.finetune", __package__)
     formats = LazyModule("..study.formats", __package__)
     smaller = LazyModule("..study.smaller", __package__)
     preparing = LazyModule("..study.prepare", __package__)
@@ -69,6 +71,14 @@ else:
 @click.option("--max-params", type=Parsed(parse_count, "N"), metavar="N", help="Most parameters, such as 500k or 3M.")
 @click.option("--max-macs", type=Parsed(parse_count, "N"), metavar="N", help="Most multiply-adds, such as 1.2G.")
 @click.option(
+    "--mimic",
+    type=Parsed(count_from(0), "STEPS"),
+    default=0,
+    show_default=True,
+    metavar="STEPS",
+    help="Train what is left so many steps, without labels, to give what the unpruned network gives.",
+)
+@click.option(
     "--finetune",
     type=Parsed(count_from(0), "EPOCHS"),
     default=0,
@@ -90,6 +100,7 @@ else:
 def prune(
     study: str | None,
     trial: int | None,
+    mimic: int,
     finetune: int,
     output: str,
     storage: str,
@@ -127,7 +138,8 @@ def prune(
         comparing.check_unchanged(found, prepared.fingerprint)
         amount = amounts.Amount.of(**ways)
         try:
-            before, table, after = smaller.write_smaller(output, prepared, found, chosen, amount, finetune, screen)
+            training = finetuning.Training(mimic, finetune)
+            before, table, after = smaller.write_smaller(output, prepared, found, chosen, amount, training, screen)
         except ValueError as error:
             raise UserError(str(error).replace(amount.kind, f"--{amount.kind.replace('_', '-')}", 1)) from error
     for line in prepared.description:  # not before it is sure that there is such a network: an error is one line

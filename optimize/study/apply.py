@@ -25,8 +25,10 @@ from ...pruning import (
     trace,
     without_constants,
 )
+from ...pruning import mimic as mimicked
 from ...pruning.convolution import plain
 from .amount import Amount, Pruner
+from .finetune import Training
 
 
 @torch.inference_mode(False)
@@ -44,6 +46,8 @@ def prune(
     batch_size: int = 64,
     repair_inputs: Batches | None = None,
     logits: Tensor | None = None,
+    mimic: int = 0,
+    seed: int = 0,
 ) -> nn.Module:
     """The model without its least relevant units, ranked, cut and repaired as the document says.
 
@@ -67,6 +71,9 @@ def prune(
         repair_inputs: the images of a study with `--repair-samples`, (n, channels, height, width); the reference
             samples otherwise (512 of them, of more).
         logits: indices of those that competed, where the study was of some classes only.
+        mimic: so many steps of training at the end, without labels, on the images that repairs read, to give what the
+            model gives (`pruning.mimic`).
+        seed: of that.
 
     Raises:
         CompositeError: the document is malformed or does not fit the model.
@@ -74,6 +81,7 @@ def prune(
         ValueError: a value out of range, several of them, no network that is so small, or a repair that the model has
             no layers for.
     """
+    training = Training.of(mimic)
     amount = Amount.of(rate=rate, saved=saved, keep_accuracy=keep_accuracy, max_params=max_params, max_macs=max_macs)
     composite = load_composite(source)
     document: Mapping[str, Any] = source if isinstance(source, Mapping) else json.loads(Path(source).read_bytes())
@@ -101,4 +109,6 @@ def prune(
         (result["rates"], result["accuracy"]) if {"rates", "accuracy"} <= result.keys() else None,
         cost,
     )
-    return plain(without_constants(pruner(amount).graph.network)).requires_grad_()
+    pruned, name = pruner(amount), "none" if repair is None else repair.name
+    small = mimicked(graph, *pruned[1:], repair_inputs, training.mimic, repair=name, seed=seed, logits=logits)
+    return plain(without_constants(small.network)).requires_grad_()

@@ -8,17 +8,45 @@ does not). Training sees no more than the reference samples, so it can only brin
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..evaluation.task import Samples
+from ..parsers import count_from
 from ..progress import Progress, no_progress
 
 LEARNING_RATE = 3e-4  # at its beginning; the usual one of Adam, less: the weights are good already
 WEIGHT_DECAY = 1e-2
 BATCH = 32
+
+
+@dataclass(frozen=True)
+class Training:
+    """What comes after pruning and repair. mimic: steps without labels (`pruning.mimic`). finetune: epochs with."""
+
+    mimic: int = 0
+    finetune: int = 0
+
+    @classmethod
+    def of(cls, mimic: object = 0, finetune: object = 0) -> Training:
+        """From what a user gives.
+
+        Raises:
+            ValueError: one is no whole number from 0 up.
+        """
+        found = {}
+        for name, value in (("mimic", mimic), ("finetune", finetune)):
+            try:
+                found[name] = count_from(0)(value)
+            except ValueError as error:
+                raise ValueError(f"{name} is {value}: {error}") from None
+        return cls(**found)
+
+
+NO_TRAINING = Training()
 
 
 @torch.inference_mode(False)

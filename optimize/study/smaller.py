@@ -1,10 +1,10 @@
-"""The smaller network of a study: made by any amount, fine-tuned or not, measured beside the whole one, written."""
+"""The smaller network of a study: made by any amount, trained or not, measured beside the whole one, written."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 from torch import nn
 
 from ...attribution import Composite
-from ...pruning import COSTS, Network, NotFinite, macs, params, without_constants
+from ...pruning import COSTS, Network, NotFinite, macs, mimic, params, without_constants
 from ...pruning.convolution import plain
 from ...pruning.modules import gates_of
 from ...studies.errors import UserError
@@ -27,7 +27,7 @@ from ..evaluation.task import Samples, Task
 from ..progress import Progress, no_progress
 from .amount import Amount, Pruned, Pruner
 from .costs import measured, timed
-from .finetune import finetuned
+from .finetune import NO_TRAINING, Training, finetuned
 from .formats import Small, write_small
 from .prepare import Prepared
 
@@ -42,21 +42,25 @@ CHECKED = 16
 class Smaller:
     """A smaller network of a study.
 
-    task: in the pruning of its trial. network: what the masks leave, fine-tuned where that was asked for. untuned: the
-    same before that. epochs, seed: of the fine-tuning; 0 epochs for none.
+    task: in the pruning of its trial. stages: what the masks leave, by what was done to it so far; first "pruned", last
+    what is used. training: what was done after pruning. seed: of that.
     """
 
     task: Task
     pruned: Pruned
-    network: Network
-    untuned: Network
-    epochs: int
+    stages: Mapping[str, Network]
+    training: Training
     seed: int
 
     @property
     def whole(self) -> Network:
         """The network that it was made from."""
         return self.task.graph.network
+
+    @property
+    def network(self) -> Network:
+        """The network after all that was asked for."""
+        return [*self.stages.values()][-1]
 
     def module(self) -> nn.Module:
         """As a user gets it: an ordinary module of its own, to be trained."""
@@ -78,10 +82,10 @@ def smaller(
     study: Study | None,
     trial: FrozenTrial,
     amount: Amount,
-    epochs: int = 0,
+    training: Training = NO_TRAINING,
     progress: Progress = no_progress,
 ) -> Smaller:
-    """Prune a study's network by a trial's composite, as the trial was, and fine-tune it for some epochs.
+    """Prune a study's network by a trial's composite, as the trial was, and train what is left where that is asked for.
 
     study: for its table of layer times, where trials are judged by the latency.
 
@@ -107,13 +111,32 @@ def smaller(
             advance(1)
     except NotFinite as error:
         raise UserError(f"trial {trial.number}: {error}") from error
-    network = untuned = plain(pruned.graph.network)
-    seed = prepared.source.seed
-    if epochs:
-        tuned = finetuned(untuned, task.reference, epochs, seed, logits=task.logits, progress=progress)
+    network = plain(pruned.graph.network)
+    stages, seed = {"pruned": network}, prepared.source.seed
+    if training.mimic:
+        network = plain(_mimicked(task, pruned, training.mimic, seed, progress))
+        stages[f"mimicking, {_counted(training.mimic, 'step')}"] = network
+    if training.finetune:
+        tuned = finetuned(network, task.reference, training.finetune, seed, logits=task.logits, progress=progress)
         assert isinstance(tuned, Network)
-        network = tuned
-    return Smaller(task, pruned, network, untuned, epochs, seed)
+        stages[f"fine-tuned, {_counted(training.finetune, 'epoch')}"] = tuned
+    return Smaller(task, pruned, stages, training, seed)
+
+
+def _mimicked(task: Task, pruned: Pruned, steps: int, seed: int, progress: Progress) -> Network:
+    images = task.reference.inputs if task.repair_images is None else task.repair_images
+    with progress("mimic the unpruned network", 2 * steps) as advance:
+        return mimic(
+            task.graph,
+            pruned.graph,
+            pruned.masks,
+            images,
+            steps,
+            repair=task.repair_name,
+            seed=seed,
+            logits=task.logits,
+            advance=advance,
+        ).network
 
 
 def write_smaller(
@@ -122,7 +145,7 @@ def write_smaller(
     study: Study | None,
     trial: FrozenTrial,
     amount: Amount,
-    epochs: int = 0,
+    training: Training = NO_TRAINING,
     progress: Progress = no_progress,
 ) -> tuple[list[str], Table, list[str]]:
     """Write a study's smaller network, in the format of the file's name, and say what is left of it: lines, a table of
@@ -131,10 +154,8 @@ def write_smaller(
     Raises:
         ValueError, UserError: as `smaller` and `write_small`.
     """
-    small = smaller(prepared, study, trial, amount, epochs, progress)
-    stages = {"unpruned": small.whole, "pruned": small.untuned}
-    if epochs:
-        stages[f"fine-tuned, {_counted(epochs, 'epoch')}"] = small.network
+    small = smaller(prepared, study, trial, amount, training, progress)
+    stages = {"unpruned": small.whole, **small.stages}
     with progress("measure", 2 * len(stages)) as advance:
         accuracy = {
             name: [_accuracy(small.task, network, samples, advance) for network in stages.values()]
@@ -150,7 +171,7 @@ def write_smaller(
     masks = small.pruned.masks.values()
     total, left = sum(map(len, masks)), sum(int(kept.sum()) for kept in masks)
     of_study = "" if study is None else f" of {study.study_name}"
-    gates, gates_left = (len(gates_of(network)) for network in (small.whole, without_constants(small.untuned)))
+    gates, gates_left = (len(gates_of(network)) for network in (small.whole, without_constants(small.network)))
     table = _table(small, stages, accuracy, total, left, Path(path))
     return (
         [f"{path}: {title(trial)}{of_study}, {total - left} of {total} {small.task.units} removed"],
@@ -175,7 +196,7 @@ def about_small(prepared: Prepared, small: Smaller) -> dict[str, Any]:
         "repair": task.repair_name,
         "rate": small.pruned.rate,
         "input": {"shape": list(image.pixels.shape[1:]), **values},
-        **({"finetune": {"epochs": small.epochs, "seed": small.seed}} if small.epochs else {}),
+        **({"training": {**asdict(small.training), "seed": small.seed}} if small.training != NO_TRAINING else {}),
     }
 
 

@@ -232,7 +232,7 @@ def test_fine_tuning_is_shown_beside_what_it_began_with(here, capsys):
         prune_command(*how, "-o", name)
     out = capsys.readouterr().out
     assert "fine-tuned, 4 epochs" in out
-    assert about_pruned(here.folder / "tuned.safetensors")["finetune"] == {"epochs": 4, "seed": 0}
+    assert about_pruned(here.folder / "tuned.safetensors")["training"] == {"mimic": 0, "finetune": 4, "seed": 0}
     prune_command(*how[:3], "-o", "plain.safetensors")
     tuned, again, plain = (
         load_pruned(here.network(), here.folder / f"{name}.safetensors").state_dict().values()
