@@ -59,3 +59,17 @@ def noted_trials(study: Study) -> set[int]:
 def note_target(study: Study, trial: FrozenTrial) -> Any:
     """What `optuna_dashboard.save_note` takes for a trial: it reads these three of a running `Trial`."""
     return SimpleNamespace(study=study, storage=study._storage, _trial_id=trial._trial_id)
+
+
+def end_session(study: Study) -> None:
+    """Gives the connection that this thread has to the database back: Optuna keeps one for each."""
+    study._storage.remove_session()
+
+
+def disconnect(study: Study) -> None:
+    """Closes all connections to the database, so that a process that is forked has none of them; the next use opens a
+    new one."""
+    end_session(study)
+    engine = getattr(getattr(study._storage, "_backend", study._storage), "engine", None)  # of a relational database
+    if engine is not None:
+        engine.dispose()
