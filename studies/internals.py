@@ -64,12 +64,3 @@ def note_target(study: Study, trial: FrozenTrial) -> Any:
 def end_session(study: Study) -> None:
     """Gives the connection that this thread has to the database back: Optuna keeps one for each."""
     study._storage.remove_session()
-
-
-def disconnect(study: Study) -> None:
-    """Closes all connections to the database, so that a process that is forked has none of them; the next use opens a
-    new one."""
-    end_session(study)
-    engine = getattr(getattr(study._storage, "_backend", study._storage), "engine", None)  # of a relational database
-    if engine is not None:
-        engine.dispose()

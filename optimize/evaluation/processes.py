@@ -20,12 +20,14 @@ MOST = 4
 @dataclass(frozen=True)
 class Processes:
     """Of one search. asked: as many as were asked for, or would be there with memory enough. devices: that of each one,
-    as `--device` has it. threads: of each one. reason: why there are fewer than asked."""
+    as `--device` has it. threads: of each one. reason: why there are fewer than asked. forks: whether they may be forks
+    at all."""
 
     asked: int
     devices: Sequence[str]
     threads: int
     reason: str = ""
+    forks: bool = True
 
     @property
     def count(self) -> int:
@@ -33,9 +35,10 @@ class Processes:
 
     @property
     def method(self) -> str:
-        """How they begin. A fork has all that is prepared, and shares its memory; but OpenMP's threads survive none, and
-        autograd only on a machine without GPU (`begin_autograd`)."""
-        return "fork" if sys.platform == "linux" and self.threads == 1 and _survives_fork() else "spawn"
+        """How they begin. A fork has all that is prepared, and shares its memory; but OpenMP's threads survive none,
+        and autograd only on a machine without GPU (`begin_autograd`)."""
+        usual = self.forks and sys.platform == "linux" and self.threads == 1
+        return "fork" if usual and _survives_fork() else "spawn"
 
     def __str__(self) -> str:
         on = ", ".join(self.devices) if self.devices[0].startswith("cuda") else f"{_some(self.threads, 'thread')} each"

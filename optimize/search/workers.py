@@ -10,15 +10,18 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
 
+from ...studies.wording import reason
 from .owners import run_as, run_name
 
 Tell = Callable[[Any], None]
@@ -48,7 +51,7 @@ class Workers:
                 reader, writer = self._context.Pipe(duplex=False)
                 made: Any = self._context
                 process: BaseProcess = made.Process(target=_work, args=(job, writer, run_name()))
-                with warnings.catch_warnings():
+                with warnings.catch_warnings(), _held_back():
                     warnings.simplefilter("ignore", DeprecationWarning)  # threads that are idle do no harm in a fork
                     process.start()
                 self._at_work[reader] = process
@@ -67,6 +70,7 @@ class Workers:
         heard: is told what they tell, in the order in which it comes. ended: told of one that ended too early: why, and
         how many go on.
         """
+        failed: dict[Any, str] = {}
         while self._at_work:
             for ready in connection.wait(list(self._at_work)):
                 reader: Any = ready
@@ -76,9 +80,13 @@ class Workers:
                     process = self._at_work.pop(ready)
                     process.join()
                     if process.exitcode:
-                        ended(_why(process.exitcode), len(self._at_work))
+                        why = failed.get(ready) or _why(process.exitcode)
+                        ended(why, len(self._at_work))
                 else:
-                    heard(what)
+                    if isinstance(what, _Failed):
+                        failed[ready] = what.reason
+                    else:
+                        heard(what)
 
     def _stop(self) -> None:
         """Asks those that are at work to stop, and kills those that do not."""
@@ -103,13 +111,44 @@ def _why(status: int) -> str:
     return f"signal {-status}"
 
 
-def _work(job: Job, writer: connection.Connection, run: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal, which the process that watches hears as well
-    signal.signal(signal.SIGTERM, _interrupt)
-    run_as(run)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    with contextlib.suppress(KeyboardInterrupt):
+@dataclass(frozen=True)
+class _Failed:
+    """What a process says last that has come upon an error."""
+
+    reason: str
+
+
+def _work(job: Job, writer: Any, run: str) -> None:
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal, which the process that watches hears as well
+        signal.signal(signal.SIGTERM, _interrupt)
+        if os.name == "posix":
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        run_as(run)
+        threading.Thread(target=_end_with_parent, daemon=True).start()
         job(writer.send)
+    except KeyboardInterrupt:
+        pass
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            writer.send(_Failed(f"{type(error).__name__}, {reason(error)}"))
+        sys.exit(1)
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Holds signals back from a process that begins in this block, until it heeds them."""
+    if os.name != "posix":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_parent() -> None:

@@ -12,9 +12,8 @@ import optuna
 import torch
 from optuna.study import Study
 
-from ...studies import internals
 from ...studies.errors import UserError
-from ...studies.storage import open_storage, storage_errors
+from ...studies.storage import disconnect, open_storage, storage_errors
 from ..console import Screen
 from ..evaluation.processes import Processes
 from ..options import GIVEN, Options
@@ -83,7 +82,7 @@ def run_crew(
     jobs = _jobs(study, options, processes, search, spawned, since) if several else []
     try:
         if several:
-            internals.disconnect(study)
+            disconnect(options.storage)
         with Workers(jobs, processes.method) as workers, screen.search(standing(study, options.trials)) as show:
 
             def watch(now: SearchStatus, text: str) -> None:

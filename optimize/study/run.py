@@ -20,6 +20,7 @@ from ...studies.errors import UserError
 from ...studies.report import fixed_trials
 from ...studies.steps import UNITS
 from ...studies.storage import alone, open_storage, shown, storage_errors
+from ...studies.urls import proxy_address
 from ...studies.wording import reason
 from ..console import Screen
 from ..data.sanity import chance_of, near_chance
@@ -156,6 +157,7 @@ def run_study(
     done = count_finished(study)
     state = f"continues, {done} of {options.trials} trials finished" if done else f"{options.trials} trials"
     processes = replace(processes, devices=processes.devices[: max(1, options.trials - done)])
+    processes = replace(processes, forks=proxy_address(options.storage) is None)  # gRPC's threads survive none
     screen.line(f"workers {processes}")
     screen.line(f"study   {name} in {shown(options.storage)}: {state} by {options.sampler}")
     if options.pruner != NONE and len(sizes) < 2:
