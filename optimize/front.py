@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 ELSEWHERE = {"model", "data", "weights", "image_size", "resize", "export", "skip_broken", "sample_memory", "start_from"}
 """Options of the command about networks and images that it is to find by name."""
-OF_THE_STUDY = ("trials", "timeout", "sampler", "pruner", "storage", "study", "rescore", "holdout_samples")
+OF_THE_STUDY = ("trials", "timeout", "sampler", "pruner", "workers", "storage", "study", "rescore", "holdout_samples")
 """Options that an `Objective` has no use for: the study of one's own has what they say."""
 
 
@@ -68,6 +68,7 @@ def optimize(
     study: str | None = None,
     seed: int = 0,
     device: str = "auto",
+    workers: int = 1,
     name: str | None = None,
     **options: Any,
 ) -> Result:
@@ -90,6 +91,7 @@ def optimize(
         study: its name; None for one made of model and units.
         seed: of samples and search.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        workers: processes that run trials at once; more than one on Linux and the CPU only.
         name: what the model is called in the study; None for its class's name.
         **options: the command's other options, with underscores (`pxp-optimize --help`): `rates=[0, 0.5]`,
             `schedule="oneshot"`, `quiet=True`.
@@ -119,9 +121,8 @@ def optimize(
         >>> result.prune(rate=0.5)(images).shape
         torch.Size([16, 2])
     """
-    per_class, settings = _settings(
-        model, name, options, trials=trials, objective=objective, storage=storage, study=study, seed=seed, device=device
-    )
+    given = {"objective": objective, "storage": storage, "study": study, "device": device, "workers": workers}
+    per_class, settings = _settings(model, name, options, trials=trials, seed=seed, **given)
     if units is not None:
         settings = settings.changed(units=units)
     screen = Screen(quiet=settings.quiet, verbose=settings.verbose)

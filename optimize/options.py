@@ -308,6 +308,14 @@ class Options:
         parse=count_from(0),
         metavar="N",
     )
+    workers: int | None = _option(
+        None,
+        "Processes that run trials at once. What a trial is proposed from depends on how many there are: the same seed "
+        "and number give the same study.",
+        parse=count_from(1, 1024),
+        metavar="N",
+        unset="one for each GPU, on the CPU one for each core, up to 4",
+    )
     storage: str = _option(
         "sqlite:///pxp.db",
         STORAGE,

@@ -24,7 +24,7 @@ from .best import (
 )
 from .errors import UserError
 from .fingerprint import ADDED
-from .storage import database_file
+from .urls import storage_file
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -182,7 +182,7 @@ def check_target(
         raise UserError(f"{path} is a folder: give the name of a file to write")
     if not path.parent.is_dir():
         raise UserError(f"cannot write {path}: there is no folder {path.parent}")
-    database = None if storage is None else database_file(storage)
+    database = None if storage is None else storage_file(storage)
     if database is not None and database.resolve() == path.resolve():
         raise UserError(f"{path} is the database of the studies: give the name of another file to write")
     if path.exists():

@@ -59,3 +59,8 @@ def noted_trials(study: Study) -> set[int]:
 def note_target(study: Study, trial: FrozenTrial) -> Any:
     """What `optuna_dashboard.save_note` takes for a trial: it reads these three of a running `Trial`."""
     return SimpleNamespace(study=study, storage=study._storage, _trial_id=trial._trial_id)
+
+
+def end_session(study: Study) -> None:
+    """Gives the connection that this thread has to the database back: Optuna keeps one for each."""
+    study._storage.remove_session()

@@ -1,86 +1,56 @@
-"""The database that keeps studies: SQLite by default, opened so that several processes can share it."""
+"""The storage that keeps studies: an SQLite file by default, opened so that several processes can share it; a journal
+file, a database server, or Optuna's proxy of one, which machines can share."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import os
-import re
 import sqlite3
+import sys
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
+from .locks import alone
+from .urls import (
+    DRIVERS,
+    database_file,
+    journal_file,
+    proxy_address,
+    shown,
+    storage_file,
+    storage_url,
+    with_driver,
+)
 
 if TYPE_CHECKING:
-    from optuna.storages import RDBStorage
+    from optuna.storages import BaseStorage, RDBStorage
     from sqlalchemy.engine import Engine
 
-SQLITE = "sqlite:///"
-BUSY_SECONDS = 60
+__all__ = ["alone", "check_storage", "database_file", "open_storage", "shown", "storage_errors", "storage_url"]
+
+BUSY_SECONDS = 120
 """How long a process waits for another one that is writing."""
-
-
-def storage_url(storage: str) -> str:
-    """The URL of a storage given as a URL or as the path of an SQLite file."""
-    url = storage if "://" in storage else SQLITE + storage
-    return url.replace("sqlite+pysqlite:", "sqlite:", 1)  # the same driver, spelled out
-
-
-def database_file(storage: str) -> Path | None:
-    """The SQLite file of a storage, or None where it is no file."""
-    url = storage_url(storage)
-    if not url.startswith(SQLITE) or url in (SQLITE, SQLITE + ":memory:"):
-        return None
-    return Path(url[len(SQLITE) :].partition("?")[0])
-
-
-@contextlib.contextmanager
-def alone(storage: str, tell: Callable[[], object] | None = None) -> Iterator[None]:
-    """Waits until no other process is in such a block with the same database file; may be nested.
-
-    tell: called before it waits.
-
-    For what takes several transactions: to make the tables or a study, to add to its queue, to end it. The lock is a
-    file beside the database, `.NAME.lock`. Of a database that is no file, processes do not wait for each other.
-    """
-    from filelock import FileLock, Timeout
-
-    path = database_file(storage)
-    file = None if path is None else path.resolve().with_name(f".{path.name}.lock")
-    try:
-        if file is not None:
-            file.touch()
-    except OSError:  # where no file can be made, the database says so itself; a lock would wait for ever
-        file = None
-    if file is None:
-        yield
-        return
-    lock = FileLock(file, is_singleton=True)
-    try:
-        lock.acquire(timeout=0 if tell else -1)
-    except Timeout:
-        assert tell is not None
-        tell()
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+PROXY_SECONDS = 10
+"""How long it waits for Optuna's proxy to answer at first."""
 
 
 def check_storage(storage: str, *, must_exist: bool = False) -> None:
     """Refuse what cannot hold studies, before anything is created. Reads only.
 
-    A new or empty SQLite file, or one that Optuna made, is fine. Of what is no SQLite file the URL and the driver are
+    A new or empty file, or one that Optuna made, is fine. Of what is no file the URL and the driver are
     checked here, all else when it is opened.
 
     Raises:
         UserError: another kind of file, a database of something else, a missing or unwritable folder or file;
             with `must_exist`, also a file that is not there.
     """
-    path = database_file(storage)
+    path = storage_file(storage)
     if path is None:
         _check_driver(storage)
         return
@@ -98,28 +68,55 @@ def check_storage(storage: str, *, must_exist: bool = False) -> None:
         raise UserError(f"{path} is not a file: give --storage the path of a database file")
     if not os.access(path, os.R_OK | os.W_OK):
         raise UserError(f"{path} is not readable and writable: give --storage another path")
-    _check_tables(path)
+    (_check_tables if journal_file(storage) is None else _check_journal)(path)
 
 
 def _check_driver(storage: str) -> None:
+    if _is_proxy(storage):
+        try:
+            import google.protobuf  # noqa: F401
+            import grpc  # noqa: F401
+        except ImportError as error:
+            raise UserError(f"{storage}: install pxp-optimize[grpc] ({error})") from error
+        return
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
     if storage_url(storage).startswith("sqlite:"):
         raise UserError(f"{storage or '--storage'} names no file, and what is in memory is lost: give --storage a file")
     try:
-        make_url(storage).get_dialect().import_dbapi()
+        make_url(with_driver(storage)).get_dialect().import_dbapi()
     except ImportError as error:
-        raise UserError(f"{shown(storage)}: install the database's Python driver ({error})") from error
+        kind = storage.partition(":")[0].partition("+")[0].replace("postgres", "postgresql").replace("sqlql", "sql")
+        what = f"pxp-optimize[{kind}]" if kind in DRIVERS else "the database's Python driver"
+        raise UserError(f"{shown(storage)}: install {what} ({error})") from None
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise UserError(
-            f"{shown(storage)} is no URL of a database that SQLAlchemy knows ({error}): give another --storage"
-        ) from error
+            f"{shown(storage)} is no URL of a database that SQLAlchemy knows ({shown(str(error))}): "
+            "give another --storage"
+        ) from None  # what SQLAlchemy says may hold the whole URL
 
 
-def shown(storage: str) -> str:
-    """A storage as messages name it: a password in a URL stays out of them."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", storage)
+def _is_proxy(storage: str) -> bool:
+    try:
+        return proxy_address(storage) is not None
+    except ValueError as error:
+        raise UserError(f"{shown(storage)} is {error}: give another --storage") from None
+
+
+def _check_journal(path: Path) -> None:
+    """Optuna's journal is a JSON object in each line, with a number `op_code`."""
+    try:
+        with path.open("rb") as file:
+            first = file.readline(1 << 20)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        ours = not first or isinstance(json.loads(first)["op_code"], int)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        ours = False
+    if not ours:
+        raise UserError(f"{path} is not a journal of Optuna's, left as it is: give --storage another path")
 
 
 def _check_tables(path: Path) -> None:
@@ -157,28 +154,89 @@ def _set_pragmas(connection: sqlite3.Connection, _: Any) -> None:
     cursor.close()
 
 
-def open_storage(storage: str, *, must_exist: bool = False) -> RDBStorage:
-    """Optuna's storage; an SQLite file is created where there is none, and set to WAL with a busy timeout.
+def open_storage(storage: str, *, must_exist: bool = False) -> BaseStorage:
+    """Optuna's storage; a file is created where there is none, an SQLite file set to WAL with a busy timeout.
 
     Raises:
-        UserError: `check_storage` refuses it, its driver is missing, its tables are of another Optuna, or it is a
-            malformed URL.
+        UserError: `check_storage` refuses it, its driver is missing, its tables are of another Optuna, it is a
+            malformed URL, or it does not answer.
     """
+    check_storage(storage, must_exist=must_exist)
+    address, journal = proxy_address(storage), journal_file(storage)
+    with storage_errors(storage):
+        if address is not None:
+            return _open_proxy(storage, *address)
+        with alone(storage):
+            return _open_database(storage) if journal is None else _open_journal(journal)
+
+
+def _open_database(storage: str) -> RDBStorage:
     from optuna.storages import RDBStorage
 
-    check_storage(storage, must_exist=must_exist)
-    url = storage_url(storage)
-    kwargs: dict[str, Any] = {}
-    if url.startswith("sqlite:"):
-        kwargs["pool_events"] = [(_set_pragmas, "connect")]
-    with storage_errors(storage), alone(storage):
-        try:
-            opened = RDBStorage(url, engine_kwargs=kwargs)
-        except RuntimeError as error:  # Optuna's check of its tables' version
-            raise UserError(f"{shown(storage)}: {' '.join(str(error).split())}") from error
-        if url.startswith("sqlite:"):
-            _lock_at_begin(opened.engine)
-        return opened
+    url = with_driver(storage_url(storage))
+    file = url.startswith("sqlite:")
+    # a server's connections are tried before they are used: it may have been started anew since
+    kwargs: dict[str, Any] = {"pool_events": [(_set_pragmas, "connect")]} if file else {"pool_pre_ping": True}
+    try:
+        opened = RDBStorage(url, engine_kwargs=kwargs)
+    except RuntimeError as error:  # Optuna's check of its tables' version
+        raise UserError(f"{shown(storage)}: {' '.join(str(error).split())}") from error
+    if file:
+        _lock_at_begin(opened.engine)
+    _opened.add(opened)
+    return opened
+
+
+_opened: weakref.WeakSet[RDBStorage] = weakref.WeakSet()
+
+
+def disconnect(storage: str) -> None:
+    """Closes all connections of this process to databases, so that a fork has none of them; the next use opens one.
+
+    SQLite would take the locks of its parent for its own, and then damage the file.
+
+    Raises:
+        UserError: the file is open all the same.
+    """
+    for opened in list(_opened):
+        opened.remove_session()
+        opened.engine.dispose()
+    path, descriptors = database_file(storage), Path("/proc/self/fd")
+    if path is None or not descriptors.is_dir():
+        return
+    for link in descriptors.iterdir():
+        with contextlib.suppress(OSError):
+            if link.resolve() == path.resolve():
+                raise UserError(f"{path} is open elsewhere in this process: close it before you ask for workers")
+
+
+def _open_proxy(storage: str, host: str, port: int) -> BaseStorage:
+    import warnings
+
+    from optuna.exceptions import ExperimentalWarning
+    from optuna.storages import GrpcStorageProxy
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        proxy = GrpcStorageProxy(host=host, port=port)
+    try:
+        proxy.wait_server_ready(timeout=PROXY_SECONDS)
+    except ConnectionError:
+        raise UserError(f"{storage} does not answer: is the proxy running there? (docs/scaling.md)") from None
+    return proxy
+
+
+def _open_journal(path: Path) -> BaseStorage:
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    from .journal import JournalLock
+
+    try:
+        lock: Any = JournalLock(path)  # Optuna takes any that has its two methods
+        return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is a damaged journal ({error}): give --storage another path") from error
 
 
 def _lock_at_begin(engine: Engine) -> None:
@@ -207,10 +265,17 @@ def storage_errors(storage: str) -> Iterator[None]:
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
+    grpc = sys.modules.get("grpc")  # loaded, if anything of it can be raised
+    lost = () if grpc is None else (grpc.RpcError,)
     try:
         yield
-    except (SQLAlchemyError, StorageInternalError) as error:
+    except (SQLAlchemyError, StorageInternalError, *lost) as error:
         cause = getattr(error, "orig", None) or error.__cause__ or error
         cause = getattr(cause, "orig", None) or cause
-        line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        said = cause.details() if lost and isinstance(cause, grpc.Call) else str(cause)
+        line = shown((said.strip().splitlines() or [type(cause).__name__])[0])
         raise UserError(f"the storage {shown(storage)} failed ({line}): is it writable, and a database?") from error
+    except OSError as error:
+        if journal_file(storage) is None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        raise UserError(f"the storage {storage} failed ({error.strerror}): is there room for it?") from error

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
@@ -26,12 +28,15 @@ from ...studies.steps import STEPS
 from ..evaluation.candidate import Pruning, candidate, keep_candidate, pruning_of
 from ..evaluation.similarity import nearest
 from ..evaluation.task import Unseen
+from .owners import Silence, signs_of_life
 from .pruners import Race, Stopper
 from .queue import (
+    drop_doubled,
     drop_waiting,
     enqueue_composites,
     enqueue_next,
     given_params,
+    has_been_taken,
     is_waiting,
     next_trial,
     requeue_own,
@@ -39,9 +44,12 @@ from .queue import (
 )
 from .space import Space
 from .status import FINISHED, SearchStatus, count_finished, standing
+from .view import is_seen, view
 
 MAX_FAILURES = 10
 """How many trials in a row may fail before the search gives up."""
+PAUSES = (0.01, 1.0)
+"""Seconds to wait at first, and at most, before another look at what other processes have finished."""
 
 
 @runtime_checkable
@@ -94,11 +102,13 @@ def run_search(
     alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
     unseen: Callable[[Study, Trial], Sequence[Unseen]] | None = None,
     keep: Callable[[Study, Trial], object] | None = None,
+    lag: int = 1,
+    since: int | None = None,
 ) -> None:
     """Run trials, the fixed composites first, until the study has `trials` finished ones.
 
     Args:
-        study: with its sampler set. Several processes may run the same one.
+        study: with its sampler set. Several processes may run the same one, and finish no more than `trials` of it.
         space: what to propose.
         evaluate: what a composite is worth. NotFinite (relevance that is not finite) fails the trial, and
             the search goes on.
@@ -114,6 +124,8 @@ def run_search(
         unseen: which samples a trial is measured on besides, since it may be one that is reported. What comes of it
             is kept apart (`best.UNSEEN`), for `score_holdout` and `rescore`: the search goes on as without.
         keep: called with each trial that has a curve, before it is told its value: what is then put with it stays.
+        lag: how far back the trials lie that a trial sees (`view.lag_of`), the sampler's.
+        since: how many trials the study had when the run began that this process takes part in.
 
     Raises:
         UserError: too many trials failed one after another.
@@ -121,33 +133,63 @@ def run_search(
         KeyboardInterrupt: as raised by Ctrl-C; the trial in flight is back in the queue.
     """
     started = time.monotonic()
+    silence = Silence()
+    since = len(study.get_trials(deepcopy=False)) if since is None else since
     with alone():
-        requeue_stale(study)
+        requeue_stale(study, silence)
         drop_waiting(study, space)
         enqueue_composites(study, space, space.fixed_composites(), "fixed")
         enqueue_composites(study, space, start_from or {}, "from")
-    failures = 0
+        drop_doubled(study)
+    pause = PAUSES[0]
     while count_finished(study) < trials:
+        check_failures(study, since)
         if timeout is not None and time.monotonic() - started >= timeout:
             break
         try:
             with alone():
-                if not is_waiting(study) and not enqueue_next(study, queue):
-                    enqueue_composites(study, space, known or {}, "known", most=1)
+                requeue_stale(study, silence)
+                if not is_waiting(study):
+                    if not enqueue_next(study, queue):
+                        enqueue_composites(study, space, known or {}, "known", most=1)
+                    drop_doubled(study)
                 if queue_only and not is_waiting(study):
                     break
-                trial = next_trial(study)
-            outcome = _run_trial(study, trial, space, evaluate, race, unseen, keep)
+                trial = next_trial(study, trials, lag)
+            if trial is None:
+                time.sleep(pause)
+                pause = min(2 * pause, PAUSES[1])
+                continue
+            pause = PAUSES[0]
+            with signs_of_life(study, trial):
+                outcome = _run_trial(study, trial, space, evaluate, race, unseen, keep, lag)
+        except UpdateFinishedTrialError:  # this process was stopped for so long that another one ran its trial
+            continue
         except BaseException as error:
             # Ctrl-C is no sign that the trial is at fault; anything else may be.
             requeue_own(study, blame=not isinstance(error, KeyboardInterrupt))
             raise
-        failed = isinstance(outcome, NotFinite)
-        failures = failures + 1 if failed else 0
-        if failures >= MAX_FAILURES:
-            raise UserError(f"{failures} trials in a row failed, the last one since {outcome}")
-        if watch is not None:
+        if watch is not None and outcome is not None:
             watch(standing(study, trials), f"{title(trial)}, {_told(trial, outcome)}")
+    check_failures(study, since)
+
+
+def check_failures(study: Study, since: int) -> None:
+    """End a search in which nothing works.
+
+    since: the number of the first trial of this run.
+
+    Raises:
+        UserError: the last trials that ended, more than a few, all failed; with the reasons.
+    """
+    ended = [t for t in study.get_trials(deepcopy=False) if t.number >= since and t.state.is_finished()][-MAX_FAILURES:]
+    if len(ended) < MAX_FAILURES or any(trial.state != TrialState.FAIL for trial in ended):
+        return
+    reasons = Counter(str(trial.user_attrs.get("error", "its process ended")) for trial in ended)
+    last = str(ended[-1].user_attrs.get("error", "its process ended"))
+    others = [f"{count} since {reason}" for reason, count in reasons.most_common() if reason != last]
+    told = f"; of the others {', '.join(others)}" if others else ""
+    raise UserError(f"{len(ended)} trials in a row failed, the last one since {last}{told}")
 
 
 def _told(trial: Trial, outcome: Result | NotFinite) -> str:
@@ -174,26 +216,34 @@ def _run_trial(
     race: Race | None,
     unseen: Callable[[Study, Trial], Sequence[Unseen]] | None,
     keep: Callable[[Study, Trial], object] | None,
+    lag: int,
 ) -> Result | NotFinite:
-    """What a trial gave, which the study now has; of a failed one the error that failed it."""
+    """What a trial gave, which the study now has; of a failed one the error that failed it.
+
+    Raises:
+        UpdateFinishedTrialError: another process has it, or has finished it.
+    """
+    seen = view(study, lambda other: is_seen(other, trial, lag))
     composite, pruning = _proposed(trial, space)
     keep_candidate(trial, composite, pruning)
     method = candidate(composite, pruning)
-    stop = None if race is None else race.stopper(study, trial)
-    others = {} if unseen is None else {"unseen": unseen(study, trial)}
+    stop = None if race is None else race.stopper(study, trial, lag)
+    others = {} if unseen is None else {"unseen": unseen(seen, trial)}
     try:
         result = evaluate(method, *([] if stop is None else [stop]), **others)
     except NotFinite as error:
+        _check_own(study, trial)
         trial.set_user_attr("error", str(error))
         study.tell(trial, state=TrialState.FAIL)
         return error
+    _check_own(study, trial)
     trial.set_user_attr("accuracy", list(result.accuracy))
     trial.set_user_attr("seconds", dict(result.seconds))
     trial.set_user_attr("ranking_hash", result.ranking_hash)
     if keep is not None:
         keep(study, trial)
     if isinstance(result, Raced):
-        _record_race(study, trial, result, race, stop)
+        _record_race(study, seen, trial, result, race, stop)
         if result.stopped:
             study.tell(trial, state=TrialState.PRUNED)
             return result
@@ -215,13 +265,20 @@ def _run_trial(
     return result
 
 
-def _record_race(study: Study, trial: Trial, result: Raced, race: Race | None, stopper: Stopper | None) -> None:
+def _check_own(study: Study, trial: Trial) -> None:
+    if has_been_taken(study, trial):
+        raise UpdateFinishedTrialError(f"trial {trial.number} is another process's")
+
+
+def _record_race(
+    study: Study, seen: Study, trial: Trial, result: Raced, race: Race | None, stopper: Stopper | None
+) -> None:
     """What is kept of a trial besides its curve: its chunks, and which earlier one it is like."""
     trial.set_user_attr("chunks", list(result.chunks))
     trial.set_user_attr("samples", result.samples)
     if race is not None:
         race.close(study, trial, result.chunks, stopper, result.auc if result.stopped else None)
-    finished = study.get_trials(deepcopy=False, states=FINISHED)
+    finished = seen.get_trials(deepcopy=False, states=FINISHED)
     pruning = pruning_of(trial)  # the same ranking with another repair is another thing
     others = {
         other.number: other.system_attrs[STEPS]

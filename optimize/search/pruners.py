@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...studies import internals
+from .view import is_seen
 
 if TYPE_CHECKING:  # Optuna takes a while to import, and the command line needs only the names
     from optuna.pruners import BasePruner
@@ -91,12 +92,13 @@ class Race:
     pruner: str
     grid: bool = False
 
-    def stopper(self, study: Study, trial: Trial) -> Stopper | None:
-        """What asks the study's pruner after each chunk of the trial; None for one that runs to its end."""
+    def stopper(self, study: Study, trial: Trial, lag: int = 1) -> Stopper | None:
+        """What asks the study's pruner after each chunk of the trial; None for one that runs to its end. lag: see
+        `view`."""
         spared = is_given(trial) or (internals.stored(study, trial).system_attrs.get("fixed_params") and not self.grid)
         if self.pruner == NONE or spared or len(self.sizes) < 2:
             return None
-        return Stopper(self, self._mirror(study), trial.number)
+        return Stopper(self, self._mirror(study, trial, lag), trial.number)
 
     def value(self, aucs: Sequence[float], reports: str) -> float:
         """What is reported after the last of these chunks."""
@@ -128,8 +130,9 @@ class Race:
         values = {chunk: self.value(aucs[:chunk], reports) for chunk in range(1, len(aucs) + 1)}
         return values if stopped_at is None else {**values, len(self.sizes) + 1: stopped_at}
 
-    def _mirror(self, study: Study) -> Study:
-        """A copy of the study in memory, as far as pruners look. Trials that run now have not reported anything."""
+    def _mirror(self, study: Study, race_of: Trial, lag: int) -> Study:
+        """A copy of the study in memory, as far as pruners look. Trials that run now, or may run beside this one, have
+        not reported anything."""
         import optuna
         from optuna.trial import TrialState
 
@@ -138,7 +141,7 @@ class Race:
         for trial in study.get_trials(deepcopy=False):
             copied = copy.copy(trial)
             copied.params, copied.distributions, copied.user_attrs = {}, {}, {}
-            if not trial.state.is_finished():
+            if not trial.state.is_finished() or not is_seen(trial, race_of, lag):
                 copied.state, copied.system_attrs, copied.intermediate_values = TrialState.RUNNING, {}, {}
             else:
                 copied.system_attrs = {key: left for key, left in trial.system_attrs.items() if key.startswith(RUNG)}

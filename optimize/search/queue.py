@@ -7,19 +7,27 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
-import platform
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import psutil
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from ...attribution import Composite, CompositeError
 from ...studies import internals
+from .owners import (
+    BEAT,
+    OWNER,
+    Silence,
+    give_sign,
+    is_gone,
+    is_in_hand,
+    is_of_this_run,
+    is_on_this_machine,
+    new_sign,
+    own_mark,
+)
 from .space import Space
 
 MAX_INTERRUPTIONS = 3
@@ -30,19 +38,58 @@ def is_waiting(study: Study) -> bool:
     return bool(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
 
-def next_trial(study: Study) -> Trial:
-    """A trial to run: from the queue where there is one."""
-    # Signed while it waits, so that a trial that runs always has an owner, whenever this process is killed.
+def next_trial(study: Study, trials: int, lag: int = 1) -> Trial | None:
+    """A trial to run: from the queue where there is one. None where there is none before another one has ended, since
+    so many `trials` are finished or run, or since the next one is to see what comes of that (`may_start`)."""
     waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    if not may_start(study, waiting[0].number if waiting else len(study.get_trials(deepcopy=False)), trials, lag):
+        return None
+    # Signed while it waits, so that a trial that runs always has an owner, whenever this process is killed.
     if waiting:
         with contextlib.suppress(UpdateFinishedTrialError):  # another process was faster, and is done with it
-            internals.set_user_attr(study, waiting[0], "owner", own_mark())
+            internals.set_user_attr(study, waiting[0], OWNER, own_mark())
     else:
-        study.enqueue_trial({}, user_attrs={"owner": own_mark()})
+        _enqueue(study, {}, {OWNER: own_mark()})
     trial = study.ask()
-    if trial.user_attrs.get("owner") != own_mark():  # another process was faster, and this is the next one
-        trial.set_user_attr("owner", own_mark())
+    if trial.user_attrs.get(OWNER) != own_mark():  # another process was faster, and this is the next one
+        trial.set_user_attr(OWNER, own_mark())
+    give_sign(study, trial)
+    if _number_before(study, trial.number) >= trials:  # where no lock keeps others from the queue
+        internals.set_state(study, trial, TrialState.WAITING)
+        return None
     return trial
+
+
+def _enqueue(study: Study, params: Mapping[str, Any], attrs: Mapping[str, Any]) -> None:
+    """As `Study.enqueue_trial`, with a sign of life from the first moment on, so that it counts once it runs."""
+    system = {"fixed_params": dict(params), BEAT: new_sign()}
+    study.add_trial(create_trial(state=TrialState.WAITING, user_attrs=dict(attrs), system_attrs=system))
+
+
+def may_start(study: Study, number: int, trials: int, lag: int) -> bool:
+    """Whether the trial of this number may begin.
+
+    Not if there are `trials` before it that are finished, run or wait: so no more than that are ever finished, whoever
+    takes which, since numbers are given once and a trial that has failed stays so. And not while one that it is to see
+    runs (`view`), unless other commands work at the study too: then it sees what there is.
+    """
+    if _number_before(study, number) >= trials:
+        return False
+    running = [trial for trial in study.get_trials(deepcopy=False) if is_in_hand(trial)]
+    return all(trial.number > number - lag for trial in running) or not all(map(is_of_this_run, running))
+
+
+def _number_before(study: Study, number: int) -> int:
+    """How many trials with lower numbers are finished, run or wait."""
+    counted = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.WAITING)
+    trials = (trial for trial in study.get_trials(deepcopy=False) if trial.number < number)
+    return sum(trial.state in counted or is_in_hand(trial) for trial in trials)
+
+
+def has_been_taken(study: Study, trial: Trial) -> bool:
+    """Whether another process has taken a trial from this one, which it has heard nothing of for too long."""
+    now = internals.stored(study, trial)
+    return now.state != TrialState.RUNNING or now.user_attrs.get(OWNER) != own_mark()
 
 
 def given_params(space: Space, composite: Composite) -> dict[str, Any] | None:
@@ -72,7 +119,7 @@ def enqueue_composites(
     for name, composite in itertools.islice(new.items(), most):
         params = given_params(space, composite) or {}
         attrs = {mark: name, "given": params, "composite": composite.to_dict()}
-        study.enqueue_trial(params, user_attrs=attrs)
+        _enqueue(study, params, attrs)
 
 
 def enqueue_next(study: Study, queue: Sequence[Mapping[str, Any]]) -> bool:
@@ -84,7 +131,7 @@ def enqueue_next(study: Study, queue: Sequence[Mapping[str, Any]]) -> bool:
     known = [trial.system_attrs.get("fixed_params") or trial.params for trial in study.get_trials(deepcopy=False)]
     following = next((dict(params) for params in queue if dict(params) not in known), None)
     if following is not None:
-        study.enqueue_trial(following)
+        _enqueue(study, following, {})
     return following is not None
 
 
@@ -98,20 +145,40 @@ def drop_waiting(study: Study, space: Space) -> None:
             internals.set_state(study, trial, TrialState.FAIL)
 
 
-def requeue_stale(study: Study) -> None:
-    """Put trials back into the queue whose process is provably gone.
+def drop_doubled(study: Study) -> None:
+    """Fail what waits with a composite, or parameters, that another trial before it was given. Where no lock keeps
+    others from the queue, two processes may put the same into it."""
+    kept: list[Any] = []
+    for trial in study.get_trials(deepcopy=False):
+        given = trial.system_attrs.get("fixed_params")
+        if "given" in trial.user_attrs:
+            given = trial.user_attrs["composite"], trial.user_attrs.get("fixed")
+        if not given or trial.state == TrialState.FAIL:
+            continue
+        if trial.state == TrialState.WAITING and given in kept:
+            with contextlib.suppress(UpdateFinishedTrialError):
+                internals.set_user_attr(study, trial, "error", "another process had put the same into the queue")
+                internals.set_state(study, trial, TrialState.FAIL)
+        else:
+            kept.append(given)
 
-    A trial of a process on another machine is left alone: it does no harm, and its process may be at work.
+
+def requeue_stale(study: Study, silence: Silence | None = None, *, blame: bool = True) -> None:
+    """Put trials back into the queue whose process is provably gone, or has been silent for too long.
+
+    blame: whether the trial may be at fault.
     """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        owner = trial.user_attrs.get("owner", {})
-        if owner.get("host") == platform.node() and owner != own_mark() and not _alive(owner):
-            _requeue(study, trial, blame=True)
+        owner = trial.user_attrs.get(OWNER, {})
+        if is_gone(owner):
+            _requeue(study, trial, blame=blame)
+        elif silence is not None and not is_on_this_machine(owner) and silence.is_over(trial):
+            _requeue(study, trial, blame=False)
 
 
 def requeue_own(study: Study, *, blame: bool) -> None:
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if trial.user_attrs.get("owner") == own_mark():
+        if trial.user_attrs.get(OWNER) == own_mark():
             _requeue(study, trial, blame=blame)
 
 
@@ -126,27 +193,3 @@ def _requeue(study: Study, trial: FrozenTrial, *, blame: bool) -> None:
 
 def _is_given_up(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.FAIL and trial.user_attrs.get("interruptions", 0) >= MAX_INTERRUPTIONS
-
-
-def own_mark() -> dict[str, Any]:
-    """Who runs a trial. The start time tells this process from a later one with the same id."""
-    pid = os.getpid()
-    return {"host": platform.node(), "pid": pid, "started": started_at(pid)}
-
-
-def started_at(pid: int) -> str | None:
-    """When a process started, or None if it is gone.
-
-    On Linux in the kernel's own ticks since the machine started: psutil adds those to the time of day at which it
-    did, which changes when somebody sets the clock, and a process that runs would be taken for another.
-    """
-    with contextlib.suppress(OSError):
-        stat = Path(f"/proc/{pid}/stat").read_text()
-        return stat.rpartition(")")[2].split()[19]  # the name before ")" may hold spaces; see proc_pid_stat(5)
-    with contextlib.suppress(psutil.Error):
-        return str(psutil.Process(pid).create_time())
-    return None
-
-
-def _alive(owner: Mapping[str, Any]) -> bool:
-    return psutil.pid_exists(owner["pid"]) and started_at(owner["pid"]) == owner["started"]

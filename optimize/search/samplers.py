@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...pruning.registry import Registry
 from ...studies import internals
+from .view import is_seen, view
 
 if TYPE_CHECKING:  # Optuna takes a while to import, and the command line needs only the names
     from optuna.distributions import BaseDistribution
@@ -120,40 +121,21 @@ def default_sampler(parameters: Mapping[str, tuple[str, ...] | Range], objective
 DRAWN_TOGETHER = "pxp:relative_params"
 
 
-class _Within:
-    """A study without its finished trials that have no parameters: composites from outside of the space.
+def _for_sampler(study: Study, trial: FrozenTrial, lag: int) -> Study:
+    """The study as a sampler may see it for a trial (see `view`), without its finished trials that have no parameters:
+    composites from outside of the space.
 
     CMA-ES and the Gaussian process model the parameters that all trials have, which would be none.
     """
-
-    def __init__(self, study: Study) -> None:
-        self._study = study
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
-
-    def get_trials(self, *arguments: Any, **options: Any) -> list[FrozenTrial]:
-        return _with_parameters(self._study.get_trials(*arguments, **options))
-
-    def _get_trials(self, *arguments: Any, **options: Any) -> list[FrozenTrial]:  # what Optuna's samplers call
-        return _with_parameters(self._study._get_trials(*arguments, **options))
+    return view(study, lambda other: is_seen(other, trial, lag) and bool(other.params or not other.state.is_finished()))
 
 
-def _with_parameters(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    return [trial for trial in trials if trial.params or not trial.state.is_finished()]
-
-
-def _within(study: Study) -> Study:
-    """The study as samplers may see it."""
-    return _Within(study)  # type: ignore[return-value]
-
-
-def make_sampler(name: str, seed: int) -> BaseSampler:
+def make_sampler(name: str, seed: int, lag: int = 1) -> BaseSampler:
     """The sampler of a study. (That of a grid draws nothing: every trial is in the queue from the start.)
 
-    Every draw depends on the seed, the trial's number, the parameter's name and the finished trials, and on
-    nothing that lives in memory only. So a study that was killed and continued has the same trials as one
-    that was not.
+    Every draw depends on the seed, the trial's number, the parameter's name and the finished trials up to `lag` before
+    it (`view`), and on nothing that lives in memory only. So a study that was killed and continued has the same trials
+    as one that was not, and one of several processes the same each time.
 
     Raises:
         KeyError: unknown name.
@@ -178,7 +160,7 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
 
         def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
             self._current = fresh(trial.number)
-            return self._current.infer_relative_search_space(_within(study), trial)
+            return self._current.infer_relative_search_space(_for_sampler(study, trial, lag), trial)
 
         def sample_relative(
             self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -187,7 +169,8 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
             # Not if another sampler goes on, which draws others together.
             drawn = trial.system_attrs.get(DRAWN_TOGETHER)
             if drawn is None or not drawn.keys() <= search_space.keys():
-                drawn = self._current.sample_relative(_within(study), trial, search_space)
+                seen = _for_sampler(study, trial, lag)
+                drawn = self._current.sample_relative(seen, trial, search_space)
                 internals.set_system_attr(study, trial, DRAWN_TOGETHER, drawn)
             return drawn
 
@@ -195,7 +178,8 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
             self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
         ) -> Any:
             sampler = fresh(trial.number, param_name)
-            return sampler.sample_independent(_within(study), trial, param_name, param_distribution)
+            seen = _for_sampler(study, trial, lag)
+            return sampler.sample_independent(seen, trial, param_name, param_distribution)
 
         def __str__(self) -> str:
             return f"{name} (seed {seed})"

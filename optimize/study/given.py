@@ -17,6 +17,7 @@ from ..data.datasets import Dataset, Indices, Split
 from ..data.given import Given, read_given
 from ..data.sampling import draw_rows, halves, pick_classes
 from ..evaluation.devices import check_precision, choose_device
+from ..evaluation.processes import begin_autograd
 from ..evaluation.task import Images, Samples
 from ..options import GIVEN, Options
 from ..progress import Progress, no_progress
@@ -45,6 +46,7 @@ def prepare_given(
     Raises:
         UserError: the network or the images are not supported, or do not fit each other.
     """
+    begin_autograd()
     device = choose_device(options.device)
     check_precision(options.precision, device)
     splits = {"train": read_given(reference, "reference", progress), "val": read_given(search, "search", progress)}

@@ -26,6 +26,7 @@ from ..data.sampling import draw_splits, pick_classes, unlabelled
 from ..data.sanity import scaled_up
 from ..evaluation.devices import check_precision, choose_device
 from ..evaluation.memory import Batching, choose_batch_size, sample_budget
+from ..evaluation.processes import begin_autograd
 from ..evaluation.task import Images, Samples, Task
 from ..models import load_model
 from ..options import GIVEN, Options
@@ -104,6 +105,7 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
     Raises:
         UserError: the model, its weights, the data or the device are not to be had, or do not fit each other.
     """
+    begin_autograd()
     device = choose_device(options.device)
     check_precision(options.precision, device)
     cache = cache_folder()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
+import torch
 from optuna.study import Study
 from optuna.trial import Trial
 
@@ -19,6 +20,7 @@ from ...studies.errors import UserError
 from ...studies.report import fixed_trials
 from ...studies.steps import UNITS
 from ...studies.storage import alone, open_storage, shown, storage_errors
+from ...studies.urls import proxy_address
 from ...studies.wording import reason
 from ..console import Screen
 from ..data.sanity import chance_of, near_chance
@@ -26,7 +28,8 @@ from ..evaluation.candidate import pruning_of
 from ..evaluation.curve import chunks, right_predictions
 from ..evaluation.evaluate import mean_evaluation
 from ..evaluation.memory import is_out_of_memory, keep_batch_size
-from ..evaluation.phases import HOLDOUT, PLAIN, RESCORING, TRIALS, Phases, phase
+from ..evaluation.phases import HOLDOUT, PLAIN, RESCORING, TRIALS, Phases, phase, recorded
+from ..evaluation.processes import plan_processes
 from ..evaluation.task import Samples, Task, Unseen
 from ..options import GIVEN, Options
 from ..parsers import SPACES
@@ -35,11 +38,13 @@ from ..search.pruners import NONE, Race, make_pruner, reports_of
 from ..search.samplers import AUTO, GRID, default_sampler, is_conditional, make_sampler
 from ..search.space import Space
 from ..search.spacefile import read_space
-from ..search.status import count_complete, count_finished, standing
+from ..search.status import count_complete, count_finished
 from ..search.warm_start import earlier_composite, mixed_composites
+from ..search.workers import Tell, terminated_as_interrupted
 from .costs import LAYER_TIMES, prices_of, score_saved, timed
+from .crew import LAG, Line, Member, Watch, keep_lag, run_crew, silent_errors
 from .opening import check_space, check_study, open_study
-from .prepare import Prepared
+from .prepare import Prepared, prepare
 from .resampling import left_over, mean_shared, tasks_of
 from .rescore import DRAWS, fresh_measure, fresh_samples, is_rescored, rescore, unseen_samples
 from .scores import (
@@ -85,18 +90,21 @@ def make_space(options: Options, prepared: Prepared, *, conditional: bool = True
     )
 
 
+@terminated_as_interrupted()
 def run_study(
     options: Options,
     prepared: Prepared,
     phases: Phases,
     screen: Screen,
     then: Callable[[Study], object] = lambda study: None,
+    member: Member | None = None,
 ) -> Study:
     """Run or continue a study until it has its trials and its best ones their scores.
 
     The study is created only after its fingerprint has been compared.
 
-    then: called with the finished study, while no other process ends it.
+    then: called with the finished study, while no other process ends it. member: of a process that runs trials for
+    another one, which has opened the study and will end it.
 
     Raises:
         UserError: the study is another one's, or no trial finished.
@@ -135,9 +143,14 @@ def run_study(
         "device": str(prepared.task.graph.device),
         **({} if prepared.task.times is None else {LAYER_TIMES: prepared.task.times.to_dict()}),
     }
+    processes = plan_processes(options.workers, options.device, prepared.task.graph.device)
     with alone(options.storage):
-        study = open_study(storage, name, prepared.fingerprint, attrs, options.objective)
-    study.sampler = make_sampler(options.sampler, options.seed)
+        if member is None or present is None:
+            study = open_study(storage, name, prepared.fingerprint, attrs, options.objective)
+            lag = keep_lag(study, processes)
+        else:
+            study, lag = present, present.user_attrs[LAG]
+    study.sampler = make_sampler(options.sampler, options.seed, lag)
     study.pruner = make_pruner(options.pruner, len(sizes))
     for line in prepared.description:  # not before it is sure that the run can go on: an error is one line
         screen.line(line)
@@ -145,6 +158,9 @@ def run_study(
     known = mixed_composites(space)
     before = len(space.fixed_composites()) + len(start_from) + (0 if grid else len(known))
     plan = plan_told(done, options.trials, before, options.sampler)
+    processes = replace(processes, devices=processes.devices[: max(1, options.trials - done)])
+    processes = replace(processes, forks=proxy_address(options.storage) is None)  # gRPC's threads survive none
+    screen.line(f"workers {processes}")
     screen.line(f"study   {name} in {shown(options.storage)}: {plan}")
     if options.pruner != NONE and len(sizes) < 2:
         screen.line(f"pruner  {options.pruner} stops nothing: {sizes[0]} search samples are too few for several chunks")
@@ -166,24 +182,33 @@ def run_study(
             others = fresh() if rescored > 1 else None
         return unseen_samples(study, trial, rescored, task.holdout, others)
 
+    def search(study: Study, watch: Watch, line: Line, timeout: float | None, since: int) -> None:
+        task.batching.tell = line
+        run_search(
+            study,
+            space,
+            lambda candidate, stop=None, unseen=(): mean_evaluation(tasks, candidate, stop=stop, unseen=unseen),
+            trials=options.trials,
+            timeout=timeout,
+            start_from=start_from,
+            known=known,
+            queue=grid,
+            watch=watch,
+            race=race if options.objective == ("auc",) else None,
+            queue_only=options.sampler == GRID,
+            alone=partial(alone, options.storage),
+            unseen=watched,
+            keep=lambda study, trial: _shown(line, partial(keep_curve, study, trial, options.storage)),
+            lag=lag,
+            since=since,
+        )
+
+    if member is not None:
+        search(study, member.watch, member.line, options.timeout, member.since)
+        return study
     try:
-        with phase(TRIALS), screen.search(standing(study, options.trials)) as watch:
-            run_search(
-                study,
-                space,
-                lambda candidate, stop=None, unseen=(): mean_evaluation(tasks, candidate, stop=stop, unseen=unseen),
-                trials=options.trials,
-                timeout=options.timeout,
-                start_from=start_from,
-                known=known,
-                queue=grid,
-                watch=lambda now, line: watch(replace(now, after=after), line),
-                race=race if options.objective == ("auc",) else None,
-                queue_only=options.sampler == GRID,
-                alone=partial(alone, options.storage),
-                unseen=watched,
-                keep=lambda study, trial: _shown(screen, partial(keep_curve, study, trial, options.storage)),
-            )
+        with phase(TRIALS):
+            run_crew(study, options, processes, search, _spawned, screen, after)
         if options.sampler == GRID and (tried := count_finished(study)) < options.trials and options.timeout is None:
             screen.line(f"grid    all {tried} composites are tried: fewer than --trials {options.trials}")
         if not count_complete(study):
@@ -193,7 +218,7 @@ def run_study(
             keep_phases(study, phases)
             screen.line(f"time    {phases}")
             with screen.waiting("drawing the figures"):
-                _shown(screen, partial(save_views, study, options.storage))
+                _shown(screen.line, partial(save_views, study, options.storage))
             then(study)
     except KeyboardInterrupt:
         keep_phases(study, phases)
@@ -226,6 +251,12 @@ SPOKEN = {
     "grid": "the grid",
 }
 """What samplers are called in words, where that is not their name."""
+
+
+def _spawned(options: Options, threads: int, since: int, tell: Tell) -> None:
+    torch.set_num_threads(threads)
+    with silent_errors(options), recorded() as phases:
+        run_study(options, prepare(options), phases, Screen(quiet=True), member=Member(tell, since))
 
 
 @contextlib.contextmanager
@@ -331,12 +362,12 @@ def _score(
             return  # else another process has found a better one meanwhile
 
 
-def _shown(screen: Screen, save: Callable[[], object]) -> None:
+def _shown(line: Line, save: Callable[[], object]) -> None:
     """Saves something that only the dashboard shows: what goes wrong with that is a line, and ends no run."""
     try:
         save()
     except Exception as error:
-        screen.line(f"not saved for the dashboard: {type(error).__name__}, {reason(error)}")
+        line(f"not saved for the dashboard: {type(error).__name__}, {reason(error)}")
 
 
 def rescored_trials(options: Options, prepared: Prepared) -> int:

@@ -202,7 +202,7 @@ def test_a_stop_at_any_moment_loses_nothing(tmp_path, whole, monkeypatch):
 
 def owned(study: optuna.Study, **changes) -> int:
     """A trial that runs since its owner, this process with some changes, holds it; its number."""
-    from pxp_optimize.optimize.search.queue import own_mark
+    from pxp_optimize.optimize.search.owners import own_mark
 
     trial = study.ask()
     trial.set_user_attr("owner", {**own_mark(), **changes})
@@ -212,7 +212,7 @@ def owned(study: optuna.Study, **changes) -> int:
 def test_only_trials_of_processes_that_are_gone_are_taken_over(tmp_path):
     study = study_in(tmp_path / "a.db")
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as alive:
-        from pxp_optimize.optimize.search.queue import started_at
+        from pxp_optimize.optimize.search.owners import started_at
 
         at_work = owned(study, pid=alive.pid, started=started_at(alive.pid))
         elsewhere = owned(study, host="another machine")

@@ -1,0 +1,451 @@
+"""Faults while several processes run one study, of trials that take a moment: what is lost, doubled, or too much?
+
+    python benchmarks/faults.py                  # all, some minutes: the table
+    python benchmarks/faults.py sqlite-sigkill   # some of them
+    python benchmarks/faults.py --throughput     # fast trials a second, by storage and number of processes
+
+After each fault the study is run to its end, opened, and looked through: every finished trial must have its curve, and
+their number must be the one asked for. PostgreSQL is left out where it is not installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import optuna
+
+sys.path.insert(0, str(Path(__file__).parent))
+from pxp_optimize.attribution import Composite
+from pxp_optimize.optimize.search import owners, workers
+from pxp_optimize.optimize.search.loop import run_search
+from pxp_optimize.optimize.search.samplers import make_sampler
+from pxp_optimize.optimize.search.space import GROUPS, Space
+from pxp_optimize.optimize.search.status import FINISHED
+from pxp_optimize.optimize.search.warm_start import mixed_composites
+from pxp_optimize.optimize.study.opening import open_study
+from pxp_optimize.studies.errors import UserError
+from pxp_optimize.studies.locks import alone
+from pxp_optimize.studies.storage import check_storage, disconnect, open_storage, storage_errors
+from servers import free_port, postgresql, postgresql_folder, proxy
+
+FORK = multiprocessing.get_context("fork")
+NAME, MARK = "fast", {"model": "fast", "rates": [0, 0.5]}
+
+
+@dataclass
+class Fast:
+    """What a trial measured that takes a moment: any value that depends on all of the composite."""
+
+    accuracy: list[float]
+    auc: float
+    seconds: dict[str, float]
+    ranking_hash: str
+
+    @classmethod
+    def of(cls, composite: Composite, seconds: float = 0.0) -> Fast:
+        digest = hashlib.sha256(json.dumps(composite.to_dict(), sort_keys=True).encode()).hexdigest()
+        value = int(digest[:8], 16) / 2**32
+        time.sleep(seconds * (0.5 + value))
+        return cls([1.0, value], (1 + value) / 2, {"relevance": seconds, "evaluation": seconds}, digest)
+
+
+def warm() -> None:
+    """Imports what a process needs, so that forks need not; opens nothing that a fork must not have."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("a.db", "a.journal"):
+            search(f"{folder}/{name}", 1)
+        disconnect("")
+
+
+def study_in(storage: str, lag: int = 1, sampler: str = "random") -> optuna.Study:
+    """The study of a storage, made where there is none."""
+    opened = open_storage(storage)
+    with alone(storage):
+        study = open_study(opened, NAME, MARK, {"rates": MARK["rates"]})
+    study.sampler = make_sampler(sampler, 0, lag)
+    return study
+
+
+def search(storage: str, trials: int, seconds: float = 0.0, lag: int = 1, sampler: str = "random", **more: Any) -> None:
+    """Runs the study to its end."""
+    space = Space(GROUPS)
+    with storage_errors(storage):
+        run_search(
+            study_in(storage, lag, sampler),
+            space,
+            lambda composite: Fast.of(composite, seconds),
+            trials=trials,
+            known=mixed_composites(space),
+            alone=partial(alone, storage),
+            lag=lag,
+            **more,
+        )
+
+
+def begun(work: Callable[[], object]) -> BaseProcess:
+    """A process that does something as a worker of `--workers` does, silently."""
+
+    def job(tell: workers.Tell) -> None:
+        with contextlib.suppress(UserError):
+            work()
+
+    _, writer = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=workers._work, args=(job, writer, f"a run {random.random()}"))
+    with workers._held_back():
+        process.start()
+    return process
+
+
+def ended(processes: list[BaseProcess]) -> None:
+    for process in processes:
+        process.join(120)
+        assert process.exitcode is not None, "a process hangs"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is wrong with a study afterwards, in numbers of trials."""
+
+    lost: int
+    doubled: int
+    over: int
+
+    @classmethod
+    def of(cls, storage: str, trials: int) -> Found:
+        """Of a study that has been run to its end.
+
+        Raises:
+            AssertionError: a finished trial lacks its curve, or has another one than it measured.
+        """
+        finished = optuna.load_study(study_name=NAME, storage=open_storage(storage)).get_trials(states=FINISHED)
+        for trial in finished:
+            expected = Fast.of(Composite.from_dict(trial.user_attrs["composite"]))
+            assert trial.user_attrs["accuracy"] == expected.accuracy, trial.number
+            assert trial.value == expected.auc, trial.number
+        names = [
+            (key, trial.user_attrs[key]) for trial in finished for key in ("fixed", "known") if key in trial.user_attrs
+        ]
+        expected = min(trials, len(Space(GROUPS).fixed_composites()))
+        assert len({name for kind, name in names if kind == "fixed"}) == expected
+        numbers = [trial.number for trial in finished]
+        doubled = len(names) - len(set(names)) + len(numbers) - len(set(numbers))
+        return cls(max(0, trials - len(finished)), doubled, max(0, len(finished) - trials))
+
+
+def count_in(storage: str) -> int:
+    """Finished trials just now, asked in another process: this one is forked, and so holds no connection."""
+    reader, writer = FORK.Pipe(duplex=False)
+
+    def count() -> None:
+        with contextlib.suppress(Exception):
+            study = optuna.load_study(study_name=NAME, storage=open_storage(storage))
+            writer.send(len(study.get_trials(deepcopy=False, states=FINISHED)))
+
+    process = FORK.Process(target=count)
+    process.start()
+    process.join(60)
+    found: int = reader.recv() if reader.poll() else 0
+    return found
+
+
+def finish(storage: str, trials: int) -> Found:
+    """Runs a study to its end, in a process of its own, and looks it through in another one."""
+    ended([begun(partial(search, storage, trials))])
+    reader, writer = FORK.Pipe(duplex=False)
+
+    def look() -> None:
+        try:
+            writer.send(Found.of(storage, trials))
+        except BaseException as error:
+            writer.send(error)
+
+    process = FORK.Process(target=look)
+    process.start()
+    found = reader.recv()
+    process.join()
+    if isinstance(found, BaseException):
+        raise found
+    assert isinstance(found, Found)
+    return found
+
+
+def signalled(storage: str, trials: int, times: int, which: signal.Signals, pause: float = 0.3, seed: int = 0) -> int:
+    """Processes are hit at random moments, and others begin in their place; how many were hit."""
+    rng = random.Random(seed)
+    work = partial(search, storage, trials, 0.05)
+    processes = [begun(work) for _ in range(3)]
+    hit = 0
+    while hit < times and count_in(storage) < trials:
+        time.sleep(rng.random() * pause)
+        process = processes.pop(rng.randrange(len(processes)))
+        if process.is_alive():
+            assert process.pid is not None
+            os.kill(process.pid, which)
+            hit += 1
+        process.join(60)
+        processes.append(begun(work))
+    for process in processes:
+        process.terminate()
+    ended(processes)
+    return hit
+
+
+def stopped_for_long(storage: str, trials: int, times: int) -> int:
+    """Processes as of another machine are stopped for longer than they may be silent, and go on."""
+
+    def work() -> None:
+        with (
+            mock.patch.object(owners, "BEAT_SECONDS", 0.2),
+            mock.patch.object(owners, "SILENCE", 1.5),
+            mock.patch.object(owners.platform, "node", lambda: f"machine {os.getpid()}"),
+        ):
+            search(storage, trials, 0.4)
+
+    processes = [begun(work) for _ in range(2)]
+    for index in range(times):
+        time.sleep(1.0)
+        process = processes[index % 2]
+        if process.is_alive():
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGSTOP)
+            time.sleep(3.0)
+            os.kill(process.pid, signal.SIGCONT)
+    ended(processes)
+    return times
+
+
+def full_disk(storage: str, trials: int, times: int) -> int:
+    """Files may not grow beyond some size, a little larger each time."""
+
+    def work(limit: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        search(storage, trials)
+
+    for index in range(times):
+        ended([begun(partial(work, 100_000 + 30_000 * index)) for _ in range(2)])
+    return times
+
+
+def read_only(storage: str, trials: int, times: int) -> int:
+    """The folder belongs to somebody else."""
+    ended([begun(partial(search, storage, trials // 2))])
+    path = Path(storage)
+    before = path.read_bytes()
+
+    def work() -> None:
+        os.chmod(path.parent, 0o755)
+        if os.getuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+        try:
+            check_storage(storage)
+        except UserError:
+            return
+        os._exit(3)  # it should have been refused
+
+    mode = path.stat().st_mode
+    os.chmod(path, 0o444)
+    for _ in range(times):
+        process = begun(work)
+        ended([process])
+        assert process.exitcode == 0
+    os.chmod(path, mode)
+    assert path.read_bytes() == before
+    return times
+
+
+def locked(storage: str, trials: int, times: int, seconds: float) -> int:
+    """Another program locks the database for a while."""
+    ended([begun(partial(search, storage, trials // 2))])
+    code = "import sys, sqlite3; c = sqlite3.connect(sys.argv[1], isolation_level=None)"
+    code += "; c.execute('BEGIN IMMEDIATE'); print(flush=True); input(); c.execute('ROLLBACK')"
+    for _ in range(times):
+        command = [sys.executable, "-c", code, storage]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+            assert other.stdout is not None
+            other.stdout.readline()
+            processes = [begun(partial(search, storage, trials)) for _ in range(2)]
+            time.sleep(seconds)
+            other.communicate("\n")
+        ended(processes)
+    return times
+
+
+def watched(storage: str, trials: int, readers: int) -> int:
+    """Others read the study all the time, as dashboards do."""
+
+    def read() -> None:
+        study = optuna.load_study(study_name=NAME, storage=open_storage(storage, must_exist=True))
+        while True:
+            study.get_trials()
+            time.sleep(0.05)
+
+    ended([begun(partial(search, storage, 1))])
+    reading = [begun(read) for _ in range(readers)]
+    ended([begun(partial(search, storage, trials)) for _ in range(4)])
+    for process in reading:
+        process.terminate()
+    ended(reading)
+    return readers
+
+
+def clock_set_back(storage: str, trials: int, times: int) -> int:
+    """The time of day goes back by a day, as far as Optuna and we ask for it."""
+    import datetime
+
+    from optuna.storages._rdb import storage as relational
+
+    class Earlier(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> Any:
+            return datetime.datetime.now(tz) - datetime.timedelta(days=1)
+
+    def work() -> None:
+        real = time.time
+        with (
+            mock.patch.object(time, "time", lambda: real() - 86400),
+            mock.patch.object(relational, "datetime", Earlier),
+        ):
+            search(storage, trials, 0.05)
+
+    processes = [begun(partial(search, storage, trials, 0.05))]
+    processes += [begun(work) for _ in range(times)]
+    ended(processes)
+    return times
+
+
+@contextlib.contextmanager
+def every_storage() -> Iterator[dict[str, str]]:
+    """A storage of each kind, by its name; those that can be had."""
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pxp-faults-"))
+        found = {"sqlite": f"{folder}/a.db", "journal": f"{folder}/a.journal"}
+        if postgresql_folder() is not None:
+            found["postgresql"] = stack.enter_context(postgresql()).url
+        found["proxy"] = stack.enter_context(proxy(f"{folder}/proxied.db"))
+        yield found
+
+
+def restarted_server(trials: int, times: int) -> tuple[int, Found]:
+    """PostgreSQL is stopped and started while processes run a study."""
+    with postgresql() as server:
+        for _ in range(times):
+            processes = [begun(partial(search, server.url, trials, 0.05)) for _ in range(2)]
+            time.sleep(1.5)
+            server.control("restart", "-m", "fast")
+            ended(processes)
+        return times, finish(server.url, trials)
+
+
+def restarted_proxy(trials: int, times: int) -> tuple[int, Found]:
+    """The proxy is stopped and started while processes run a study."""
+    with tempfile.TemporaryDirectory() as folder:
+        storage, port = f"{folder}/a.db", free_port()
+        for _ in range(times):
+            with proxy(storage, port) as url:
+                processes = [begun(partial(search, url, trials, 0.05)) for _ in range(2)]
+                time.sleep(3)
+            ended(processes)
+        with proxy(storage, port) as url:
+            return times, finish(url, trials)
+
+
+def faults(short: bool = False) -> dict[str, Callable[[], tuple[int, Found]]]:
+    """By its name what injects a fault, and says how often and what was found."""
+    kills, trials = (6, 30) if short else (50, 150)
+
+    disk = partial(full_disk, times=2 if short else 10)
+
+    def in_folder(inject: Callable[[str, int], int], count: int = trials, name: str = "a.db") -> tuple[int, Found]:
+        with tempfile.TemporaryDirectory(prefix="pxp-faults-") as folder:
+            storage = f"{folder}/{name}"
+            return inject(storage, count), finish(storage, count)
+
+    def on_server(which: signal.Signals) -> tuple[int, Found]:
+        with postgresql() as server:
+            return signalled(server.url, trials, kills, which), finish(server.url, trials)
+
+    def on_proxy() -> tuple[int, Found]:
+        with tempfile.TemporaryDirectory() as folder, proxy(f"{folder}/a.db") as url:
+            return signalled(url, trials, kills, signal.SIGKILL, pause=1.0), finish(url, trials)
+
+    kill, term = (partial(signalled, times=kills, which=which) for which in (signal.SIGKILL, signal.SIGTERM))
+    found: dict[str, Callable[[], tuple[int, Found]]] = {
+        "sqlite-sigkill": partial(in_folder, kill),
+        "sqlite-sigterm": partial(in_folder, term),
+        "journal-sigkill": partial(in_folder, kill, name="a.journal"),
+        "stopped": partial(in_folder, partial(stopped_for_long, times=1 if short else 6), 20),
+        "full-disk": partial(in_folder, disk, 40),
+        "full-disk-journal": partial(
+            in_folder, partial(full_disk, times=2 if short else 10), 400 - 360 * short, "a.journal"
+        ),
+        "read-only": partial(in_folder, partial(read_only, times=1), 20),
+        "locked": partial(in_folder, partial(locked, times=1, seconds=1 if short else 60), 20),
+        "watched": partial(in_folder, partial(watched, readers=2), 40 if short else 1000),
+        "clock": partial(in_folder, partial(clock_set_back, times=1 if short else 3), 40),
+    }
+    if postgresql_folder() is not None:
+        found["postgresql-sigkill"] = partial(on_server, signal.SIGKILL)
+        found["postgresql-restarted"] = partial(restarted_server, 60, 1 if short else 5)
+    found["proxy-sigkill"] = on_proxy
+    found["proxy-restarted"] = partial(restarted_proxy, 60, 1 if short else 5)
+    return found
+
+
+def throughput(trials: int = 100) -> None:
+    """Prints fast trials a second, of 1, 2 and 4 processes on each storage, in one run."""
+    print(f"{'storage':<12} {'1':>8} {'2':>8} {'4':>8}   trials a second, by processes")
+    speeds: dict[str, list[float]] = {}
+    for count in (1, 2, 4):
+        with every_storage() as storages:
+            for name, storage in storages.items():
+                ended([begun(partial(search, storage, 1))])
+                started = time.perf_counter()
+                ended([begun(partial(search, storage, trials)) for _ in range(count)])
+                speeds.setdefault(name, []).append((trials - 1) / (time.perf_counter() - started))
+    for name, found in speeds.items():
+        print(f"{name:<12} {' '.join(f'{speed:8.1f}' for speed in found)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("faults", nargs="*", help="their names; all by default")
+    parser.add_argument("--short", action="store_true", help="as in the tests")
+    parser.add_argument("--throughput", action="store_true", help="how fast, instead")
+    arguments = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warm()
+    if arguments.throughput:
+        throughput()
+        return
+    print(f"{'fault':<22} {'times':>5} {'lost':>5} {'doubled':>7} {'over':>5} {'seconds':>8}", flush=True)
+    for name, inject in faults(arguments.short).items():
+        if arguments.faults and name not in arguments.faults:
+            continue
+        started = time.perf_counter()
+        times, found = inject()
+        seconds = time.perf_counter() - started
+        print(f"{name:<22} {times:>5} {found.lost:>5} {found.doubled:>7} {found.over:>5} {seconds:>8.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
