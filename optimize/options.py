@@ -69,7 +69,12 @@ def _option(
     documentation. unset: what None stands for. shown: the default in words, where its value is none. alias: another
     name. What `choices` gives is asked for when a value is checked: users may have registered more.
     """
-    metadata = {"section": section, "brief": brief, "help": f"{brief} {more}".strip(), "metavar": metavar}
+    metadata: dict[str, Any] = {
+        "section": section,
+        "brief": brief,
+        "help": f"{brief} {more}".strip(),
+        "metavar": metavar,
+    }
     metadata |= {"parse": parse, "choices": choices, "alias": alias, "unset": unset, "shown": shown}
     return field(default=default, metadata=metadata)
 
@@ -310,11 +315,12 @@ class Options:
     )
     workers: int | None = _option(
         None,
-        "Processes that run trials at once. What a trial is proposed from depends on how many there are: the same seed "
-        "and number give the same study.",
+        HARDWARE,
+        "Processes that run trials at once.",
+        "What a trial is proposed from depends on how many there are: the same seed and number give the same study.",
         parse=count_from(1, 1024),
         metavar="N",
-        unset="one for each GPU, on the CPU one for each core, up to 4",
+        unset="one a GPU or core, up to 4",
     )
     storage: str = _option(
         "sqlite:///pxp.db",

@@ -272,7 +272,7 @@ def storage_errors(storage: str) -> Iterator[None]:
     except (SQLAlchemyError, StorageInternalError, *lost) as error:
         cause = getattr(error, "orig", None) or error.__cause__ or error
         cause = getattr(cause, "orig", None) or cause
-        said = cause.details() if lost and isinstance(cause, grpc.Call) else str(cause)
+        said = cause.details() if grpc is not None and isinstance(cause, grpc.Call) else str(cause)
         line = shown((said.strip().splitlines() or [type(cause).__name__])[0])
         raise UserError(f"the storage {shown(storage)} failed ({line}): is it writable, and a database?") from error
     except OSError as error:
