@@ -37,6 +37,10 @@ class Commands(SphinxDirective):
             words = paragraph.replace("\b", "").strip()
             kind = nodes.literal_block if "\b" in paragraph else nodes.paragraph
             section += kind(words, words if kind is nodes.literal_block else " ".join(words.split()))
+        if command is not main and _options(command) == _options(main):
+            section += nodes.paragraph("", "", *words_of("Its options are those of `pxp-optimize`."))
+            yield section
+            return
         listed = nodes.definition_list()
         for parameter in command.params:
             record = parameter.get_help_record(context)
@@ -49,6 +53,10 @@ class Commands(SphinxDirective):
         section += listed
         self.state.document.note_implicit_target(section, section)
         yield section
+
+
+def _options(command: click.Command) -> set[str | None]:
+    return {parameter.name for parameter in command.params} - {"version"}
 
 
 def commands_of(group: click.Command, name: str = "pxp-optimize") -> Iterator[tuple[str, click.Command]]:

@@ -24,8 +24,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NOT_RUN = re.compile(r"^<!-- not run: .*? -->\n+```python\n.*?^```$", re.MULTILINE | re.DOTALL)
+"""A block that the comment before it gives a reason for: it needs what the suite does not have."""
 BLOCK = re.compile(r"^```python\n(.*?)^```$|^<!-- setup\n(.*?)^-->$", re.MULTILINE | re.DOTALL)
-CODE = {page: ["".join(found) for found in BLOCK.findall(page.read_text())] for page in PAGES}
+CODE = {page: ["".join(found) for found in BLOCK.findall(NOT_RUN.sub("", page.read_text()))] for page in PAGES}
 SEARCHES = re.compile(r"\b(trials|n_trials)=\d+")
 
 
