@@ -40,7 +40,10 @@ class Amount:
 
         Raises:
             ValueError: several are given, or a value out of range.
+            TypeError: there is no such way.
         """
+        if unknown := [kind for kind in given if kind not in KINDS]:
+            raise TypeError(f"{unknown[0]} is no way to say how much goes: there are {', '.join(KINDS)}")
         found = {kind: value for kind, value in given.items() if value is not None}
         if len(found) > 1:
             raise ValueError(f"{' and '.join(found)} are ways to say how much goes: give one of them")

@@ -100,6 +100,8 @@ def test_one_way_to_say_it():
     assert Amount.of(max_macs="1.2G", rate=None) == Amount("max_macs", 1.2e9)
     with pytest.raises(ValueError, match="rate and max_macs are ways to say how much goes: give one"):
         Amount.of(rate=0.5, max_macs=3)
+    with pytest.raises(TypeError, match="max_parameters is no way"):
+        Amount.of(max_parameters=3)
     for wrong in ({"rate": 1}, {"saved": -0.1}, {"keep_accuracy": 0}, {"max_params": "3X"}, {"max_macs": 0}):
         (kind,) = wrong
         with pytest.raises(ValueError, match=f"{kind} is "):
