@@ -450,10 +450,13 @@ def rows_of(case: Case, search: int) -> dict[str, Callable[[], Iterator[Found]]]
     for name, method in {"magnitude": Baseline("magnitude", seed), "relevance": plain}.items():
         for repair in ("none", "local-linear", "local", "least-squares"):
             found[f"{name}, once, {repair}"] = partial(ranked, case, method, "oneshot", repair)
-    for repair in ("local-linear", "local", "least-squares"):
+    for repair in ("batchnorm", "local-linear", "local", "local+batchnorm", "least-squares"):
+        if "batchnorm" in repair and not case.graph.norms:
+            continue
         name = f"magnitude, the same share of each layer, once, {repair}"
         found[name] = partial(ranked, case, Baseline("magnitude", seed), "oneshot", repair, levelled)
-    found["relevance / macs, once, local"] = partial(ranked, case, by_price, "oneshot", "local")
+    for repair in ("local", "local+batchnorm", "least-squares"):
+        found[f"relevance / macs, once, {repair}"] = partial(ranked, case, by_price, "oneshot", repair)
     found["folding, BatchNorm"] = partial(folded, case)
     found["Taylor, our steps and repair"] = partial(ranked, case, Baseline("taylor", seed))
     found["Taylor / macs, our steps and repair"] = partial(ranked, case, Baseline("taylor", seed), form=priced)
