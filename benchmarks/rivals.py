@@ -73,6 +73,9 @@ RIDGE = 1e-2
 STEPS = 100
 """Steps in which Torch-Pruning goes, importance computed again at each."""
 
+MODES = ("uniform", "global", "isomorphic")
+"""Of Torch-Pruning: the same share of each layer, its default; all layers together; those of one form together."""
+
 Scores = dict[str, Tensor]
 Found = tuple[float, Tensor]
 """What part of the multiply-adds is saved, and which holdout images are right."""
@@ -308,8 +311,8 @@ def kmeans(rows: Tensor, count: int, rounds: int = 50) -> Tensor:
 # -- Torch-Pruning ------------------------------------------------------------------------------------------------
 
 
-def torch_pruned(case: Case, importance: str, isomorphic: bool) -> list[tuple[float, nn.Module]]:
-    """By Torch-Pruning, global or isomorphic, importance computed again at each of `STEPS` steps: for each target, what
+def torch_pruned(case: Case, importance: str, mode: str) -> list[tuple[float, nn.Module]]:
+    """By Torch-Pruning in one of its `MODES`, importance computed again at each of `STEPS` steps: for each target, what
     the nearest network saves, and that network."""
     import torch_pruning
 
@@ -331,8 +334,8 @@ def torch_pruned(case: Case, importance: str, isomorphic: bool) -> list[tuple[fl
         case.image,
         importance=kinds[importance](),
         pruning_ratio=1.0,
-        global_pruning=True,
-        isomorphic=isomorphic,
+        global_pruning=mode != "uniform",
+        isomorphic=mode == "isomorphic",
         iterative_steps=STEPS,
         ignored_layers=keep,
     )
@@ -439,19 +442,21 @@ def rows_of(case: Case, search: int) -> dict[str, Callable[[], Iterator[Found]]]
     seed = case.options.seed
     found: dict[str, Callable[[], Iterator[Found]]] = {}
     for kind in ("magnitude", "taylor"):
-        for isomorphic in (False, True):
-            networks = cache(partial(torch_pruned, case, kind, isomorphic))
+        for mode in MODES:
+            networks = cache(partial(torch_pruned, case, kind, mode))
             for batchnorm in (False, True):
-                mode = "isomorphic" if isomorphic else "global"
                 name = f"Torch-Pruning, {kind}, {mode}{', BatchNorm' if batchnorm else ''}"
                 found[name] = partial(of_torch_pruning, case, networks, batchnorm)
     for name, method in {"magnitude": Baseline("magnitude", seed), "relevance": plain}.items():
         for repair in ("none", "local-linear", "local", "least-squares"):
             found[f"{name}, once, {repair}"] = partial(ranked, case, method, "oneshot", repair)
-    for repair in ("local-linear", "local", "least-squares"):
+    for repair in ("batchnorm", "local-linear", "local", "local+batchnorm", "least-squares"):
+        if "batchnorm" in repair and not case.graph.norms:
+            continue
         name = f"magnitude, the same share of each layer, once, {repair}"
         found[name] = partial(ranked, case, Baseline("magnitude", seed), "oneshot", repair, levelled)
-    found["relevance / macs, once, local"] = partial(ranked, case, by_price, "oneshot", "local")
+    for repair in ("local", "local+batchnorm", "least-squares"):
+        found[f"relevance / macs, once, {repair}"] = partial(ranked, case, by_price, "oneshot", repair)
     found["folding, BatchNorm"] = partial(folded, case)
     found["Taylor, our steps and repair"] = partial(ranked, case, Baseline("taylor", seed))
     found["Taylor / macs, our steps and repair"] = partial(ranked, case, Baseline("taylor", seed), form=priced)

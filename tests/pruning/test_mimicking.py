@@ -9,7 +9,7 @@ import torch
 import torchvision.models as tv
 from pxp_optimize.pruning import Graph, Masks, compact, make_repair, masked_model, mimic, prune_masks, trace
 from pxp_optimize.pruning import mimicking as module
-from pxp_optimize.pruning.mimicking import _Goals, _values, averaged, unpooled
+from pxp_optimize.pruning.mimicking import _Goals, _halfway, _values, averaged, mirrored, shifted, unpooled
 from torch import Tensor, nn
 
 
@@ -157,3 +157,55 @@ def test_averages_are_of_two_images_each():
     torch.testing.assert_close(found.sum(1), torch.ones(5, 1, 1))
     assert bool(((found > 0).sum(1) <= 2).all())
     assert bool((found >= 0).all())
+
+
+class Side(nn.Module):
+    """Says which half of an image is the brighter one, or, where it sees all alike, whether the middle is bright."""
+
+    def __init__(self, alike: bool) -> None:
+        super().__init__()
+        self.hidden, self.head = nn.Linear(64, 2, bias=False), nn.Linear(2, 2, bias=False)
+        sign = torch.ones(8, 8)
+        if not alike:
+            sign[:, 4:] = -1
+        with torch.no_grad():
+            self.hidden.weight.copy_(torch.stack([sign.flatten(), -sign.flatten()]))
+            self.head.weight.copy_(torch.eye(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.hidden(x.flatten(1))))
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_images_are_only_changed_in_ways_that_the_network_bears(alike):
+    images = torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    images += torch.where(torch.arange(40) % 2 == 0, 1.0, -1.0).view(-1, 1, 1, 1) * (
+        torch.ones(8) if alike else torch.tensor([1.0] * 4 + [-1.0] * 4)
+    )
+    goals = _Goals(trace(Side(alike), images[:2]), {}, None)
+    goals.find_changes(images, 0)
+    assert goals.changes == ([mirrored, shifted] if alike else [shifted])
+
+
+def test_shifted_images_are_parts_of_what_their_edges_continue():
+    images = torch.arange(2 * 64.0).view(2, 1, 8, 8)
+    chance = torch.Generator().manual_seed(0)
+    wide = nn.functional.pad(images, (1, 1, 1, 1), mode="replicate")
+    seen = set()
+    for _ in range(30):
+        for image, whole in zip(shifted(images, chance), wide, strict=True):
+            places = [(y, x) for y in range(3) for x in range(3) if torch.equal(image, whole[:, y : y + 8, x : x + 8])]
+            assert len(places) == 1
+            seen.update(places)
+    assert len(seen) == 9
+
+
+def test_weights_end_halfway(cut):
+    _, small, _ = cut
+    before, after = small.network, _halfway(small.network, small.network)
+    for value in after.parameters():
+        value += 2
+    found = _halfway(before, after)
+    for value, old, new in zip(found.parameters(), before.parameters(), after.parameters(), strict=True):
+        torch.testing.assert_close(value, old + 1)
+        torch.testing.assert_close(new, old + 2)
