@@ -94,11 +94,16 @@ RULES: Registry[RuleKind] = Registry(
         # beta is alpha - 1; alpha = 1 is z-plus where inputs are not negative.
         "alpha_beta": RuleKind(AlphaBeta, {"alpha": Parameter(2.0, 1.0, 1e3, Searched(1.0, 3.0))}),
         "zplus": RuleKind(ZPlus, {}),
-        # Of the layer that reads the image. The bounds of z-box are those of pixels as the network takes them.
+        # Of the layer that reads the image. The bounds of z-box are black and white as the network takes them, zero
+        # between them.
         "flat": RuleKind(Flat, {}),
         "wsquare": RuleKind(WSquare, {}),
         "zbox": RuleKind(
-            ZBox, {name: Parameter(None, -1e6, 1e6, channels=True) for name in ("low", "high")}
+            ZBox,
+            {
+                "low": Parameter(None, -1e6, 0.0, channels=True),
+                "high": Parameter(None, 0.0, 1e6, channels=True),
+            },
         ),
     },
 )

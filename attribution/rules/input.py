@@ -90,11 +90,11 @@ class ZBox(InputRule):
     """The z-box rule (Montavon et al. 2017): by contributions less the least that inputs within bounds could give.
 
     Args:
-        low: the lowest value that an input may have, below `high`: of all channels, or one for each.
-        high: the highest one.
+        low: the lowest value that an input may have, 0 at most: of all channels, or one for each.
+        high: the highest one, 0 at least.
 
     Raises:
-        ValueError: bounds that are not, or of several numbers of channels.
+        ValueError: bounds for several numbers of channels.
     """
 
     def __init__(self, low: Bound, high: Bound, **known: bool) -> None:
@@ -102,8 +102,6 @@ class ZBox(InputRule):
         self.low, self.high = (tuple(of) if isinstance(of, Sequence) else (of,) for of in (low, high))
         if len(self.low) != len(self.high) and 1 not in (len(self.low), len(self.high)):
             raise ValueError(f"low is of {len(self.low)} channels, high of {len(self.high)}")
-        if not all(torch.tensor(self.low) < torch.tensor(self.high)):
-            raise ValueError("low must be below high, in each channel")
 
     def reference(self) -> Hook:
         low, high = (torch.tensor(of).view(1, -1, 1, 1) if len(of) > 1 else of[0] for of in (self.low, self.high))
@@ -117,7 +115,9 @@ class ZBox(InputRule):
         return super().register(module)
 
     def products(self, module: nn.Module, x: Tensor) -> list[Product]:
-        low, high = (x.new_tensor(of).view(-1, *[1] * (x.dim() - 2)).expand(x.shape[1:]) for of in (self.low, self.high))
+        low, high = (
+            x.new_tensor(of).view(-1, *[1] * (x.dim() - 2)).expand(x.shape[1:]) for of in (self.low, self.high)
+        )
         below, above = (-of.unsqueeze(0) for of in (low, high))
         return [  # the bias would be in all three sums, and cancel
             Product(x, self._weight(module, 1, 1)),
