@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..pruning.names import PRECISIONS
+from ..studies.best import FAITHFULNESS
 from ..studies.errors import UserError
 from .search.pruners import NONE, PRUNERS
 from .search.samplers import AUTO, multi_objective, sampler_names
@@ -43,6 +44,11 @@ from .parsers import (
 
 GIVEN = "(given)"
 """What `data` is where a program gives images, instead of naming them."""
+
+
+OF_PRUNING = ("units", "rates", "schedule", "repair", "repair_samples", "reference_samples", "draws")
+OF_HEATMAPS = ("regions", "replace", "explain_target")
+"""Options that only some objectives have a use for."""
 
 
 def _option(
@@ -210,10 +216,30 @@ class Options:
         "What trials are judged by: `auc`, the area under accuracy against the part of the units that is gone, or "
         "against the part of the multiply-adds (`macs`), the weights (`params`) or the time (`latency`) that is saved, "
         "up to 80 %; then units are ranked by relevance over a power of what they cost. With two (`auc,macs`) the "
-        "front of the trials that none beats in both is listed, and the one with the highest AUC exported.",
+        "front of the trials that none beats in both is listed, and the one with the highest AUC exported. "
+        "`faithfulness` prunes nothing: it judges heat maps, by the target's probability while image regions are "
+        "removed, least relevant first against most relevant first.",
         parse=parse_objective,
         metavar="|".join(objectives()),
         shown="auc",
+    )
+    regions: int | None = _option(
+        None,
+        "Edge, in pixels, of the square regions that are removed (--objective faithfulness).",
+        parse=count_from(1),
+        metavar="N",
+        unset="an eighth of the image",
+    )
+    replace: str = _option(
+        "blur",
+        "What stands in the place of a region that is removed (--objective faithfulness): `blur`, the image's `mean` "
+        "colour, or `neighbours`, an inpainting from what is left around.",
+        metavar="NAME",
+    )
+    explain_target: str = _option(
+        "predicted",
+        "Which class heat maps explain (--objective faithfulness).",
+        choices=lambda: ("predicted", "true"),
     )
     trials: int = _option(
         100, "Finished trials to reach, those of earlier runs included.", parse=count_from(1), metavar="N"
@@ -308,18 +334,34 @@ class Options:
         Raises:
             UserError: what contradicts what.
         """
+        self._check_objective()
         several = len(self.objective) > 1
         if self.draws > 1 and self.pruner != NONE:
             raise UserError(f"--pruner {self.pruner} races on one draw: give --draws 1, or --pruner none")
         if several and self.pruner != NONE:
             raise UserError(f"--pruner {self.pruner} knows one objective: give --objective auc, or --pruner none")
-        if self.objective != ("auc",) and self.pruner != NONE:
+        if self.objective not in (("auc",), (FAITHFULNESS,)) and self.pruner != NONE:
             raise UserError(f"--pruner {self.pruner} races by the AUC: give --objective auc, or --pruner none")
         if several and self.sampler not in (AUTO, *multi_objective()):
             known = ", ".join(multi_objective())
             raise UserError(f"--sampler {self.sampler} knows one objective: give --objective auc, or one of {known}")
         if self.repair == (NONE,) and self.repair_samples is not None:
             raise UserError(f"--repair-samples {self.repair_samples}: --repair none reads no images; leave one out")
+
+    @property
+    def explains(self) -> bool:
+        """Whether heat maps are judged, and nothing is pruned."""
+        return self.objective[0] == FAITHFULNESS
+
+    def _check_objective(self) -> None:
+        """Refuse options that the objective has no use for."""
+        unused = OF_PRUNING if self.explains else OF_HEATMAPS
+        given = [option for option in fields(self) if option.name in unused]
+        wrong = next((option for option in given if getattr(self, option.name) != option.default), None)
+        if wrong is not None:
+            why = "prunes nothing" if self.explains else "judges no heat maps"
+            name = wrong.name.replace("_", "-")
+            raise UserError(f"--objective {','.join(self.objective)} {why}, and has no use for --{name}: leave it out")
 
     def stored(self) -> dict[str, Any]:
         """As JSON, as a study keeps it: words of a list joined as on the command line."""

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ..pruning.cost import saved_at
-from .best import RESCORED, SAVED, auc_of, best_trial, cost_of, judged, score_of, search_best
+from .best import RESCORED, SAVED, auc_of, best_trial, cost_of, explains, judged, score_of, search_best
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -71,7 +71,7 @@ def list_studies(storage: BaseStorage) -> list[StudyLine]:
                 best=_best_value(study, complete),
                 model=mark.get("model", "-"),
                 data=mark.get("data", "-"),
-                units=mark.get("units", "-"),
+                units="heat maps" if explains(study) else mark.get("units", "-"),
                 updated=max(times, default=None),
                 stopped=sum(trial.state == TrialState.PRUNED for trial in trials),
                 cost=cost_of(study),
@@ -93,7 +93,11 @@ def studies_table(lines: Iterable[StudyLine]) -> Table:
     for line in lines:
         updated = line.updated.strftime("%Y-%m-%d %H:%M") if line.updated else "-"
         count = f"{line.complete} of {line.total}" + (f", {line.stopped} stopped early" if line.stopped else "")
-        best = _number(line.best) + ("" if line.cost is None else f" over {line.cost}")
+        best = (
+            _number(line.best)
+            + (" SRG" if line.units == "heat maps" else "")
+            + ("" if line.cost is None else f" over {line.cost}")
+        )
         table.add_row(line.name, line.model, line.data, line.units, count, best, updated)
     return table
 
