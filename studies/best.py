@@ -70,6 +70,19 @@ def explains(study: Study) -> bool:
     return objective.startswith(FAITHFULNESS)
 
 
+def check_prunes(study: Study) -> None:
+    """Refuse a study that says nothing of pruning.
+
+    Raises:
+        UserError: it judges heat maps.
+    """
+    if explains(study):
+        raise UserError(
+            f"study {study.study_name!r} judges heat maps (--objective {FAITHFULNESS}) and prunes nothing: "
+            "take one of another objective"
+        )
+
+
 def heading_of(study: Study) -> str:
     """What a study's trials are judged by, as a person reads it."""
     if explains(study):
