@@ -273,8 +273,8 @@ class Result:
         return Composite.from_dict(self.trial.user_attrs["composite"])
 
     def curve(self) -> list[tuple[float, float]]:
-        """Pruning rate and accuracy on the holdout samples of the best trial, at each rate; of heat maps the part of the
-        regions removed, and how much higher the target's probability is if the least relevant ones go first."""
+        """Pruning rate and accuracy on the holdout samples of the best trial, at each rate; of heat maps the part of
+        the regions removed, and how much higher the target's probability is if the least relevant ones go first."""
         holdout = self.study.user_attrs["holdout"][str(self.trial.number)]
         return list(zip(self.prepared.task.parts, holdout["accuracy"], strict=True))
 
