@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,10 @@ DOCUMENT_KEYS = (
 )
 
 
+Value = float | tuple[float, ...]
+"""Of a rule's parameter: a number, or one for each channel."""
+
+
 class CompositeError(ValueError):
     """A composite that is malformed or does not fit the model. One line, with the path of the key."""
 
@@ -64,10 +68,11 @@ class RuleSpec:
     """A rule by name with its parameters (`RULES` has their defaults and ranges)."""
 
     rule: str
-    parameters: Mapping[str, float] = field(default_factory=dict)
+    parameters: Mapping[str, Value] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        defaults = {key: known.default for key, known in RULES[self.rule].parameters.items()}
+        known = RULES[self.rule].parameters
+        defaults = {key: of.default for key, of in known.items() if of.default is not None}
         object.__setattr__(self, "parameters", {**defaults, **self.parameters})
 
     @classmethod
@@ -87,16 +92,23 @@ class RuleSpec:
         parameters = {}
         for key, parameter in known.items():
             value = entries.get(key, parameter.default)
-            parameters[key] = _number(value, parameter.low, parameter.high, f"{path}.{key}")
+            read = _numbers if parameter.channels and isinstance(value, (list, tuple)) else _number
+            parameters[key] = read(value, parameter.low, parameter.high, f"{path}.{key}")
         if "beta" in entries:
             beta = _number(entries["beta"], 0, known["alpha"].high, f"{path}.beta")
             if not math.isclose(beta, parameters["alpha"] - 1, rel_tol=0, abs_tol=1e-9):
                 raise CompositeError(f"{path}.beta: must be alpha - 1 = {parameters['alpha'] - 1:g}, not {beta!r}")
-        return cls(name, parameters)
+        spec = cls(name, parameters)
+        try:
+            spec.hook()
+        except ValueError as error:
+            raise CompositeError(f"{path}: {error}") from None
+        return spec
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, with beta where there is an alpha."""
-        data: dict[str, Any] = {"rule": self.rule, **self.parameters}
+        data: dict[str, Any] = {"rule": self.rule}
+        data |= {key: list(value) if isinstance(value, tuple) else value for key, value in self.parameters.items()}
         if self.rule == "alpha_beta":
             data["beta"] = data["alpha"] - 1
         return data
@@ -350,6 +362,12 @@ def _number(value: Any, low: float, high: float, path: str) -> float:
     if not low <= value <= high:
         raise CompositeError(f"{path}: must be in [{low:g}, {high:g}], not {value!r}")
     return float(value)
+
+
+def _numbers(values: Sequence[Any], low: float, high: float, path: str) -> tuple[float, ...]:
+    if not values:
+        raise CompositeError(f"{path}: must be a number, or one for each channel, not an empty list")
+    return tuple(_number(value, low, high, f"{path}.{index}") for index, value in enumerate(values))
 
 
 def _choice(entries: Mapping[str, Any], key: str, allowed: tuple[str, ...], default: Any, path: str) -> str | None:

@@ -20,10 +20,11 @@ from torch import nn
 
 from ..attribution import Composite
 from ..pruning import NotFinite, area_over
-from ..studies.best import AUC, PRUNING, auc_of, best_trial
+from ..studies.best import AUC, FAITHFULNESS, PRUNING, auc_of, best_trial, check_prunes, explains
 from ..studies.comparison import Line
 from ..studies.document import check_target, composite_document, described, write_json
 from ..studies.errors import UserError
+from ..studies.faithfulness import table as heat_map_table
 from ..studies.output import FIGURE, write_report
 from ..studies.output import figure as draw
 from ..studies.report import result_lines, result_table
@@ -32,6 +33,7 @@ from .data.given import Given
 from .evaluation.candidate import candidate, keep_candidate
 from .evaluation.curve import chunks
 from .evaluation.evaluate import mean_evaluation
+from .evaluation.faithfulness import Faithful
 from .evaluation.phases import PREPARING, phase, recorded
 from .options import GIVEN, Options
 from .search.pruners import asking
@@ -85,7 +87,8 @@ def optimize(
         search: images that trials are scored on.
         holdout: images that the search never sees; None for a half of `search`, class by class.
         trials: finished trials to reach. The first ones are known composites.
-        objective: "auc", or "macs", "params" or "latency" for the area over what is saved of that; or two: "auc,macs".
+        objective: "auc", or "macs", "params" or "latency" for the area over what is saved of that; or two: "auc,macs";
+            or "faithfulness", which judges heat maps and prunes nothing (alone, or with "complexity" or "stability").
         units: "filters", "neurons", "heads" or several of them; None for what the network has.
         storage: database of the studies, a file or a URL. A study that is there goes on.
         study: its name; None for one made of model and units.
@@ -208,8 +211,13 @@ class Objective:
             return float("nan")
         trial.set_user_attr("accuracy", found.accuracy)
         trial.set_user_attr("seconds", found.seconds)
+        if isinstance(found, Faithful):
+            for key, value in found.kept().items():
+                trial.set_user_attr(key, value)
         if found.stopped:
             raise optuna.TrialPruned(f"stopped after {found.samples} samples")
+        if isinstance(found, Faithful):
+            return found.auc if found.other is None else (found.auc, found.other)
         if self.prepared.task.by_cost:
             trial.set_user_attr(AUC, found.auc)
             return found.score
@@ -221,6 +229,8 @@ class Objective:
 
     def prune(self, trial: FrozenTrial, *, mimic: int = 0, finetune: int = 0, **amount: Any) -> nn.Module:
         """The network without its least relevant units, as the trial measured it. Otherwise as `Result.prune`."""
+        if self.prepared.task.explaining is not None:
+            raise UserError("with objective faithfulness nothing is pruned: take another one")
         return smaller(self.prepared, None, trial, Amount.of(**amount), Training.of(mimic, finetune)).module()
 
     def export(self, trial: FrozenTrial, path: str | Path) -> None:
@@ -233,6 +243,10 @@ class Objective:
         check_target(path)
         attrs, prepared = trial.user_attrs, self.prepared
         document = described(attrs["composite"], attrs.get(PRUNING, {}), prepared.fingerprint, prepared.layers)
+        if prepared.task.explaining is not None:
+            result = {"objective": FAITHFULNESS, "srg": auc_of(trial), "trial": trial.number}
+            write_json(path, {**document, "result": result})
+            return
         result = {"trial": trial.number, "rates": list(prepared.task.rates), "accuracy": attrs["accuracy"]}
         write_json(path, {**document, "result": {"auc": auc_of(trial), **result}})
 
@@ -247,7 +261,8 @@ class Result:
 
     def __repr__(self) -> str:
         trial = self.trial
-        return f"Result(study={self.study.study_name!r}, trial={trial.number}, auc={auc_of(trial):.4f})"
+        name = "srg" if explains(self.study) else "auc"
+        return f"Result(study={self.study.study_name!r}, trial={trial.number}, {name}={auc_of(trial):.4f})"
 
     @property
     def trial(self) -> FrozenTrial:
@@ -260,16 +275,17 @@ class Result:
         return Composite.from_dict(self.trial.user_attrs["composite"])
 
     def curve(self) -> list[tuple[float, float]]:
-        """Pruning rate and accuracy on the holdout samples of the best trial, at each rate."""
+        """Pruning rate and accuracy on the holdout samples of the best trial, at each rate; of heat maps the part of
+        the regions removed, and how much higher the target's probability is if the least relevant ones go first."""
         holdout = self.study.user_attrs["holdout"][str(self.trial.number)]
-        return list(zip(self.prepared.task.rates, holdout["accuracy"], strict=True))
+        return list(zip(self.prepared.task.parts, holdout["accuracy"], strict=True))
 
     def table(self) -> Table:
         """The command's last table: the fixed composites and the best one, on search and holdout samples.
 
         `print` shows it, and so does a notebook.
         """
-        return result_table(result_lines(self.study))
+        return heat_map_table(self.study) if explains(self.study) else result_table(result_lines(self.study))
 
     def prune(
         self,
@@ -302,6 +318,7 @@ class Result:
         Raises:
             ValueError: out of range, several are given, or no network is so small.
         """
+        check_prunes(self.study)
         amount = Amount.of(
             rate=rate, saved=saved, keep_accuracy=keep_accuracy, max_params=max_params, max_macs=max_macs
         )
@@ -320,6 +337,7 @@ class Result:
             ValueError: as in `prune`.
             UserError: the file cannot be written, holds something else, or its name says another kind.
         """
+        check_prunes(self.study)
         check_target(path, self.options.storage, is_ours, "pruned network")
         format_of(path)
         small = self._smaller(Amount.of(**amount), mimic, finetune)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..pruning.names import PRECISIONS
+from ..studies.best import FAITHFULNESS
 from ..studies.errors import UserError
 from ..studies.wording import did_you_mean
 from .search.pruners import NONE, PRUNERS
@@ -45,9 +46,12 @@ GIVEN = "(given)"
 
 
 MODEL, DATA, PRUNING, SEARCH = "Model", "Data", "Pruning", "Search"
-STORAGE, HARDWARE, OUTPUT = "Storage", "Hardware", "Output"
-SECTIONS = (MODEL, DATA, PRUNING, SEARCH, STORAGE, HARDWARE, OUTPUT)
+HEAT_MAPS, STORAGE, HARDWARE, OUTPUT = "Heat maps", "Storage", "Hardware", "Output"
+SECTIONS = (MODEL, DATA, PRUNING, HEAT_MAPS, SEARCH, STORAGE, HARDWARE, OUTPUT)
 """Under which headings `--help` lists the options."""
+OF_PRUNING = ("units", "rates", "schedule", "repair", "repair_samples", "reference_samples", "draws")
+OF_HEATMAPS = ("regions", "replace", "explain_target")
+"""Options that only some objectives have a use for."""
 
 
 def _option(
@@ -256,15 +260,39 @@ class Options:
     objective: tuple[str, ...] = _option(
         ("auc",),
         SEARCH,
-        "What counts: auc, macs, params, latency, or auc,macs and so on.",
+        "What counts: auc, macs, params, latency, faithfulness, or auc,macs.",
         "`auc` is the area under accuracy against the part of the units that is gone, `macs`, `params` "
         "and `latency` that against the part of the multiply-adds, the weights or the time that is "
         "saved, up to 80 %; then units are ranked by relevance over a power of what they cost. With two "
         "(`auc,macs`) the front of the trials that none beats in both is listed, and the one with the "
-        "highest AUC exported.",
+        "highest AUC exported. `faithfulness` prunes nothing: it judges heat maps, by the target's probability while "
+        "image regions are removed, least relevant first against most relevant first.",
         parse=parse_objective,
         metavar="NAME[,NAME]",
         shown="auc",
+    )
+    regions: int | None = _option(
+        None,
+        HEAT_MAPS,
+        "Edge, in pixels, of the square regions that are removed.",
+        "For --objective faithfulness.",
+        parse=count_from(1),
+        metavar="N",
+        unset="an eighth of the image",
+    )
+    replace: str = _option(
+        "blur",
+        HEAT_MAPS,
+        "What replaces a region: blur, mean (colour) or neighbours.",
+        "`neighbours` is an inpainting from what is left around. For --objective faithfulness.",
+        metavar="NAME",
+    )
+    explain_target: str = _option(
+        "predicted",
+        HEAT_MAPS,
+        "Which class heat maps explain: predicted or true.",
+        "For --objective faithfulness.",
+        choices=lambda: ("predicted", "true"),
     )
     trials: int = _option(
         100, SEARCH, "Finished trials to reach, those of earlier runs included.", parse=count_from(1), metavar="N"
@@ -392,18 +420,34 @@ class Options:
         Raises:
             UserError: what contradicts what.
         """
+        self._check_objective()
         several = len(self.objective) > 1
         if self.draws > 1 and self.pruner != NONE:
             raise UserError(f"--pruner {self.pruner} races on one draw: give --draws 1, or --pruner none")
         if several and self.pruner != NONE:
             raise UserError(f"--pruner {self.pruner} knows one objective: give --objective auc, or --pruner none")
-        if self.objective != ("auc",) and self.pruner != NONE:
+        if self.objective not in (("auc",), (FAITHFULNESS,)) and self.pruner != NONE:
             raise UserError(f"--pruner {self.pruner} races by the AUC: give --objective auc, or --pruner none")
         if several and self.sampler not in (AUTO, *multi_objective()):
             known = ", ".join(multi_objective())
             raise UserError(f"--sampler {self.sampler} knows one objective: give --objective auc, or one of {known}")
         if self.repair == (NONE,) and self.repair_samples is not None:
             raise UserError(f"--repair-samples {self.repair_samples}: --repair none reads no images; leave one out")
+
+    @property
+    def explains(self) -> bool:
+        """Whether heat maps are judged, and nothing is pruned."""
+        return self.objective[0] == FAITHFULNESS
+
+    def _check_objective(self) -> None:
+        """Refuse options that the objective has no use for."""
+        unused = OF_PRUNING if self.explains else OF_HEATMAPS
+        given = [option for option in fields(self) if option.name in unused]
+        wrong = next((option for option in given if getattr(self, option.name) != option.default), None)
+        if wrong is not None:
+            why = "prunes nothing" if self.explains else "judges no heat maps"
+            name = wrong.name.replace("_", "-")
+            raise UserError(f"--objective {','.join(self.objective)} {why}, and has no use for --{name}: leave it out")
 
     def stored(self) -> dict[str, Any]:
         """As JSON, as a study keeps it: words of a list joined as on the command line."""

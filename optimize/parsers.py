@@ -11,13 +11,27 @@ from typing import Any
 
 from ..pruning.cost import COSTS
 from ..pruning.names import NO_GATES, UNIT_KINDS, unit_kinds
+from ..pruning.registry import Registry
 from ..pruning.repair import NONE, REPAIRS, check_repair
+from ..studies.best import FAITHFULNESS
 
 SPACES = ("auto", "depth", "type", "layer", "paper")
 DEFAULT_RATES = "0:0.95:0.05"
 
 LISTS = ("mean", "std", "classes", "rates", "units", "schedule", "repair", "objective")
 """Options that take a list in a TOML file."""
+
+QUALITIES: Registry[Callable[..., Any]] = Registry(
+    "quality",
+    {
+        "complexity": ".evaluation.faithfulness:complexity",
+        "stability": ".evaluation.faithfulness:stability",
+    },
+    __package__,
+)
+"""What else heat maps may be judged by, as a second objective: from a task, a method, samples and their targets a value
+of each image, the higher, the better."""
+register_quality = QUALITIES.register
 
 Parser = Callable[[object], Any]
 
@@ -213,8 +227,9 @@ def parse_objective(value: object) -> tuple[str, ...]:
 
 
 def objectives() -> tuple[str, ...]:
-    """What trials may be judged by: the area over the units or over a cost, or both of a pair."""
-    return ("auc", *COSTS, *(f"auc,{cost}" for cost in COSTS))
+    """What trials may be judged by: the area over the units or over a cost, or both of a pair; or their heat maps."""
+    pruning = ("auc", *COSTS, *(f"auc,{cost}" for cost in COSTS))
+    return (*pruning, FAITHFULNESS, *(f"{FAITHFULNESS},{quality}" for quality in QUALITIES))
 
 
 def _several(value: object, parse: Callable[[str], str]) -> tuple[str, ...]:

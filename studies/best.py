@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
+FAITHFULNESS = "faithfulness"
+"""The objective of studies that judge heat maps and prune nothing. What other studies keep as a trial's accuracies is
+of these the gain: by how much the target's probability is higher if the least relevant regions go first."""
 AUC = "auc"
 """The trial attribute that holds the AUC over the units, where a trial is judged by a cost: its value is another area
 then."""
@@ -58,7 +61,33 @@ def check_trials(study: Study) -> None:
 def cost_of(study: Study) -> str | None:
     """The cost that a study's trials are judged by; None where that is the AUC, alone or beside a cost."""
     objective: str = study.user_attrs.get("config", {}).get("objective", "auc")
-    return None if objective.startswith("auc") else objective
+    return None if objective.startswith(("auc", FAITHFULNESS)) else objective
+
+
+def explains(study: Study) -> bool:
+    """Whether a study's trials are judged by their heat maps."""
+    objective: str = study.user_attrs.get("config", {}).get("objective", "auc")
+    return objective.startswith(FAITHFULNESS)
+
+
+def check_prunes(study: Study) -> None:
+    """Refuse a study that says nothing of pruning.
+
+    Raises:
+        UserError: it judges heat maps.
+    """
+    if explains(study):
+        raise UserError(
+            f"study {study.study_name!r} judges heat maps (--objective {FAITHFULNESS}) and prunes nothing: "
+            "take one of another objective"
+        )
+
+
+def heading_of(study: Study) -> str:
+    """What a study's trials are judged by, as a person reads it."""
+    if explains(study):
+        return "SRG"
+    return "AUC" if cost_of(study) is None else "area"
 
 
 def measure_of(study: Study) -> str:
@@ -87,6 +116,8 @@ def judged(score: Mapping[str, Any]) -> float | None:
 def stored_score(score: Any) -> dict[str, Any]:
     """A score on unseen samples (`evaluation.evaluate.Score`, or a whole evaluation) as a study keeps it."""
     found = {"auc": score.auc, "accuracy": list(score.accuracy)}
+    if hasattr(score, "kept"):
+        found |= score.kept()
     area = getattr(score, "area", None)
     return found if area is None else {**found, "area": area, "costs": list(score.costs)[: len(score.accuracy)]}
 

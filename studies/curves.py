@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from .best import auc_of, best_trial
+from .best import auc_of, best_trial, explains
 from .report import fixed_trials, name_of
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def curve_of(study: Study, trial: FrozenTrial, samples: str, *, best: bool) -> C
         accuracy, auc = scored.get("accuracy"), scored.get("auc")
     if not accuracy or len(accuracy) != len(rates):
         return None
-    bounds = [wilson(value, count) for value in accuracy] if count else None
+    bounds = [wilson(value, count) for value in accuracy] if count and not explains(study) else None
     return CurveLine(
         name=name_of(trial) or "",
         trial=trial.number,
@@ -108,11 +108,38 @@ def curve_of(study: Study, trial: FrozenTrial, samples: str, *, best: bool) -> C
 COLUMNS = ("study", "composite", "trial", "best", "samples", "rate", "accuracy", "low", "high", "cost")
 
 
+FLIPPING_COLUMNS = ("study", "composite", "trial", "best", "samples", "removed", "least_first", "most_first")
+
+
+def flipping_lines(study: Study) -> list[dict[str, Any]]:
+    """Of a study of heat maps: the target's probability at each part of the regions removed, least and most relevant
+    ones first, of the known composites and the best one."""
+    best = best_trial(study)
+    trials = {trial.number: trial for trial in fixed_trials(study).values() if trial.values} | {best.number: best}
+    found = []
+    for samples in SAMPLES:
+        for number, trial in trials.items():
+            scored = study.user_attrs.get("holdout", {}).get(str(number))
+            curve = {**trial.user_attrs, "auc": auc_of(trial)} if samples == "search" else scored
+            if curve is not None:
+                about = {"name": name_of(trial) or "", "trial": number, "best": int(trial is best), "samples": samples}
+                values = {key: curve[key] for key in ("least_first", "most_first")}
+                found.append({**about, "srg": curve["auc"], "removed": study.user_attrs["rates"], **values})
+    return found
+
+
 def curves_csv(study: Study) -> str:
     """A line for each composite and rate, on holdout and on search samples. low, high: of the 95 % interval over the
     images. cost: as a part of the unpruned network's."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
+    if explains(study):
+        writer.writerow(FLIPPING_COLUMNS)
+        for found in flipping_lines(study):
+            names = [study.study_name, *(found[key] for key in ("name", "trial", "best", "samples"))]
+            curves_of = zip(found["removed"], found["least_first"], found["most_first"], strict=True)
+            writer.writerows([*names, *row] for row in curves_of)
+        return out.getvalue()
     writer.writerow(COLUMNS)
     for line in _all(study):
         for index, rate in enumerate(line.rates):
@@ -125,6 +152,8 @@ def curves_csv(study: Study) -> str:
 
 def curves_document(study: Study) -> dict[str, Any]:
     """The same as a JSON document."""
+    if explains(study):
+        return {"format": FORMAT, "study": study.study_name, "flipping": flipping_lines(study)}
     return {"format": FORMAT, "study": study.study_name, "curves": [asdict(line) for line in _all(study)]}
 
 
@@ -132,7 +161,7 @@ def is_csv(path: Path) -> bool:
     """Whether a file is empty, or begins as `curves_csv` does."""
     try:
         with path.open(encoding="utf-8") as file:
-            return file.readline().strip() in ("", ",".join(COLUMNS))
+            return file.readline().strip() in ("", ",".join(COLUMNS), ",".join(FLIPPING_COLUMNS))
     except (OSError, ValueError):
         return False
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIServer, make_server
 
 from . import internals
-from .best import auc_of
+from .best import auc_of, explains
 from .document import check_ours, composite_document
 from .errors import UserError
 from .figures import draw_all
@@ -147,6 +147,10 @@ def curve_svg(study: Study, trial: FrozenTrial) -> str | None:
     def words(text: str, x: float, y: float, anchor: str, colour: str) -> str:
         return f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="{colour}">{escape(text)}</text>'
 
+    def shown(of: FrozenTrial) -> list[list[float]]:
+        names = ("least_first", "most_first") if explains(study) else ("accuracy",)
+        return [of.user_attrs[name] for name in names]
+
     look = THEMES["light"]
     fixed = {
         name: other
@@ -165,9 +169,9 @@ def curve_svg(study: Study, trial: FrozenTrial) -> str | None:
     parts.append(words(title(trial), EDGE, EDGE - 14, "start", BEST))
     if fixed:
         name = max(fixed, key=lambda name: auc_of(fixed[name]))
-        parts.append(line(fixed[name].user_attrs["accuracy"], QUIET, 1.5))
+        parts += [line(values, QUIET, 1.5) for values in shown(fixed[name])]
         parts.append(words(f"{name}, the best fixed so far", EDGE + width, EDGE - 14, "end", look["text"]))
-    parts.append(line(accuracy, BEST, 2.5))
+    parts += [line(values, BEST, 2.5) for values in shown(trial)]
     font = escape(FONT, quote=True)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDE}" height="{HIGH}" viewBox="0 0 {WIDE} {HIGH}" '

@@ -17,6 +17,7 @@ from .best import (
     best_trial,
     check_trials,
     cost_of,
+    explains,
     judged,
     measure_of,
     score_of,
@@ -83,6 +84,10 @@ def composite_document(study: Study, number: int | None = None) -> dict[str, Any
         raise UserError(f"study {study.study_name!r} was not made by pxp-optimize")
     trial = complete_trial(study, number)
     composite: dict[str, Any] = trial.user_attrs["composite"]
+    if explains(study):
+        from .faithfulness import result_of  # SciPy, which other studies can do without here
+
+        return {**described(composite, {}, fingerprint, layers), "result": result_of(study, trial)}
     holdout, rescored = (study.user_attrs.get(key, {}).get(str(trial.number)) for key in ("holdout", RESCORED))
     first = search_best(study)
     cost = study.user_attrs.get("config", {}).get("objective", "auc").partition(",")[2]

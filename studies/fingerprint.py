@@ -43,6 +43,7 @@ def fingerprint(
     draws: int = 1,
     gated: bool = False,
     costs: bool = False,
+    explaining: Mapping[str, Any] | None = None,
 ) -> Fingerprint:
     """The fingerprint as plain JSON values.
 
@@ -60,6 +61,7 @@ def fingerprint(
         draws: of the reference samples, which a trial's value is the mean over.
         gated: whether the network has gates.
         costs: whether what networks cost is an objective.
+        explaining: what heat maps are judged by, in studies of these.
     """
     return {
         "definitions": DEFINITIONS,
@@ -77,6 +79,7 @@ def fingerprint(
         "draws": draws,
         **({"gates": GATES} if gated else {}),
         **({COSTS_KEY: GATE_COSTS} if gated and costs else {}),
+        **({"explaining": dict(explaining)} if explaining else {}),
         **({"least-squares": LEAST_SQUARES} if "least-squares" in repair else {}),
     }
 

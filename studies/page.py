@@ -105,12 +105,12 @@ def page(study: Study) -> str:
     if first:
         parts.append(f'<section class="grid">{"".join(first)}</section>')
     if trial is not None:
-        results = _table(summary.HEADINGS, summary.table(study), numbers=(1, 2, 3), strong="best")
+        results = _table(summary.headings(study), summary.table(study), numbers=(1, 2, 3), strong="best")
         rows = list(summary.composite_rows(trial).items())
         composite = _table(("layers", "rule"), rows)
         parts.append(
             '<section class="grid">'
-            f"<div><h2>Results</h2>{results}<p><small>{html.escape(summary.AUC)}</small></p></div>"
+            f"<div><h2>Results</h2>{results}<p><small>{html.escape(summary.explanation(study))}</small></p></div>"
             f"<div><h2>The best composite: {html.escape(title(trial))}</h2>{composite}</div></section>"
         )
     if rest:
@@ -136,7 +136,7 @@ def page(study: Study) -> str:
     )
 
 
-FIRST = ("holdout", "search")
+FIRST = ("holdout", "search", "flipping")
 """The figures that stand above the tables."""
 
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ..pruning.cost import saved_at
-from .best import RESCORED, SAVED, auc_of, best_trial, cost_of, judged, score_of, search_best
+from .best import RESCORED, SAVED, auc_of, best_trial, cost_of, explains, judged, score_of, search_best
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
     from rich.table import Table
 
+HEAT_MAPS = "heat maps"
+"""What stands in the place of units where nothing is pruned."""
 KEPT = 0.95
 """The part of the unpruned accuracy that a useful sparsity keeps."""
 
@@ -71,7 +73,7 @@ def list_studies(storage: BaseStorage) -> list[StudyLine]:
                 best=_best_value(study, complete),
                 model=mark.get("model", "-"),
                 data=mark.get("data", "-"),
-                units=mark.get("units", "-"),
+                units=HEAT_MAPS if explains(study) else mark.get("units", "-"),
                 updated=max(times, default=None),
                 stopped=sum(trial.state == TrialState.PRUNED for trial in trials),
                 cost=cost_of(study),
@@ -94,6 +96,7 @@ def studies_table(lines: Iterable[StudyLine]) -> Table:
         updated = line.updated.strftime("%Y-%m-%d %H:%M") if line.updated else "-"
         count = f"{line.complete} of {line.total}" + (f", {line.stopped} stopped early" if line.stopped else "")
         best = _number(line.best) + ("" if line.cost is None else f" over {line.cost}")
+        best += " (SRG)" if line.units == HEAT_MAPS else ""
         table.add_row(line.name, line.model, line.data, line.units, count, best, updated)
     return table
 

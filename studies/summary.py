@@ -3,10 +3,10 @@ dashboard."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .best import PRUNING, RESCORED, auc_of, best_trial, search_best
+from .best import PRUNING, RESCORED, auc_of, best_trial, explains, search_best
 from .curves import curve_of
 from .document import PLAIN
 from .report import KEPT, failed_text, fixed_trials, no_gain_text, result_lines, title
@@ -38,10 +38,8 @@ def settings(study: Study) -> dict[str, str]:
         "classes": f"{len(classes)}: {some(classes, 10)}" if classes else None,
         "image size": image.get("size"),
         "samples": ", ".join(counts),
-        "units": f"{sum(units.values())} {mark.get('units')} in {len(units)} layers" if units else mark.get("units"),
-        "rates": f"{len(rates)} from {rates[0]:g} to {rates[-1]:g}",
-        "schedule": config.get("schedule", mark.get("schedule", PLAIN["schedule"])),
-        "repair": config.get("repair", mark.get("repair", PLAIN["repair"])),
+        "units": None if explains(study) else _units(units, mark),
+        **(_explaining(mark["explaining"]) if explains(study) else _pruning(rates, config, mark)),
         "objective": config.get("objective", "auc"),
         "space": config.get("space"),
         "sampler": config.get("sampler"),
@@ -53,6 +51,26 @@ def settings(study: Study) -> dict[str, str]:
         "time": _taken(study),
     }
     return {key: _words(value) for key, value in given.items() if value not in (None, "", [])}
+
+
+def _units(units: Mapping[str, int], mark: Mapping[str, Any]) -> str | None:
+    return f"{sum(units.values())} {mark.get('units')} in {len(units)} layers" if units else mark.get("units")
+
+
+def _pruning(rates: Sequence[float], config: Mapping[str, Any], mark: Mapping[str, Any]) -> dict[str, object]:
+    return {
+        "rates": f"{len(rates)} from {rates[0]:g} to {rates[-1]:g}",
+        "schedule": config.get("schedule", mark.get("schedule", PLAIN["schedule"])),
+        "repair": config.get("repair", mark.get("repair", PLAIN["repair"])),
+    }
+
+
+def _explaining(mark: Mapping[str, Any]) -> dict[str, object]:
+    return {
+        "explained": f"the {mark['target']} class",
+        "regions": f"{mark['regions']} x {mark['regions']} pixels, removed in {mark['steps']} steps",
+        "replaced by": mark["replace"],
+    }
 
 
 def _words(value: object) -> str:
@@ -93,7 +111,8 @@ def findings(study: Study) -> list[str]:
 def _best(study: Study) -> str:
     best = best_trial(study)
     holdout = study.user_attrs.get("holdout", {}).get(str(best.number))
-    text = f"The best is {title(best)}: AUC {auc_of(best):.4f} on the search images"
+    name = "SRG" if explains(study) else "AUC"
+    text = f"The best is {title(best)}: {name} {auc_of(best):.4f} on the search images"
     return (
         f"{text}, {holdout['auc']:.4f} on the holdout images." if holdout else f"{text}. The holdout is still unseen."
     )
@@ -101,13 +120,17 @@ def _best(study: Study) -> str:
 
 def _why(study: Study) -> str:
     best, first = best_trial(study), search_best(study)
+    name = "SRG" if explains(study) else "AUC"
     scores = study.user_attrs.get(RESCORED, {})
     if str(best.number) not in scores:
-        return "It has the highest AUC of the search; the highest of many is in part luck, and it was not scored again."
+        return (
+            f"It has the highest {name} of the search; the highest of many is in part luck, and it was "
+            "not scored again."
+        )
     ordered = sorted(scores, key=lambda number: (int(number) != best.number, -(scores[number]["auc"] or 0)))
     found = ", ".join(f"trial {n} {s:.4f}" if (s := scores[n]["auc"]) is not None else f"trial {n} -" for n in ordered)
     text = (
-        f"The highest of many AUCs is in part luck, so the first {len(scores)} were scored again on "
+        f"The highest of many {name}s is in part luck, so the first {len(scores)} were scored again on "
         f"{scores[str(best.number)]['on']}: {found}. The best has the highest mean of both scores"
     )
     return f"{text}." if first.number == best.number else f"{text}; the search alone put {title(first)} first."
@@ -115,6 +138,11 @@ def _why(study: Study) -> str:
 
 def _gain(study: Study) -> list[str]:
     """What the best one has more than the best fixed composite on the holdout samples, or that it has not."""
+    if explains(study):
+        from .faithfulness import gain_text
+
+        gained = gain_text(study)
+        return [] if gained is None else [f"{gained[0].upper()}{gained[1:]}."]
     scores = study.user_attrs.get("holdout", {})
     best = best_trial(study)
     fixed = {
@@ -136,8 +164,28 @@ def _gain(study: Study) -> list[str]:
     ]
 
 
-def table(study: Study) -> list[tuple[str, str, str, str]]:
-    """The rows of a run's last table, under `HEADINGS`."""
+SRG = (
+    "SRG: the symmetric relevance gain, the area under the target's probability over the part of the image's regions "
+    "removed, least relevant first, less the same with the most relevant first."
+)
+
+
+def explanation(study: Study) -> str:
+    """What the figures of the table mean."""
+    return SRG if explains(study) else AUC
+
+
+def headings(study: Study) -> tuple[str, ...]:
+    """Of the run's last table."""
+    return ("composite", "SRG, search", "SRG, holdout", "95 % interval") if explains(study) else HEADINGS
+
+
+def table(study: Study) -> list[tuple[str, ...]]:
+    """The rows of a run's last table, under `headings`."""
+    if explains(study):
+        from .faithfulness import rows
+
+        return [(name, *cells[:3]) for name, cells in rows(study)]
 
     def number(value: float | None, form: str) -> str:
         return "-" if value is None else f"{value:{form}}"
@@ -176,8 +224,8 @@ def study_note(study: Study) -> str:
     blocks = [
         f"{NOTE} {standing(study)}.",
         *findings(study),
-        _markdown([HEADINGS, *table(study)]),
-        AUC,
+        _markdown([headings(study), *table(study)]),
+        explanation(study),
         "### Settings",
         _markdown([("option", "value"), *settings(study).items()]),
         "*Written anew at the end of each run; a note that begins otherwise is left as it is.*",
@@ -194,7 +242,7 @@ def trial_note(study: Study, trial: FrozenTrial, picture: str | None = None) -> 
     from optuna.trial import TrialState
 
     told = {
-        TrialState.COMPLETE: f"AUC {auc_of(trial):.4f} on the search images",
+        TrialState.COMPLETE: f"{'SRG' if explains(study) else 'AUC'} {auc_of(trial):.4f} on the search images",
         TrialState.PRUNED: f"stopped early after {trial.user_attrs.get('samples', 'some')} search images",
         TrialState.FAIL: f"failed: {trial.user_attrs.get('error', 'its process ended')}",
     }
@@ -204,6 +252,11 @@ def trial_note(study: Study, trial: FrozenTrial, picture: str | None = None) -> 
     rows = composite_rows(trial)
     if rows:
         blocks.append(_markdown([("layers", "rule"), *rows.items()]))
+    if explains(study) and "least_first" in trial.user_attrs:
+        columns = (study.user_attrs["rates"], *(trial.user_attrs[key] for key in ("least_first", "most_first")))
+        head = ("part removed", "probability, least relevant first", "most relevant first")
+        blocks.append(_markdown([head, *([f"{part:.0%}" for part in row] for row in zip(*columns, strict=True))]))
+        return "\n\n".join(blocks)
     found = [line for samples in ("search", "holdout") if (line := curve_of(study, trial, samples, best=False))]
     if found:
         head = ("rate", *(f"accuracy, {line.samples}" for line in found))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ...pruning.registry import Registry
 from .base import FLOOR, STABILIZER, Rule, per_output, stabilize
 from .between import Halve, Normalise, Pass, Share, ShareScattered, Signal
+from .input import Flat, InputRule, WSquare, ZBox
 from .linear import AlphaBeta, Epsilon, Gamma, LinearRule, RelativeEpsilon, Term, ZPlus, supports
 
 __all__ = [
@@ -15,8 +16,10 @@ __all__ = [
     "STABILIZER",
     "AlphaBeta",
     "Epsilon",
+    "Flat",
     "Gamma",
     "Halve",
+    "InputRule",
     "LinearRule",
     "Normalise",
     "Parameter",
@@ -29,6 +32,8 @@ __all__ = [
     "ShareScattered",
     "Signal",
     "Term",
+    "WSquare",
+    "ZBox",
     "ZPlus",
     "per_output",
     "register_rule",
@@ -49,17 +54,21 @@ class Searched:
 @dataclass(frozen=True)
 class Parameter:
     """A rule's parameter: its default and the range a composite may set it in, ends included; and the narrower one that
-    a search draws it from, or None where it is not searched."""
+    a search draws it from, or None where it is not searched.
 
-    default: float
+    default: None where a composite must say it. channels: whether it may be a list, with a number for each channel.
+    """
+
+    default: float | None
     low: float
     high: float
     searched: Searched | None = None
+    channels: bool = False
 
 
 @dataclass(frozen=True)
 class RuleKind:
-    """A rule by its name in composites: the hook and its one parameter, if it has one.
+    """A rule by its name in composites: the hook and its parameters, of which a search draws one at most.
 
     label: what a search calls the parameter, where another rule's has the same name.
     """
@@ -85,6 +94,17 @@ RULES: Registry[RuleKind] = Registry(
         # beta is alpha - 1; alpha = 1 is z-plus where inputs are not negative.
         "alpha_beta": RuleKind(AlphaBeta, {"alpha": Parameter(2.0, 1.0, 1e3, Searched(1.0, 3.0))}),
         "zplus": RuleKind(ZPlus, {}),
+        # Of the layer that reads the image. The bounds of z-box are black and white as the network takes them, zero
+        # between them.
+        "flat": RuleKind(Flat, {}),
+        "wsquare": RuleKind(WSquare, {}),
+        "zbox": RuleKind(
+            ZBox,
+            {
+                "low": Parameter(None, -1e6, 0.0, channels=True),
+                "high": Parameter(None, 0.0, 1e6, channels=True),
+            },
+        ),
     },
 )
 register_rule = RULES.register

@@ -158,7 +158,10 @@ class LinearRule(Rule):
 
     def _back(self, module: nn.Module, x: Tensor, gradient: Tensor, positive: float, negative: float) -> Tensor:
         """The gradient of the layer with weights `positive W+ + negative W-`, shaped like x."""
-        weight = self._weight(module, positive, negative)
+        return self._transposed(module, x, gradient, self._weight(module, positive, negative))
+
+    def _transposed(self, module: nn.Module, x: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
+        """The gradient of the layer with these weights, shaped like x."""
         if isinstance(module, nn.Conv2d):
             return torch.ops.aten.convolution_backward(
                 gradient,

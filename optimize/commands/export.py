@@ -37,4 +37,5 @@ def export(study: str | None, output: str, trial: int | None, storage: str) -> N
         content = document.composite_document(find_study(storing.open_storage(storage, must_exist=True), study), trial)
     document.write_json(output, content)
     result = content["result"]
-    click.echo(f"{output}: trial {result['trial']} of {result['study']}, AUC {result['auc']:.4f}")
+    score = f"SRG {result['srg']:.4f}" if "srg" in result else f"AUC {result['auc']:.4f}"
+    click.echo(f"{output}: trial {result['trial']} of {result['study']}, {score}")

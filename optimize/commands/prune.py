@@ -23,7 +23,7 @@ from .shell import (
 )
 
 if TYPE_CHECKING:
-    from ...studies import document
+    from ...studies import best, document
     from ...studies import storage as storing
     from .. import console
     from ..study import amount as amounts
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ..study import run as running
 else:
     console = LazyModule("..console", __package__)
+    best = LazyModule("...studies.best", __package__)
     document = LazyModule("...studies.document", __package__)
     storing = LazyModule("...studies.storage", __package__)
     amounts = LazyModule("..study.amount", __package__)
@@ -132,6 +133,7 @@ def prune(
     quiet_optuna(verbose=False)
     with running.device_and_storage_errors(storage):
         found = find_study(storing.open_storage(storage, must_exist=True), study)
+        best.check_prunes(found)
         chosen = document.complete_trial(found, trial)
         options = comparing.stored_options(found, **({} if device is None else {"device": device}))
         prepared = preparing.prepare(options, screen)

@@ -15,7 +15,7 @@ from .shell import INTERRUPTED, LOADING, print_table, quiet_optuna, shell_comman
 if TYPE_CHECKING:
     from optuna.study import Study
 
-    from ...studies import best, document, report
+    from ...studies import best, document, faithfulness, report
     from ...studies import storage as storing
     from .. import console
     from ..evaluation import candidate as candidates
@@ -27,6 +27,7 @@ else:
     console = LazyModule("..console", __package__)
     best = LazyModule("...studies.best", __package__)
     document = LazyModule("...studies.document", __package__)
+    faithfulness = LazyModule("...studies.faithfulness", __package__)
     report = LazyModule("...studies.report", __package__)
     storing = LazyModule("...studies.storage", __package__)
     candidates = LazyModule("..evaluation.candidate", __package__)
@@ -79,20 +80,15 @@ def run(options: Options, given: Collection[str] = ()) -> int:
 def _report(study: Study, options: Options) -> None:
     """The best composite as JSON, and the results on stdout."""
     document.write_json(options.export, document.composite_document(study))
-    top = best.best_trial(study)
-    on_search, holdout = top.user_attrs["accuracy"][0], next(iter(study.user_attrs["holdout"].values()))
-    click.echo(f"unpruned accuracy: {on_search:.1%} on search samples, {holdout['accuracy'][0]:.1%} on holdout samples")
-    print_table(report.result_table(report.result_lines(study)))
-    if pruning := candidates.pruning_of(top):
-        click.echo(f"pruning:   {pruning} (of the best)")
-    for line in report.front_lines(study):
-        click.echo(line)
-    for text in (
-        report.rescored_text(study),
-        report.no_gain_text(study),
-        report.failed_text(study),
-        report.saved_text(study),
-    ):
+    if best.explains(study):
+        print_table(faithfulness.table(study))
+    else:
+        _report_pruning(study)
+    if best.explains(study):
+        ending = (report.failed_text(study), faithfulness.gain_text(study))
+    else:
+        ending = (report.no_gain_text(study), report.failed_text(study), report.saved_text(study))
+    for text in (*report.front_lines(study), report.rescored_text(study), *ending):
         if text is not None:
             click.echo(text)
     database = storing.database_file(options.storage) or storing.shown(options.storage)
@@ -104,3 +100,12 @@ def _report(study: Study, options: Options) -> None:
     click.echo(f"prune:     {shell_command('pxp-optimize', 'prune', *named)}")
     click.echo(f"report:    {shell_command('pxp-optimize', 'report', *named)}")
     click.echo(f"dashboard: {shell_command('pxp-optimize', 'dashboard', *where)}")
+
+
+def _report_pruning(study: Study) -> None:
+    top = best.best_trial(study)
+    on_search, holdout = top.user_attrs["accuracy"][0], next(iter(study.user_attrs["holdout"].values()))
+    click.echo(f"unpruned accuracy: {on_search:.1%} on search samples, {holdout['accuracy'][0]:.1%} on holdout samples")
+    print_table(report.result_table(report.result_lines(study)))
+    if pruning := candidates.pruning_of(top):
+        click.echo(f"pruning:   {pruning} (of the best)")

@@ -19,6 +19,7 @@ from ...attribution import Composite, collect_relevance, collect_scores
 from ...pruning import Graph, Masks, Plan, auc
 from .candidate import Candidate
 from .curve import Stop, measure
+from .faithfulness import Faithful, evaluate_maps
 from .similarity import pack
 from .task import Curve, Samples, Task, Unseen
 
@@ -82,8 +83,9 @@ def evaluate(
     samples: Samples | None = None,
     stop: Stop | None = None,
     unseen: Sequence[Unseen] = (),
-) -> Evaluation:
-    """The accuracy curve of a composite (a candidate with its own pruning, a baseline) on the search samples.
+) -> Evaluation | Faithful:
+    """The accuracy curve of a composite (a candidate with its own pruning, a baseline) on the search samples; what its
+    heat maps are worth, where the task judges these.
 
     samples: measure on these instead, for example the holdout. stop: asked after each chunk of samples. unseen:
     samples to measure the same networks on, where the AUC is high enough for that.
@@ -93,6 +95,9 @@ def evaluate(
         ValueError: relevance that is not finite.
     """
     samples = task.search if samples is None else samples
+    if task.explaining is not None:
+        assert isinstance(method, Composite)
+        return evaluate_maps(task, method, samples, stop, unseen)
     if isinstance(method, Candidate):
         return evaluate(task.pruned_as(method.pruning), method.composite, samples, stop, unseen)
     start = time.perf_counter()
@@ -132,7 +137,7 @@ def mean_evaluation(
     samples: Samples | None = None,
     stop: Stop | None = None,
     unseen: Sequence[Unseen] = (),
-) -> Evaluation:
+) -> Evaluation | Faithful:
     """What a method is worth in the mean over tasks that differ by their draw of the reference samples.
 
     samples, unseen: as in `evaluate`; what is unseen is measured by the mean AUC. stop: as there, of a single task
@@ -147,7 +152,9 @@ def mean_evaluation(
     for task in tasks:
         aucs = [part.score for part in parts]
         wanted = [of._replace(above=_above(of.above, aucs, len(tasks))) for of in unseen if _in_all(parts, of.name)]
-        parts.append(evaluate(task, method, samples, unseen=wanted))
+        part = evaluate(task, method, samples, unseen=wanted)
+        assert isinstance(part, Evaluation)  # heat maps have no draws
+        parts.append(part)
     digest = hashlib.sha256("".join(part.ranking_hash for part in parts).encode()).hexdigest()
     return replace(
         parts[0],

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...pruning import Graph, LayerTimes, Plan, Repair, Schedule, area_saved, make_repair
 from ..data.prefetch import Prefetcher
 from .candidate import Pruning
+from .explaining import Explaining
 from .memory import Batching
 
 
@@ -109,8 +110,8 @@ class Task:
     logits: the logits that compete for the top-1 prediction (domain restriction), or None for all. precision:
     what accuracies are measured in (see `pruning.computed_in`). cost: what networks cost, by its name in
     `pruning.COSTS`, where that is an objective. by_cost: whether it is the only one, so that trials are judged by
-    their area over it. times: of layers, to look the latency of networks up in. searched: whether the pruning is one of
-    several of a study.
+    their area over it. explaining: what heat maps are judged by, in a study of these; nothing is pruned then. times: of
+    layers, to look the latency of networks up in. searched: whether the pruning is one of several of a study.
     """
 
     graph: Graph
@@ -129,6 +130,7 @@ class Task:
     by_cost: bool = False
     times: LayerTimes | None = None
     searched: bool = False
+    explaining: Explaining | None = None
     # What trials share, so that nothing is measured twice: orders of units by method, curves by samples (with
     # the precision, see `measured`) and ranking, which samples the unpruned network gets right, the task in the
     # prunings that are searched.
@@ -140,6 +142,11 @@ class Task:
     @property
     def batch_size(self) -> int:
         return self.batching.size
+
+    @property
+    def parts(self) -> tuple[float, ...]:
+        """What curves run over: the rates, or the parts of an image's regions."""
+        return self.rates if self.explaining is None else self.explaining.parts
 
     @property
     def repair_name(self) -> str:

@@ -26,6 +26,7 @@ from ...studies.errors import UserError
 from ...studies.report import title
 from ...studies.steps import STEPS
 from ..evaluation.candidate import Pruning, candidate, keep_candidate, pruning_of
+from ..evaluation.faithfulness import Faithful
 from ..evaluation.similarity import nearest
 from ..evaluation.task import Unseen
 from .owners import Silence, signs_of_life
@@ -104,6 +105,7 @@ def run_search(
     keep: Callable[[Study, Trial], object] | None = None,
     lag: int = 1,
     since: int | None = None,
+    fixed: Mapping[str, Composite] | None = None,
 ) -> None:
     """Run trials, the fixed composites first, until the study has `trials` finished ones.
 
@@ -123,6 +125,7 @@ def run_search(
         alone: keeps other processes from the queue while this one adds to it (`storage.alone`).
         unseen: which samples a trial is measured on besides, since it may be one that is reported. What comes of it
             is kept apart (`best.UNSEEN`), for `score_holdout` and `rescore`: the search goes on as without.
+        fixed: the composites to try first, by name; None for the space's.
         keep: called with each trial that has a curve, before it is told its value: what is then put with it stays.
         lag: how far back the trials lie that a trial sees (`view.lag_of`), the sampler's.
         since: how many trials the study had when the run began that this process takes part in.
@@ -138,7 +141,7 @@ def run_search(
     with alone():
         requeue_stale(study, silence)
         drop_waiting(study, space)
-        enqueue_composites(study, space, space.fixed_composites(), "fixed")
+        enqueue_composites(study, space, space.fixed_composites() if fixed is None else fixed, "fixed")
         enqueue_composites(study, space, start_from or {}, "from")
         drop_doubled(study)
     pause = PAUSES[0]
@@ -199,6 +202,8 @@ def _told(trial: Trial, outcome: Result | NotFinite) -> str:
     pruning = pruning_of(trial)
     area = getattr(outcome, "area", None)
     score = f"AUC {outcome.auc:.4f}" if area is None else f"area {area:.4f}, AUC {outcome.auc:.4f}"
+    if isinstance(outcome, Faithful):
+        score = ", ".join([f"SRG {outcome.auc:.4f}", *(f"{value:.4f}" for value in outcome.values[1:])])
     text = score + (f" ({pruning})" if pruning else "")
     if isinstance(outcome, Raced) and outcome.stopped:
         text = f"stopped at {text} after {outcome.samples} samples"
@@ -238,6 +243,9 @@ def _run_trial(
         return error
     _check_own(study, trial)
     trial.set_user_attr("accuracy", list(result.accuracy))
+    if isinstance(result, Faithful):
+        for name, value in result.kept().items():
+            trial.set_user_attr(name, value)
     trial.set_user_attr("seconds", dict(result.seconds))
     trial.set_user_attr("ranking_hash", result.ranking_hash)
     if keep is not None:
@@ -255,7 +263,9 @@ def _run_trial(
     for name, values in (("costs", costs), ("beyond", beyond)):
         if values:
             trial.set_user_attr(name, values)
-    if len(study.directions) > 1:
+    if isinstance(result, Faithful):
+        study.tell(trial, result.values)
+    elif len(study.directions) > 1:
         study.tell(trial, [result.auc, area_over(costs, result.accuracy)])
     elif (area := getattr(result, "area", None)) is not None:
         trial.set_user_attr(AUC, result.auc)

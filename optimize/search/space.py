@@ -150,6 +150,7 @@ class Space:
         pruning: "schedule" and "repair" that a study may use, best known first; of several one is searched.
         gates: how relevance may pass gates, the usual way first; of several one is searched. Empty: there are none.
         prices: what units are priced in: search the exponent too. None where units are what counts.
+        given: parameters of rules that a search does not draw, by rule (`explained.pixel_bounds`).
     """
 
     def __init__(
@@ -166,6 +167,7 @@ class Space:
         pruning: Mapping[str, tuple[str, ...]] | None = None,
         gates: tuple[str, ...] = GATES[:1],
         prices: Prices | None = None,
+        given: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         rules = FIXED_RULES if fixed_numbers else RULES
         present = [part if isinstance(part, Part) else Part(part, rules) for part in dict.fromkeys(parts)]
@@ -183,6 +185,7 @@ class Space:
         self.prices = prices
         usual = {**({"balance": BALANCE} if self.mixed else {}), **({"cost_exponent": COST_EXPONENT} if prices else {})}
         self.numbers = tuple({**usual, **(numbers or {})}.values())
+        self.given = {name: RuleSpec(name, parameters) for name, parameters in (given or {}).items()}
         ranking = {"aggregation": AGGREGATIONS, "normalization": SEARCHED}
         if fixed_numbers:
             ranking = {"aggregation": ("abs",), "normalization": ("none",)}
@@ -200,6 +203,9 @@ class Space:
         pruning: Mapping[str, tuple[str, ...]] | None = None,
         gates: tuple[str, ...] = GATES[:1],
         prices: Prices | None = None,
+        given: Mapping[str, Mapping[str, Any]] | None = None,
+        inputs: Part | None = None,
+        ranked: bool = True,
     ) -> Space:
         """A space of `parsers.SPACES` for a network's layers.
 
@@ -207,17 +213,25 @@ class Space:
         `layer`: gamma of each layer and nothing else. Its range reaches from epsilon's rule to z-plus, so no
         category is needed, and CMA-ES fits it (so Zhang et al. 2025, arXiv 2509.23585, search LRP's numbers).
         `paper`: depth groups, rules with fixed numbers, and no prices. `auto`: depth, for transformers type.
+
+        inputs: the part of its own that the layer which reads the image is in `depth` and `type`; None for none.
+        ranked: whether units are ranked, so that how is searched too.
         """
         transformer = any(layer["type"] in ATTENTION_TYPES for layer in layers.values())
         if name == "auto":
             name = "type" if transformer else "depth"
         parts: list[str | Part] = [layer["group"] for layer in layers.values()]
-        choices = {}
+        choices: dict[str, tuple[str, ...]] = {}
         if name == "type":
             parts = [_type_key(layer["group"], layer["type"]) for layer in layers.values()]
+        if inputs is not None and name in ("depth", "type"):
+            of_layers = zip(parts, layers.values(), strict=True)
+            parts = [inputs, *(part for part, layer in of_layers if f"{layer['group']}.{layer['type']}" != inputs.name)]
+        if not ranked:
+            choices = {"aggregation": ("abs",), "normalization": ("none",)}
         if name == "layer":
             parts = [Part(name, {"gamma": RULES["gamma"]}, (name,)) for name in layers]
-            choices = {"softmax": ("attnlrp",)} if transformer else {}
+            choices |= {"softmax": ("attnlrp",)} if transformer else {}
             choices |= {"aggregation": ("abs",), "normalization": ("none",)}
         if name in ("layer", "paper"):
             gates = gates[:1]
@@ -232,6 +246,7 @@ class Space:
             pruning=pruning,
             gates=gates,
             prices=None if name == "paper" else prices,
+            given=given,
         )
 
     def parameters(self) -> dict[str, tuple[str, ...] | Range]:
@@ -280,7 +295,7 @@ class Space:
     def _suggest_rule(self, trial: Trial, part: Part) -> dict[str, Any]:
         rules = tuple(part.rules)
         rule = trial.suggest_categorical(f"{part.name}.rule", rules) if len(rules) > 1 else rules[0]
-        spec: dict[str, Any] = {"rule": rule}
+        spec: dict[str, Any] = self.given[rule].to_dict() if rule in self.given else {"rule": rule}
         for name, number in part.rules.items():
             if number is not None and (name == rule or not self.conditional):
                 value = number.value(trial, f"{part.name}.{number.parameter}")
@@ -318,8 +333,12 @@ class Space:
         params: dict[str, Any] = {}
         for part, spec in self._specs(composite):
             number = part.rules.get(spec.rule)
-            value = 0.0 if number is None else spec.parameters[number.name]
-            if spec.rule not in part.rules or (number is not None and value not in number):
+            value: Any = 0.0 if number is None else spec.parameters[number.name]
+            if (
+                self.given.get(spec.rule, spec) != spec
+                or spec.rule not in part.rules
+                or (number is not None and value not in number)
+            ):
                 return None
             if len(part.rules) > 1:
                 params[f"{part.name}.rule"] = spec.rule

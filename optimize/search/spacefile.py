@@ -99,15 +99,28 @@ def read_space(
     pruning: Choices | None = None,
     gates: tuple[str, ...] = GATES[:1],
     prices: Prices | None = None,
+    given: Mapping[str, Mapping[str, Any]] | None = None,
+    inputs: Part | None = None,
+    ranked: bool = True,
 ) -> Space:
-    """The space in a TOML file, for a network. Arguments as in `Space.named`.
+    """The space in a TOML file, for a network. Arguments as in `Space.named`; what it says itself counts for `inputs`.
 
     Raises:
         UserError: no such file, not TOML, or as `parse_space`.
     """
     try:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        return parse_space(data, network, conditional, mixed=mixed, pruning=pruning, gates=gates, prices=prices)
+        return parse_space(
+            data,
+            network,
+            conditional,
+            mixed=mixed,
+            pruning=pruning,
+            gates=gates,
+            prices=prices,
+            given=given,
+            ranked=ranked,
+        )
     except OSError as error:
         raise UserError(f"--space: cannot read {path}: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -125,6 +138,8 @@ def parse_space(
     pruning: Choices | None = None,
     gates: tuple[str, ...] = GATES[:1],
     prices: Prices | None = None,
+    given: Mapping[str, Mapping[str, Any]] | None = None,
+    ranked: bool = True,
 ) -> Space:
     """The space that a TOML file's content describes, for a network.
 
@@ -134,7 +149,7 @@ def parse_space(
     """
     refuse_unknown(data, ("parts", *CHOICES), "", SpaceError)
     transformer = any(layer["type"] in ATTENTION_TYPES for layer in network.values())
-    choices: dict[str, tuple[str, ...]] = {}
+    choices: dict[str, tuple[str, ...]] = {} if ranked else {"aggregation": ("abs",), "normalization": ("none",)}
     ranking = dict(_table(data.get("ranking", {}), "ranking"))
     numbers = {name: ranking.pop(name) for name in OWN if name in ranking}
     if "balance" in numbers and not mixed:
@@ -168,6 +183,7 @@ def parse_space(
         pruning=pruning,
         gates=gates,
         prices=prices,
+        given=given,
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from optuna.study import Study
 from optuna.trial import TrialState
 
-from ...studies.best import cost_of, score_of, search_best
+from ...studies.best import heading_of, score_of, search_best
 from ...studies.report import called, fixed_trials
 
 
@@ -54,7 +54,7 @@ def count_finished(study: Study) -> int:
 def standing(study: Study, trials: int) -> SearchStatus:
     """Where a study stands on its way to this many finished trials."""
     done, complete = count_finished(study), count_complete(study)
-    measure = "AUC" if cost_of(study) is None else "area"
+    measure = heading_of(study)
     if not complete:
         return SearchStatus(done, trials, stopped=done, measure=measure)
     best = search_best(study)

@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 from optuna.study import Study, StudyDirection
 
-from ...studies.best import check_trials
+from ...studies.best import FAITHFULNESS, check_trials
 from ...studies.errors import UserError
 from ...studies.fingerprint import Fingerprint, difference
 from ..search.space import Space
@@ -89,8 +89,8 @@ def open_study(
     """
     study = check_study(storage, name, fingerprint, objective)
     if study is None:
-        names = ["AUC" if objective[0] == "auc" else f"area over {objective[0]}"]
-        names += [f"AUC over {cost}" for cost in objective[1:]]
+        names = [{"auc": "AUC", FAITHFULNESS: "SRG"}.get(objective[0], f"area over {objective[0]}")]
+        names += [f"AUC over {other}" if objective[0] == "auc" else other for other in objective[1:]]
         directions = [StudyDirection.MAXIMIZE] * len(names)
         study = optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
         with warnings.catch_warnings():

@@ -11,6 +11,7 @@ import torch
 from platformdirs import user_cache_path
 from torch import Tensor
 
+from ...attribution.faithfulness import Flipping
 from ...pruning import Graph, Schedule, TraceError, make_repair, repair_rows, trace
 from ...pruning.graph import logits_of
 from ...pruning.names import NO_GATES
@@ -25,6 +26,7 @@ from ..data.prefetch import Store
 from ..data.sampling import draw_splits, pick_classes, unlabelled
 from ..data.sanity import scaled_up
 from ..evaluation.devices import check_precision, choose_device
+from ..evaluation.explaining import Explaining
 from ..evaluation.memory import Batching, choose_batch_size, sample_budget
 from ..evaluation.processes import begin_autograd
 from ..evaluation.task import Images, Samples, Task
@@ -182,6 +184,8 @@ def assemble(
         UserError: they do not fit each other, or the options.
     """
     graph, device = subject.graph, subject.graph.device
+    if options.explains:  # nothing is pruned
+        options = replace(options, schedule=("oneshot",), repair=("none",))
     samples = {name: source.read(SPLITS[name], indices, False) for name, indices in source.drawn.items()}
     if options.repair_samples is not None:
         count = options.repair_samples
@@ -206,8 +210,9 @@ def assemble(
         holdout=samples["holdout"],
         schedule=Schedule.parse(schedules[0]),
         precision=options.precision,
-        cost=next((cost for cost in options.objective if cost != "auc"), None),
-        by_cost="auc" not in options.objective,
+        cost=None if options.explains else next((cost for cost in options.objective if cost != "auc"), None),
+        by_cost="auc" not in options.objective and not options.explains,
+        explaining=_explaining(options, samples["search"]) if options.explains else None,
         repair=make_repair(repairs[0], graph, repair_from),
         repair_images=repair_from,
     )
@@ -227,10 +232,24 @@ def assemble(
         draws=options.draws,
         gated=graph.gated,
         costs=task.cost is not None,
+        explaining=None if task.explaining is None else task.explaining.mark(),
     )
     pruning = {"schedule": schedules, "repair": repairs}
     lines = (*_describe(options, subject, source, task, pruning), *warnings)
     return Prepared(task, mark, layers_of(graph), lines, source, pruning)
+
+
+def _explaining(options: Options, samples: Samples) -> Explaining:
+    """What heat maps are judged by.
+
+    Raises:
+        UserError: regions that the images are too small for, or no such replacement.
+    """
+    try:
+        flipping = Flipping.of(samples.inputs.pixels.shape[-2:], options.regions, options.replace)
+    except ValueError as error:
+        raise UserError(f"{error} (--regions, --replace)") from error
+    return Explaining(flipping, options.explain_target, next(iter(options.objective[1:]), None))
 
 
 AUTO_SCHEDULE, AUTO_REPAIR = "every:0.1", "least-squares"
@@ -337,13 +356,20 @@ def _describe(
     by_name = dataset.name != GIVEN
     kinds = task.units.removesuffix(NO_GATES)
     apart = ", others only feed gates" if kinds != task.units else ""
-    return (
-        f"model   {subject.name}, {subject.description}; {sum(units.values())} {kinds} in {len(units)} layers{apart}, "
-        f"on {task.graph.device}{coarser}{' (--model, --weights)' * by_name}",
-        f"data    {dataset.name}, {n_classes} classes at {height} x {width}{masked}"
-        f"{' (--data DIR for your own)' * by_name}",
+    counted = f"{sum(units.values())} {kinds} in {len(units)} layers{apart}, "
+    drawn, named = f"{len(task.reference)} reference{draws}, ", "--reference-samples, "
+    if task.explaining is not None:
+        counted = drawn = named = ""
+    how = (
         f"pruning {' or '.join(pruning['schedule'])}, repair {' or '.join(pruning['repair'])}{unlabelled_images}"
         f"{' (--schedule, --repair, --repair-samples)' * by_name}",
-        f"samples {len(task.reference)} reference{draws}, {len(task.search)} search, {len(task.holdout)} holdout"
-        f"{' (--reference-samples, --search-samples, --holdout-samples)' * by_name}{where}",
+    )
+    return (
+        f"model   {subject.name}, {subject.description}; {counted}on {task.graph.device}{coarser}"
+        f"{' (--model, --weights)' * by_name}",
+        f"data    {dataset.name}, {n_classes} classes at {height} x {width}{masked}"
+        f"{' (--data DIR for your own)' * by_name}",
+        *(how if task.explaining is None else task.explaining.described(by_name)),
+        f"samples {drawn}{len(task.search)} search, {len(task.holdout)} holdout"
+        f"{f' ({named}--search-samples, --holdout-samples)' * by_name}{where}",
     )

@@ -14,7 +14,7 @@ from optuna.trial import Trial
 
 from ...attribution import Composite
 from ...attribution.composites import GATES
-from ...studies.best import best_trial
+from ...studies.best import FAITHFULNESS, best_trial
 from ...studies.dashboard import keep_curve, save_views
 from ...studies.errors import UserError
 from ...studies.report import fixed_trials
@@ -33,6 +33,7 @@ from ..evaluation.processes import plan_processes
 from ..evaluation.task import Samples, Task, Unseen
 from ..options import GIVEN, Options
 from ..parsers import SPACES
+from ..search.explained import ZBOX, input_part, known_heat_maps, pixel_bounds
 from ..search.loop import run_search
 from ..search.pruners import NONE, Race, make_pruner, reports_of
 from ..search.samplers import AUTO, GRID, default_sampler, is_conditional, make_sampler
@@ -75,18 +76,21 @@ def make_space(options: Options, prepared: Prepared, *, conditional: bool = True
         UserError: a file that is no space of this network.
     """
     task = prepared.task
+    explains = task.explaining is not None
     # counted in units the signal alone was always better; counted in cost not (benchmarks/README.md)
-    gates = (GATES if task.cost else GATES[:1]) if task.graph.gated else ()
+    gates = (GATES if task.cost or explains else GATES[:1]) if task.graph.gated else ()
     make = Space.named if options.space in SPACES else read_space
-    mixed = "+" in task.units
     return make(
         options.space,
         prepared.layers,
         conditional,
-        mixed=mixed,
+        mixed="+" in task.units and not explains,
         pruning=prepared.pruning,
         gates=gates,
         prices=prices_of(task),
+        given={ZBOX: pixel_bounds(task.search.inputs)},
+        inputs=input_part(prepared.layers) if explains else None,
+        ranked=not explains,
     )
 
 
@@ -120,6 +124,9 @@ def run_study(
     except ValueError as error:
         raise UserError(f"--sampler {GRID}: {error}") from None
     name = options.study or default_study_name(prepared.fingerprint)
+    fixed, known = space.fixed_composites(), mixed_composites(space)
+    if options.explains:
+        fixed, known = known_heat_maps(space, prepared.layers, pixel_bounds(prepared.task.search.inputs)), {}
     start_from: dict[str, Composite] = {}
     if options.start_from is not None:
         start_from[options.start_from] = earlier_composite(options.start_from, space, prepared.layers, options.space)
@@ -134,12 +141,12 @@ def run_study(
     reports = reports_of(present, options.pruner)
     sizes = [len(rows) for rows in chunks(prepared.task.search.targets)]
     attrs = {
-        "rates": list(prepared.task.rates),
+        "rates": list(prepared.task.parts),
         "chunks": sizes,
         "reports": reports,
         "config": {**options.stored(), "storage": shown(options.storage)},
         "layers": prepared.layers,
-        UNITS: prepared.task.graph.units(prepared.task.units),
+        UNITS: {} if options.explains else prepared.task.graph.units(prepared.task.units),
         "device": str(prepared.task.graph.device),
         **({} if prepared.task.times is None else {LAYER_TIMES: prepared.task.times.to_dict()}),
     }
@@ -155,8 +162,7 @@ def run_study(
     for line in prepared.description:  # not before it is sure that the run can go on: an error is one line
         screen.line(line)
     done = count_finished(study)
-    known = mixed_composites(space)
-    before = len(space.fixed_composites()) + len(start_from) + (0 if grid else len(known))
+    before = len(fixed) + len(start_from) + (0 if grid else len(known))
     plan = plan_told(done, options.trials, before, options.sampler)
     processes = replace(processes, devices=processes.devices[: max(1, options.trials - done)])
     processes = replace(processes, forks=proxy_address(options.storage) is None)  # gRPC's threads survive none
@@ -171,7 +177,7 @@ def run_study(
     task.batching.tell = screen.line
     task.curves[task.measured(task.search)] = known_curves(study)
     race = Race(sizes, reports, options.pruner, grid=options.sampler == GRID)
-    for text in _unpruned(study, task, screen):
+    for text in [] if options.explains else _unpruned(study, task, screen):
         screen.line(text)
     rescored = rescored_trials(options, prepared)
     fresh = cache(partial(fresh_samples, prepared))  # read by the first trial that needs them, if any
@@ -191,10 +197,11 @@ def run_study(
             trials=options.trials,
             timeout=timeout,
             start_from=start_from,
+            fixed=fixed,
             known=known,
             queue=grid,
             watch=watch,
-            race=race if options.objective == ("auc",) else None,
+            race=race if options.objective in (("auc",), (FAITHFULNESS,)) else None,
             queue_only=options.sampler == GRID,
             alone=partial(alone, options.storage),
             unseen=watched,
@@ -358,7 +365,8 @@ def _score(
             with phase(PLAIN), screen(PLAIN, 1, left[PLAIN]) as advance:
                 score_plain(study, plain_scores, advance)
         if str(best_trial(study).number) in study.user_attrs["holdout"]:
-            score_saved(study, prepared.task)
+            if not options.explains:
+                score_saved(study, prepared.task)
             return  # else another process has found a better one meanwhile
 
 
@@ -373,7 +381,9 @@ def _shown(line: Line, save: Callable[[], object]) -> None:
 def rescored_trials(options: Options, prepared: Prepared) -> int:
     """How many trials are scored again: 1, which is none, where there are no other images to do it by."""
     source = prepared.source
-    others = left_over(source) is not None or mean_shared(source, range(options.draws, options.draws + DRAWS)) < 1
+    others = left_over(source) is not None
+    if not options.explains:  # of heat maps the reference images decide nothing
+        others |= mean_shared(source, range(options.draws, options.draws + DRAWS)) < 1
     return options.rescore if others else 1
 
 
@@ -381,6 +391,7 @@ def default_study_name(fingerprint: Mapping[str, Any]) -> str:
     """Model, data and units, so that each has a study of its own. Of a network that a program gives, which is often
     trained again under the same name, its weights too."""
     data = fingerprint["data"]
+    units = FAITHFULNESS if "explaining" in fingerprint else fingerprint["units"]
     if data == GIVEN:
-        return f"{fingerprint['model']}-{fingerprint['units']}-{fingerprint['weights'][:6]}"
-    return f"{fingerprint['model']}-{data}-{fingerprint['units']}"
+        return f"{fingerprint['model']}-{units}-{fingerprint['weights'][:6]}"
+    return f"{fingerprint['model']}-{data}-{units}"

@@ -22,6 +22,7 @@ FIGURES: Registry[Draw] = Registry(
     "figure",
     {
         "holdout": ".curves:holdout_curves",
+        "flipping": ".flipping:flipping_curves",
         "search": ".curves:search_curves",
         "cost": ".curves:cost_curves",
         "layers": ".layers:removed_layers",

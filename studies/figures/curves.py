@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
+from ..best import explains
 from ..curves import CurveLine, curves
 from .style import BEST, OTHERS, End, band, figure, label_ends
 
@@ -40,7 +41,7 @@ def search_curves(study: Study) -> go.Figure | None:
 
 def _over_rates(study: Study, samples: str, title: str, caption: str) -> go.Figure | None:
     lines = curves(study, samples)
-    if not lines:
+    if not lines or explains(study):  # which has other curves
         return None
     shaded = " Bands: 95 % over the images." if all(line.low for line in lines) else ""
     drawn = figure(title, f"{caption}{shaded} Numbers: area under the curve.", _removed(study), "accuracy")

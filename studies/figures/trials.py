@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
-from ..best import auc_of, best_trial
+from ..best import auc_of, best_trial, explains
 from ..report import called, fixed_trials, name_of
 from .style import BEST, OTHERS, QUIET, End, figure, label_ends, span_of
 
@@ -29,10 +29,10 @@ def history(study: Study) -> go.Figure | None:
     span = span_of(values)
     drawn = figure(
         "How the search went",
-        "Area under the curve on the search images, by trial; the line is the highest so far. "
+        f"{_measure(study)} on the search images, by trial; the line is the highest so far. "
         f"Filled: composites known before; open: proposed by the sampler.{span.note}",
         "trial",
-        "area under the curve",
+        _measure(study).lower(),
     )
     given = [name_of(trial) is not None for trial in trials]
     drawn.add_scatter(
@@ -88,7 +88,7 @@ def all_curves(study: Study) -> go.Figure | None:
     """The curve of every complete trial on the search samples, the best one's on top."""
     rates = study.user_attrs["rates"]
     trials = [trial for trial in _complete(study) if len(trial.user_attrs.get("accuracy", ())) == len(rates)]
-    if not trials:
+    if not trials or explains(study):
         return None
     best = best_trial(study)
     shown = sorted(trials, key=lambda trial: (-auc_of(trial), trial.number))[:MOST_LINES]
@@ -150,7 +150,7 @@ def pareto_front(study: Study) -> go.Figure | None:
             name=label,
         )
     drawn.add_annotation(
-        text="highest AUC" if best.number in numbers else "best",
+        text=f"highest {names[0]}" if best.number in numbers else "best",
         x=best.values[1],
         y=best.values[0],
         yshift=14,
@@ -158,6 +158,10 @@ def pareto_front(study: Study) -> go.Figure | None:
         font={"color": BEST},
     )
     return drawn
+
+
+def _measure(study: Study) -> str:
+    return "Symmetric relevance gain" if explains(study) else "Area under the curve"
 
 
 def _symbol(label: str) -> str:

@@ -135,7 +135,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "rule of another type": (document(groups={"low": "epsilon"}), "groups.low"),
     "rule null": (document(groups={"low": None}), "groups.low"),
     "no rule": (rule(epsilon=1.0), "groups.low.rule"),
-    "unknown rule": (rule(rule="flat"), "groups.low.rule"),
+    "unknown rule": (rule(rule="sharp"), "groups.low.rule"),
     "rule's name of another type": (rule(rule=["gamma"]), "groups.low.rule"),
     "unknown parameter": (rule(rule="gamma", epsilon=1.0), "groups.low.epsilon"),
     "parameter of a rule without": (rule(rule="zplus", alpha=1.0), "groups.low.alpha"),

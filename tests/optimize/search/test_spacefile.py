@@ -168,7 +168,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no rules": ({"parts": {"*": {}}}, "parts.*.rules: missing"),
     "rules no list": (part(rules="epsilon"), "parts.*.rules: must be a list"),
     "rules empty": (part(rules=[]), "parts.*.rules: must be a list"),
-    "unknown rule": (part(rules=["flat"]), "parts.*.rules: unknown 'flat'; choose from epsilon"),
+    "unknown rule": (part(rules=["sharp"]), "parts.*.rules: unknown 'sharp'; choose from epsilon"),
     "rule twice": (part(rules=["zplus", "zplus"]), "parts.*.rules: 'zplus' is named twice"),
     "rule of another type": (part(rules=[1]), "parts.*.rules: unknown 1"),
     "number of a rule that is not there": (part(alpha=2), "parts.*.alpha: unknown key"),
