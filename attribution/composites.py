@@ -96,8 +96,9 @@ class RuleSpec:
             parameters[key] = read(value, parameter.low, parameter.high, f"{path}.{key}")
         if "beta" in entries:
             beta = _number(entries["beta"], 0, known["alpha"].high, f"{path}.beta")
-            if not math.isclose(beta, parameters["alpha"] - 1, rel_tol=0, abs_tol=1e-9):
-                raise CompositeError(f"{path}.beta: must be alpha - 1 = {parameters['alpha'] - 1:g}, not {beta!r}")
+            wanted = _number(parameters["alpha"], 1, known["alpha"].high, f"{path}.alpha") - 1
+            if not math.isclose(beta, wanted, rel_tol=0, abs_tol=1e-9):
+                raise CompositeError(f"{path}.beta: must be alpha - 1 = {wanted:g}, not {beta!r}")
         spec = cls(name, parameters)
         try:
             spec.hook()

@@ -254,8 +254,8 @@ def trial_note(study: Study, trial: FrozenTrial, picture: str | None = None) -> 
         blocks.append(_markdown([("layers", "rule"), *rows.items()]))
     if explains(study) and "least_first" in trial.user_attrs:
         columns = (study.user_attrs["rates"], *(trial.user_attrs[key] for key in ("least_first", "most_first")))
-        head = ("part removed", "probability, least relevant first", "most relevant first")
-        blocks.append(_markdown([head, *([f"{part:.0%}" for part in row] for row in zip(*columns, strict=True))]))
+        parts = ("part removed", "probability, least relevant first", "most relevant first")
+        blocks.append(_markdown([parts, *([f"{part:.0%}" for part in row] for row in zip(*columns, strict=True))]))
         return "\n\n".join(blocks)
     found = [line for samples in ("search", "holdout") if (line := curve_of(study, trial, samples, best=False))]
     if found:

@@ -18,7 +18,7 @@ LAYERS = (
     ("optimize.models",),
     ("optimize.evaluation",),
     ("optimize.search",),
-    ("optimize.options", "optimize.console"),
+    ("optimize.options", "optimize.config_file", "optimize.console"),
     ("optimize.study",),
     ("optimize.front", "optimize.apply", "optimize.pruned"),
     ("optimize.doctor",),

@@ -12,7 +12,8 @@ import click
 from click.core import ParameterSource
 
 from ...studies.errors import UserError
-from ..options import OUTPUT, Options, read_config
+from ..config_file import read_config
+from ..options import OUTPUT, Options
 from .compare import compare
 from .dashboard import dashboard
 from .doctor import doctor

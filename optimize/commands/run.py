@@ -84,6 +84,7 @@ def _report(study: Study, options: Options) -> None:
         print_table(faithfulness.table(study))
     else:
         _report_pruning(study)
+    ending: tuple[str | None, ...]
     if best.explains(study):
         ending = (report.failed_text(study), faithfulness.gain_text(study))
     else:

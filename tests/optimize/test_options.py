@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pxp_optimize.optimize.options import Options, read_config
+from pxp_optimize.optimize.config_file import read_config
+from pxp_optimize.optimize.options import Options
 from pxp_optimize.optimize.parsers import (
     count_from,
     parse_batch_size,
