@@ -127,17 +127,19 @@ def test_every_key_of_best_json_is_on_its_page(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     known = set(re.findall(r"`([\w.]+)`", (ROOT / "docs" / "json.md").read_text()))
     names = small()
-    given = {"reference": names["data"], "search": names["data"], "rates": [0, 0.5], "quiet": True}
-    once = {"schedule": "oneshot", "repair": "none", "trials": 4}
+    given = {"reference": names["data"], "search": names["data"], "quiet": True}
+    plain = {"rates": [0, 0.5], "trials": 5}
+    once = {**plain, "schedule": "oneshot", "repair": "none", "trials": 4}
     found = {*DOCUMENT_KEYS[:1], *(f"ranking.{key}" for key in RANKING_KEYS)}
-    for objective, how in (("auc", {"trials": 5}), ("macs", once), ("auc,params", once)):
+    maps = {"trials": 4, "regions": 5}
+    for objective, how in (("auc", plain), ("macs", once), ("auc,params", once), ("faithfulness", maps)):
         result = optimize(names["model"], **given, **how, objective=objective, study=objective)
         result.export("best.json")
         found |= {*paths(json.loads(Path("best.json").read_text()))}
     assert {"result.area", "result.auc_over_params", "result.saved", "pruning.repair", "epsilon"} <= found
     assert {key for key in found if key not in known and key not in DOCUMENT_KEYS} == set()
     assert set(DOCUMENT_KEYS) <= {key.partition(".")[0] for key in known}
-    own = Objective(names["model"], **given)
+    own = Objective(names["model"], **given, rates=[0, 0.5])
     study = optuna.create_study(direction="maximize")
     study.optimize(own, n_trials=1)
     own.export(study.best_trial, "own.json")
