@@ -37,6 +37,7 @@ html_theme = "furo"
 html_title = "pxp-optimize"
 html_static_path = ["static"]
 html_css_files = ["pages.css"]
+html_show_copyright = False
 html_show_sphinx = False
 html_copy_source = False
 highlight_language = "text"  # of blocks that do not say
