@@ -282,7 +282,7 @@ class Options:
     explain_target: str = _option(
         "predicted",
         HEAT_MAPS,
-        "Which class heat maps explain: predicted or true.",
+        "Which class heat maps explain.",
         "For --objective faithfulness.",
         choices=lambda: ("predicted", "true"),
     )

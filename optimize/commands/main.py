@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -25,6 +26,10 @@ from .report import report
 from .run import run
 from .shell import OneLineErrors, Parsed
 from .studies import studies
+
+# PyTorch's threads sleep while they wait for one another, which costs next to nothing on an idle machine. On a busy one
+# those that spin have each other's cores: a trial of a small network took twelve times as long. Read once, with PyTorch.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:

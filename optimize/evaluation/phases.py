@@ -13,7 +13,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 PREPARING, TRIALS, RESCORING, HOLDOUT, PLAIN = "preparing", "trials", "scoring again", "holdout", "plain"
-"""The phases of a run in their order: the scores of the last three are of the best trials."""
+SAVED = "saved"
+"""The phases of a run in their order: from the third on they are about the best trials."""
 
 Seconds = dict[str, float]
 """Of one phase: "seconds" by the clock, "processor" of this process, all of its threads together."""

@@ -28,7 +28,7 @@ from ..evaluation.candidate import pruning_of
 from ..evaluation.curve import chunks, right_predictions
 from ..evaluation.evaluate import mean_evaluation
 from ..evaluation.memory import is_out_of_memory, keep_batch_size
-from ..evaluation.phases import HOLDOUT, PLAIN, RESCORING, TRIALS, Phases, phase, recorded
+from ..evaluation.phases import HOLDOUT, PLAIN, RESCORING, SAVED, TRIALS, Phases, phase, recorded
 from ..evaluation.processes import plan_processes
 from ..evaluation.task import Samples, Task, Unseen
 from ..options import GIVEN, Options
@@ -323,6 +323,7 @@ def _phases_told(options: Options, prepared: Prepared) -> str:
         *([f"{RESCORING} (the best {rescored}, {on})"] if rescored > 1 else []),
         HOLDOUT,
         *([] if _is_plain(prepared.task) else [f"{PLAIN} (the best ranked once, without repair)"]),
+        *([] if options.explains else [f"{SAVED} (what the best saves of each cost)"]),
     ]
     return ", ".join(found)
 
@@ -366,7 +367,9 @@ def _score(
                 score_plain(study, plain_scores, advance)
         if str(best_trial(study).number) in study.user_attrs["holdout"]:
             if not options.explains:
-                score_saved(study, prepared.task)
+                with phase(SAVED), screen(SAVED, 1) as advance:
+                    score_saved(study, prepared.task)
+                    advance(1)
             return  # else another process has found a better one meanwhile
 
 
