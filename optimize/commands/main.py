@@ -27,8 +27,8 @@ from .run import run
 from .shell import OneLineErrors, Parsed
 from .studies import studies
 
-# PyTorch's threads sleep while they wait for one another, which costs next to nothing on an idle machine. On a busy one
-# those that spin have each other's cores: a trial of a small network took twelve times as long. Read once, with PyTorch.
+# PyTorch's threads are to sleep while they wait for one another: those that spin take each other's cores on a busy
+# machine, where a trial of a small network took twelve times as long. It is read once, when PyTorch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
