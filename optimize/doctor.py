@@ -116,8 +116,8 @@ def _cache() -> Iterator[Finding]:
         fix = f"make it writable (chmod u+rwx {folder}), or set XDG_CACHE_HOME to a folder that is"
         yield Finding("cache", f"{folder}: {error.strerror or error}", fix)
         return
-    fix = f"make room on the disk of {folder}" if free < NEEDED else None
-    yield Finding("cache", f"{folder}, writable, {_gib(free)} free", fix)
+    full = f"make room on the disk of {folder}" if free < NEEDED else None
+    yield Finding("cache", f"{folder}, writable, {_gib(free)} free", full)
 
 
 def _run() -> Iterator[Finding]:

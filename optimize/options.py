@@ -69,7 +69,12 @@ def _option(
     documentation. unset: what None stands for. shown: the default in words, where its value is none. alias: another
     name. What `choices` gives is asked for when a value is checked: users may have registered more.
     """
-    metadata = {"section": section, "brief": brief, "help": f"{brief} {more}".strip(), "metavar": metavar}
+    metadata: dict[str, Any] = {
+        "section": section,
+        "brief": brief,
+        "help": f"{brief} {more}".strip(),
+        "metavar": metavar,
+    }
     metadata |= {"parse": parse, "choices": choices, "alias": alias, "unset": unset, "shown": shown}
     return field(default=default, metadata=metadata)
 

@@ -19,9 +19,9 @@ from .errors import UserError
 from .figures import draw_all
 from .figures.style import BEST, FONT, QUIET, THEMES
 from .page import page
-from .report import fixed_trials
+from .report import fixed_trials, title
 from .storage import database_file, open_storage
-from .summary import NOTE, study_note, title, trial_note
+from .summary import NOTE, study_note, trial_note
 
 if TYPE_CHECKING:
     from optuna.artifacts import FileSystemArtifactStore

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from . import summary
 from .best import best_trial
 from .document import check_ours
+from .report import title
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -110,7 +111,7 @@ def page(study: Study) -> str:
         parts.append(
             '<section class="grid">'
             f"<div><h2>Results</h2>{results}<p><small>{html.escape(summary.AUC)}</small></p></div>"
-            f"<div><h2>The best composite: {html.escape(summary.title(trial))}</h2>{composite}</div></section>"
+            f"<div><h2>The best composite: {html.escape(title(trial))}</h2>{composite}</div></section>"
         )
     if rest:
         parts.append(f'<section class="grid">{"".join(rest)}</section>')

@@ -18,8 +18,7 @@ from ...pruning import COSTS, Network, NotFinite, macs, params, without_constant
 from ...pruning.convolution import plain
 from ...pruning.modules import gates_of
 from ...studies.errors import UserError
-from ...studies.report import new_table
-from ...studies.summary import title
+from ...studies.report import new_table, title
 from ..evaluation.candidate import pruning_of
 from ..evaluation.curve import right_predictions
 from ..evaluation.evaluate import make_plan
