@@ -97,9 +97,11 @@ def test_a_search_that_gained_nothing_says_so(study, fixed, said):
 
 
 def test_failed_trials_are_told(study):
-    assert failed_text(study) == "1 of 3 trials failed, the last one (no. 1, zplus) since its process ended"
+    assert failed_text(study) == "1 of 3 trials failed, the last one (trial 1, zplus) since its process ended"
     study.add_trial(create_trial(state=TrialState.FAIL, user_attrs={"error": "relevance of layer fc is not finite"}))
-    assert failed_text(study) == "2 of 4 trials failed, the last one (no. 3) since relevance of layer fc is not finite"
+    assert (
+        failed_text(study) == "2 of 4 trials failed, the last one (trial 3) since relevance of layer fc is not finite"
+    )
 
 
 def test_a_baseline_that_was_run_again_counts_once(study):
