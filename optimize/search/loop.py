@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -166,6 +167,9 @@ def run_search(
         except UpdateFinishedTrialError:  # this process was stopped for so long that another one ran its trial
             continue
         except BaseException as error:
+            # What was stopped amid a transaction still has it open, and with it a lock that this waits for in vain.
+            traceback.clear_frames(error.__traceback__)
+            internals.end_session(study)
             # Ctrl-C is no sign that the trial is at fault; anything else may be.
             requeue_own(study, blame=not isinstance(error, KeyboardInterrupt))
             raise
