@@ -261,7 +261,7 @@ class Options:
     )
     storage: str = _option(
         "sqlite:///pxp.db",
-        "Database that keeps every trial: a file, or a URL as SQLAlchemy reads it.",
+        "What keeps every trial: an SQLite file, a journal (pxp.journal), the URL of a database, or grpc://HOST:PORT.",
         metavar="FILE|URL",
     )
     study: str | None = _option(None, "Name of the study in the database.", metavar="NAME", unset="MODEL-DATA-UNITS")
