@@ -345,7 +345,8 @@ class Options:
     storage: str = _option(
         "sqlite:///pxp.db",
         STORAGE,
-        "Database of the trials: a file, or SQLAlchemy's URL.",
+        "SQLite file, journal, URL of a database, or grpc://HOST:PORT.",
+        "A journal's name ends in .journal; it is for folders that several machines share.",
         metavar="FILE|URL",
     )
     study: str | None = _option(

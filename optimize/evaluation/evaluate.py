@@ -16,7 +16,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ...attribution import Composite, collect_relevance, collect_scores
-from ...pruning import Graph, Masks, Plan, auc
+from ...pruning import Graph, Masks, NotFinite, Plan, auc
 from .candidate import Candidate
 from .curve import Stop, measure
 from .faithfulness import Faithful, evaluate_maps
@@ -220,15 +220,22 @@ def make_plan(
 
 
 def scores(task: Task, method: Composite | Baseline, graph: Graph) -> dict[str, Tensor]:
-    """Unit scores, shape (units,) by layer, on a graph of the task: the whole one or a compact form."""
+    """Unit scores, shape (units,) by layer, on a graph of the task: the whole one or a compact form.
+
+    Raises:
+        NotFinite: relevance that ranks nothing, since it is zero everywhere in the whole network.
+    """
     inputs, targets = task.reference.inputs, task.reference.targets
     if isinstance(method, Baseline):
         return task.batching.run(
             lambda size: collect_scores(graph, method.criterion, inputs, targets, task.units, size, method.seed)
         )
-    return task.batching.run(
+    found = task.batching.run(
         lambda size: collect_relevance(graph, method, inputs, targets, task.units, size, logits=task.logits)
     )
+    if graph is task.graph and not any(bool(layer.any()) for layer in found.values()):
+        raise NotFinite("relevance is zero for all units")  # of a pruned network it may be
+    return found
 
 
 def curves_of(

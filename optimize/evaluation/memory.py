@@ -32,6 +32,10 @@ WORKING_COPIES = 6
 T = TypeVar("T")
 
 
+class OutOfMemory(MemoryError):
+    """Memory was too small for a single image."""
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that could be allocated on a device now."""
     if device.type == "cuda":
@@ -112,7 +116,8 @@ class Batching:
         """What `work` gives for a batch size, begun anew with half of it each time it runs out of memory.
 
         Raises:
-            What `work` raises; out of memory too, where a batch is a single sample.
+            OutOfMemory: a batch is a single sample.
+            What `work` raises besides.
         """
         before = self.size
         while True:
@@ -120,8 +125,10 @@ class Batching:
                 result = work(self.size)
                 break
             except (RuntimeError, MemoryError) as error:
-                if self.size == 1 or not is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
+                if self.size == 1:
+                    raise OutOfMemory("memory is too small for a single image") from error
             # Here, not above: the error's traceback holds the tensors of the pass that failed.
             self.size = (self.size + 1) // 2
             free_cache()

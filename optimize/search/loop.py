@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -27,6 +28,7 @@ from ...studies.report import title
 from ...studies.steps import STEPS
 from ..evaluation.candidate import Pruning, candidate, keep_candidate, pruning_of
 from ..evaluation.faithfulness import Faithful
+from ..evaluation.memory import OutOfMemory
 from ..evaluation.similarity import nearest
 from ..evaluation.task import Unseen
 from .owners import Silence, signs_of_life
@@ -112,8 +114,8 @@ def run_search(
     Args:
         study: with its sampler set. Several processes may run the same one, and finish no more than `trials` of it.
         space: what to propose.
-        evaluate: what a composite is worth. NotFinite (relevance that is not finite) fails the trial, and
-            the search goes on.
+        evaluate: what a composite is worth. NotFinite (relevance that is not finite, or zero everywhere) and
+            OutOfMemory (with a single image) fail the trial, and the search goes on.
         trials: finished trials to reach, those that are there included: complete ones, and stopped ones.
         timeout: start no trial after this many seconds.
         start_from: composites to try after the fixed ones, by name.
@@ -169,6 +171,9 @@ def run_search(
         except UpdateFinishedTrialError:  # this process was stopped for so long that another one ran its trial
             continue
         except BaseException as error:
+            # What was stopped amid a transaction still has it open, and with it a lock that this waits for in vain.
+            traceback.clear_frames(error.__traceback__)
+            internals.end_session(study)
             # Ctrl-C is no sign that the trial is at fault; anything else may be.
             requeue_own(study, blame=not isinstance(error, KeyboardInterrupt))
             raise
@@ -195,9 +200,9 @@ def check_failures(study: Study, since: int) -> None:
     raise UserError(f"{len(ended)} trials in a row failed, the last one since {last}{told}")
 
 
-def _told(trial: Trial, outcome: Result | NotFinite) -> str:
+def _told(trial: Trial, outcome: Result | NotFinite | OutOfMemory) -> str:
     """What became of a trial, in a few words."""
-    if isinstance(outcome, NotFinite):
+    if isinstance(outcome, (NotFinite, OutOfMemory)):
         return f"failed, {outcome}"
     pruning = pruning_of(trial)
     area = getattr(outcome, "area", None)
@@ -222,7 +227,7 @@ def _run_trial(
     unseen: Callable[[Study, Trial], Sequence[Unseen]] | None,
     keep: Callable[[Study, Trial], object] | None,
     lag: int,
-) -> Result | NotFinite:
+) -> Result | NotFinite | OutOfMemory:
     """What a trial gave, which the study now has; of a failed one the error that failed it.
 
     Raises:
@@ -236,7 +241,7 @@ def _run_trial(
     others = {} if unseen is None else {"unseen": unseen(seen, trial)}
     try:
         result = evaluate(method, *([] if stop is None else [stop]), **others)
-    except NotFinite as error:
+    except (NotFinite, OutOfMemory) as error:
         _check_own(study, trial)
         trial.set_user_attr("error", str(error))
         study.tell(trial, state=TrialState.FAIL)

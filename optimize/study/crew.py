@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,6 +13,7 @@ import optuna
 import torch
 from optuna.study import Study
 
+from ...studies import internals
 from ...studies.errors import UserError
 from ...studies.storage import disconnect, open_storage, storage_errors
 from ..console import Screen
@@ -101,7 +103,9 @@ def run_crew(
             workers.watch(heard, ended)
             timeout = options.timeout and max(0.0, options.timeout - (time.monotonic() - started))
             search(study, watch, screen.line, timeout, since)  # all, or what is left if the others have ended
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        traceback.clear_frames(stop.__traceback__)  # a transaction that was stopped holds a lock
+        internals.end_session(study)
         requeue_stale(study, blame=False)
         raise
 

@@ -1,0 +1,227 @@
+"""Several processes: as many trials as asked for, the same ones each time, and nothing lost when some end."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from pxp_optimize.optimize.evaluation.memory import OutOfMemory
+from pxp_optimize.optimize.search.loop import MAX_FAILURES, run_search
+from pxp_optimize.optimize.search.owners import OWNER, SILENCE, Silence, own_mark
+from pxp_optimize.optimize.search.queue import drop_doubled, may_start, next_trial
+from pxp_optimize.optimize.search.space import GROUPS, Space
+from pxp_optimize.optimize.search.view import lag_of
+from pxp_optimize.optimize.search.workers import Tell, Workers
+from pxp_optimize.pruning import NotFinite
+from pxp_optimize.studies.errors import UserError
+from pxp_optimize.studies.storage import disconnect, open_storage
+
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+linux = pytest.mark.skipif(sys.platform != "linux", reason="forks")
+
+
+def load_faults() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("faults", BENCHMARKS / "faults.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["faults"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def faults() -> Any:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    module = load_faults()
+    module.warm()
+    return module
+
+
+def record(storage: str) -> list[tuple]:
+    study = optuna.load_study(study_name="fast", storage=open_storage(storage))
+    found = [(trial.number, trial.state, trial.value, trial.user_attrs["composite"]) for trial in study.trials]
+    disconnect("")
+    return found
+
+
+@linux
+@pytest.mark.parametrize("sampler", ["tpe", "local", "cmaes"])
+def test_what_is_tried_does_not_depend_on_who_is_faster(faults, tmp_path, sampler):
+    lag = lag_of(2)
+    apart = {"trials": 22, "lag": lag, "sampler": sampler}
+    faults.ended([faults.begun(partial(faults.search, str(tmp_path / "one.db"), **apart))])
+    two, jobs = str(tmp_path / "two.db"), []
+    faults.ended([faults.begun(partial(faults.search, two, 1, lag=lag, sampler=sampler))])
+
+    def job(seconds: float, tell: Tell) -> None:
+        faults.search(two, seconds=seconds, watch=lambda now, text: tell(text), **apart)
+
+    jobs, told = [partial(job, 0.02), partial(job, 0.05)], []
+    with Workers(jobs, "fork") as workers:
+        workers.watch(told.append, lambda why, left: pytest.fail(why))
+    assert record(two) == record(str(tmp_path / "one.db"))
+    assert len(told) == 21
+    owners = {
+        trial.user_attrs[OWNER]["pid"]
+        for trial in optuna.load_study(study_name="fast", storage=open_storage(two)).trials
+    }
+    assert len(owners) == 3
+    disconnect("")
+
+
+@linux
+def test_one_that_dies_does_not_end_the_others_and_its_trial_runs_again(faults, tmp_path):
+    storage = str(tmp_path / "a.db")
+    victim = str(tmp_path / "victim")
+
+    def job(name: str, tell: Tell) -> None:
+        def watch(now: Any, text: str) -> None:
+            if name == "victim" and now.done >= 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        faults.search(storage, 20, 0.05, lag=3, watch=watch)
+
+    ends: list[tuple[str, int]] = []
+    with Workers([partial(job, "victim"), partial(job, "other")], "fork") as workers:
+        workers.watch(lambda text: None, lambda why, left: ends.append((why, left)))
+    assert ends == [("signal SIGKILL", 1)]
+    assert faults.finish(storage, 20) == faults.Found(0, 0, 0), victim
+
+
+@linux
+def test_an_error_in_one_is_told_in_a_line(tmp_path):
+    def job(tell: Tell) -> None:
+        tell("hello")
+        raise RuntimeError("no luck\nat all")
+
+    heard, ends = [], []
+    with Workers([job], "fork") as workers:
+        workers.watch(heard.append, lambda why, left: ends.append((why, left)))
+    assert (heard, ends) == (["hello"], [("RuntimeError, no luck", 0)])
+
+
+@linux
+def test_they_are_stopped_with_the_one_that_watches(tmp_path):
+    marks = [tmp_path / str(index) for index in range(2)]
+
+    def job(mark: Path, tell: Tell) -> None:
+        try:
+            tell("up")
+            time.sleep(60)
+        finally:
+            mark.touch()  # it could put its trial back
+
+    def heard(what: str) -> None:
+        up.append(what)
+        if len(up) == 2:
+            raise KeyboardInterrupt
+
+    up: list[str] = []
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), Workers([partial(job, mark) for mark in marks], "fork") as workers:
+        workers.watch(heard, lambda why, left: None)
+    assert all(mark.exists() for mark in marks)
+    assert time.monotonic() - started < 50
+
+
+def study_in(path: Path) -> optuna.Study:
+    return load_faults().study_in(str(path))
+
+
+def test_no_more_trials_begin_than_are_asked_for(tmp_path):
+    study = study_in(tmp_path / "a.db")
+    first, second = next_trial(study, 2, 3), next_trial(study, 2, 3)
+    assert first is not None and second is not None
+    assert next_trial(study, 2, 3) is None
+    assert next_trial(study, 3, 2) is None  # it is to see the first
+    study.tell(first, state=TrialState.FAIL)
+    third = next_trial(study, 2, 3)
+    assert third is not None and third.number == 2
+    assert not may_start(study, 3, 2, 3)
+
+
+def test_what_two_put_into_the_queue_is_tried_once(tmp_path):
+    study = study_in(tmp_path / "a.db")
+    for _ in range(2):
+        study.enqueue_trial({"low.rule": "zplus"})
+        study.enqueue_trial({}, user_attrs={"given": {}, "composite": {"a": 1}, "fixed": "a"})
+    study.enqueue_trial({})
+    study.enqueue_trial({})
+    drop_doubled(study)
+    states = [trial.state for trial in study.trials]
+    assert states == [TrialState.WAITING] * 2 + [TrialState.FAIL] * 2 + [TrialState.WAITING] * 2
+
+
+def test_a_trial_of_another_machine_is_given_up_after_a_while(tmp_path, monkeypatch):
+    study = study_in(tmp_path / "a.db")
+    assert next_trial(study, 9) is not None
+    (trial,) = study.trials
+    now, silence = [100.0], Silence()
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    assert not silence.is_over(trial)
+    now[0] += SILENCE
+    assert silence.is_over(trial)
+    trial.system_attrs["pxp:beat"] = "another"
+    assert not silence.is_over(trial)
+
+
+def test_a_trial_that_another_process_took_is_left_to_it(faults, tmp_path):
+    study = study_in(tmp_path / "a.db")
+    taken = []
+
+    def evaluate(composite: Any) -> Any:
+        if not taken:  # as if this process had been stopped for long
+            (trial,) = study.get_trials(states=(TrialState.RUNNING,))
+            mark = {**own_mark(), "host": "another"}
+            study._storage.set_trial_user_attr(trial._trial_id, OWNER, mark)
+            taken.append(trial.number)
+        return faults.Fast.of(composite)
+
+    run_search(study, Space(GROUPS), evaluate, trials=1, timeout=0)
+    run_search(study, Space(GROUPS), evaluate, trials=2, timeout=1)
+    assert study.trials[taken[0]].state == TrialState.RUNNING
+    assert "accuracy" not in study.trials[taken[0]].user_attrs
+
+
+def test_ten_failures_in_a_row_end_the_run_with_their_reasons(tmp_path):
+    reasons = iter(["relevance of layer fc is not finite"] * 9 + ["memory is too small"])
+
+    def hopeless(composite: Any) -> Any:
+        reason = next(reasons)
+        raise OutOfMemory(reason) if "memory" in reason else NotFinite(reason)
+
+    study = study_in(tmp_path / "a.db")
+    told = (
+        "10 trials in a row failed, the last one since memory is too small; of the others 9 since relevance of layer fc"
+    )
+    with pytest.raises(UserError, match=told):
+        run_search(study, Space(GROUPS), hopeless, trials=5)
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL] * MAX_FAILURES
+    assert study.trials[0].user_attrs["error"] == "relevance of layer fc is not finite"
+
+
+@linux
+@pytest.mark.parametrize("name", ["sqlite-sigkill", "journal-sigkill", "stopped", "full-disk", "read-only", "locked"])
+def test_faults(faults, name):
+    """In short; all of them by `python benchmarks/faults.py`."""
+    assert faults.faults(short=True)[name]()[1] == faults.Found(0, 0, 0)
+
+
+@linux
+@pytest.mark.parametrize("name", ["postgresql-sigkill", "postgresql-restarted", "proxy-sigkill"])
+def test_faults_of_servers(faults, name):
+    if name not in faults.faults(short=True):
+        pytest.skip("PostgreSQL is not installed")
+    for module in ("grpc", "psycopg"):
+        pytest.importorskip(module)
+    assert faults.faults(short=True)[name]()[1] == faults.Found(0, 0, 0)

@@ -1,0 +1,85 @@
+"""`--workers`: the real command, in several processes, on a small network."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import optuna
+import pytest
+from pxp_optimize.optimize.evaluation.processes import fitting_processes
+from pxp_optimize.studies.storage import disconnect, open_storage
+
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+FEW = ("--trials", "14", "--rescore", "1", "--repair", "none", "--schedule", "oneshot")
+
+
+def trials_of(storage: str) -> list[tuple]:
+    opened = open_storage(storage)
+    (name,) = optuna.get_all_study_names(opened)
+    study = optuna.load_study(study_name=name, storage=opened)
+    found = [(trial.number, trial.value, trial.user_attrs.get("composite")) for trial in study.trials]
+    disconnect("")
+    return found
+
+
+def test_two_workers_are_stopped_by_a_signal_and_end_with_the_same_trials(project: Any):
+    whole = project.run(*project.options, *FEW, "--workers", "2", "--storage", "whole.db")
+    assert whole.returncode == 0, whole.stderr
+    assert "workers 2 processes, 1 thread each" in whole.stderr
+    assert "trial 14 of 14" in whole.stderr
+
+    command = project.start(*project.options, *FEW, "--workers", "2", "--storage", "cut.db")
+    with command as process:
+        lines: list[str] = []
+        for line in process.stderr:
+            lines.append(line)
+            if line.startswith("trial 5 "):
+                process.send_signal(signal.SIGTERM)
+        assert process.wait() == 130
+    assert lines[-1].startswith("Stopped after ") and "Run the same command again to continue." in lines[-1]
+    rest = project.run(*project.options, *FEW, "--workers", "1", "--storage", "cut.db")
+    assert rest.returncode == 0, rest.stderr
+    assert trials_of(str(project.folder / "cut.db")) == trials_of(str(project.folder / "whole.db"))
+    assert len(trials_of(str(project.folder / "cut.db"))) == 14
+
+
+def servers() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("servers", BENCHMARKS / "servers.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["servers"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_study_on_postgresql_shows_its_password_nowhere(project: Any):
+    pytest.importorskip("psycopg")
+    if servers().postgresql_folder() is None:
+        pytest.skip("PostgreSQL is not installed")
+    with servers().postgresql() as server:
+        options = ("--trials", "6", *FEW[2:], "--workers", "2", "--verbose", "--export", "server.json")
+        done = project.run(*project.options, *options, "--storage", server.url)
+        assert done.returncode == 0, done.stderr
+        page = project.run("report", "--storage", server.url, "-o", "server.html")
+        assert page.returncode == 0, page.stderr
+        study = optuna.load_study(study_name="network:small-images-filters", storage=open_storage(server.url))
+        kept = str([study.user_attrs, study.system_attrs, *study.trials])
+        disconnect("")
+        wrong = project.run("studies", "--storage", server.url.replace(str(server.port), "1"))
+    assert wrong.returncode == 2
+    assert len(wrong.stderr.splitlines()) == 1
+    assert len(study.trials) == 6
+    written = [(project.folder / name).read_text() for name in ("server.json", "server.html")]
+    for text in (kept, done.stdout, done.stderr, page.stdout, page.stderr, wrong.stderr, *written):
+        assert "s3cret" not in text
+    assert "pxp:***@" in done.stdout
+
+
+@pytest.mark.parametrize(("asked", "free", "fits"), [(4, 0, 1), (4, 2**50, 4), (1, 2**50, 1)])
+def test_as_many_processes_as_fit(asked: int, free: int, fits: int):
+    assert fitting_processes(asked, free) == fits
