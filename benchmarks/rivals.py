@@ -37,8 +37,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from pxp_optimize.attribution import Composite
+from pxp_optimize.optimize.console import Screen
 from pxp_optimize.optimize.evaluation.candidate import pruning_of
 from pxp_optimize.optimize.evaluation.evaluate import Baseline, scores
+from pxp_optimize.optimize.evaluation.phases import recorded
 from pxp_optimize.optimize.evaluation.task import Task
 from pxp_optimize.optimize.models import load_model
 from pxp_optimize.optimize.options import Options
@@ -157,7 +159,8 @@ def levelled(graph: Graph, found: Scores) -> Scores:
 def searched(case: Case, trials: int) -> Iterator[Found]:
     """By the best composite of a search of so many trials, of the case's layers only at the end."""
     options = case.options.changed(trials=trials, storage="sqlite://", quiet=True, study="rivals")
-    study = run_study(options, case.prepared)
+    with recorded() as phases:
+        study = run_study(options, case.prepared, phases, Screen(quiet=True))
     trial = best_trial(study)
     assert pruning_of(trial) is None
     print(f"searched: {trial.user_attrs['composite']}", file=sys.stderr)
