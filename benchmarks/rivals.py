@@ -26,6 +26,7 @@ import copy
 import json
 import re
 import sys
+import tempfile
 import time
 import types
 import warnings
@@ -158,8 +159,8 @@ def levelled(graph: Graph, found: Scores) -> Scores:
 
 def searched(case: Case, trials: int) -> Iterator[Found]:
     """By the best composite of a search of so many trials, of the case's layers only at the end."""
-    options = case.options.changed(trials=trials, storage="sqlite://", quiet=True, study="rivals")
-    with recorded() as phases:
+    with tempfile.TemporaryDirectory() as folder, recorded() as phases:
+        options = case.options.changed(trials=trials, storage=f"{folder}/rivals.db", quiet=True, study="rivals")
         study = run_study(options, case.prepared, phases, Screen(quiet=True))
     trial = best_trial(study)
     assert pruning_of(trial) is None
