@@ -26,6 +26,7 @@ import copy
 import json
 import re
 import sys
+import tempfile
 import time
 import types
 import warnings
@@ -37,8 +38,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from pxp_optimize.attribution import Composite
+from pxp_optimize.optimize.console import Screen
 from pxp_optimize.optimize.evaluation.candidate import pruning_of
 from pxp_optimize.optimize.evaluation.evaluate import Baseline, scores
+from pxp_optimize.optimize.evaluation.phases import recorded
 from pxp_optimize.optimize.evaluation.task import Task
 from pxp_optimize.optimize.models import load_model
 from pxp_optimize.optimize.options import Options
@@ -156,8 +159,9 @@ def levelled(graph: Graph, found: Scores) -> Scores:
 
 def searched(case: Case, trials: int) -> Iterator[Found]:
     """By the best composite of a search of so many trials, of the case's layers only at the end."""
-    options = case.options.changed(trials=trials, storage="sqlite://", quiet=True, study="rivals")
-    study = run_study(options, case.prepared)
+    with tempfile.TemporaryDirectory() as folder, recorded() as phases:
+        options = case.options.changed(trials=trials, storage=f"{folder}/rivals.db", quiet=True, study="rivals")
+        study = run_study(options, case.prepared, phases, Screen(quiet=True))
     trial = best_trial(study)
     assert pruning_of(trial) is None
     print(f"searched: {trial.user_attrs['composite']}", file=sys.stderr)
