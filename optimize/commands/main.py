@@ -14,6 +14,7 @@ from ...studies.errors import UserError
 from ..options import Options, read_config
 from .compare import compare
 from .dashboard import dashboard
+from .explain import explain
 from .export import export
 from .models import models
 from .prune import prune
@@ -102,7 +103,7 @@ def main(ctx: click.Context, /, **values: Any) -> None:
         raise
 
 
-for command in (report, dashboard, export, compare, prune, studies, models):
+for command in (report, dashboard, export, compare, explain, prune, studies, models):
     main.add_command(command)
 
 if __name__ == "__main__":
