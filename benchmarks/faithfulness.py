@@ -3,8 +3,8 @@
     python benchmarks/faithfulness.py --model resnet18 --data digits
     python benchmarks/faithfulness.py --model MODULE:FUNCTION --weights FILE --data DIR --image-size 32 --edges 2 4 8
 
-A row is a way to remove regions; a cell the symmetric relevance gain of a composite's heat maps on the search images, in
-the mean. The last column says how alike a row orders the composites as the first row does (Spearman).
+A row is a way to remove regions; a cell the mean symmetric relevance gain of a composite's heat maps on the search
+images. The last column says how alike a row orders the composites as the first row does (Spearman).
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ OPTIONS = ("model", "weights", "data", "mean", "std", "image_size", "search_samp
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in OPTIONS:
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=int if name in ("image_size", "search_samples", "seed") else str
-        )
+        kind = int if name in ("image_size", "search_samples", "seed") else str
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind)
     parser.add_argument("--edges", type=int, nargs="*", help="edges of patches, in pixels")
     parser.add_argument("--steps", type=int, nargs="*", default=[STEPS, 2 * STEPS])
     args = parser.parse_args()
