@@ -154,23 +154,24 @@ def probabilities(network: nn.Module, competing: Tensor | None, precision: str =
     return of
 
 
-@torch.inference_mode()
 def measure_ends(
     probability: Probability, inputs: Batches, targets: Tensor | None, flipping: Flipping, batch_size: int
 ) -> Ends:
     """What is the same for every heat map of these images. targets: None for the predicted classes."""
     explained, whole, bare = [], [], []
     make = REPLACEMENTS[flipping.replace]
-    for start in range(0, len(inputs), batch_size):
-        images = inputs[start : start + batch_size]
-        found = probability(images)
-        chosen = found.argmax(1) if targets is None else targets[start : start + batch_size]
-        nothing = torch.zeros_like(images[:, :1], dtype=torch.bool)
-        without = probability(make(images, flipping.patches.edge)(nothing))
-        explained.append(chosen)
-        whole.append(found.gather(1, chosen.unsqueeze(1))[:, 0])
-        bare.append(without.gather(1, chosen.unsqueeze(1))[:, 0])
-    return Ends(*(torch.cat(parts).clone() for parts in (explained, whole, bare)))
+    with torch.inference_mode():
+        for start in range(0, len(inputs), batch_size):
+            images = inputs[start : start + batch_size]
+            found = probability(images)
+            chosen = found.argmax(1) if targets is None else targets[start : start + batch_size]
+            nothing = torch.zeros_like(images[:, :1], dtype=torch.bool)
+            without = probability(make(images, flipping.patches.edge)(nothing))
+            explained.append(chosen)
+            whole.append(found.gather(1, chosen.unsqueeze(1))[:, 0])
+            bare.append(without.gather(1, chosen.unsqueeze(1))[:, 0])
+    # outside of the inference mode, for what asks for gradients at these targets
+    return Ends(*(torch.cat([part.clone() for part in parts]) for parts in (explained, whole, bare)))
 
 
 @torch.inference_mode()

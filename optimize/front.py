@@ -40,6 +40,7 @@ from .search.pruners import asking
 from .study.amount import Amount
 from .study.compare import compare_study, methods_of, pruned_as_best
 from .study.costs import timed
+from .study.explain import MapLine, compare_maps, explained_methods, replacements
 from .study.finetune import Training
 from .study.formats import format_of, is_ours, write_small
 from .study.given import prepare_given
@@ -377,14 +378,19 @@ class Result:
         """
         write_report(self.study, path, format, figure, self.options.storage)
 
-    def compare(self, seeds: int = 3) -> list[Line]:
+    def compare(self, seeds: int = 3) -> list[Line] | list[MapLine]:
         """The best composite beside the fixed ones and other criteria, on holdout samples: as `pxp-optimize compare`.
 
-        seeds: draws of the reference images, each with a seed of its own for random baselines.
+        seeds: draws of the reference images, each with a seed of its own for random baselines. Heat maps have none.
 
         Raises:
             UserError: relevance that is not finite with other reference images.
         """
+        if explains(self.study):
+            title, explained = explained_methods(self.study)
+            task, seed = self.prepared.task, self.options.seed
+            screen = Screen(quiet=self.options.quiet)
+            return compare_maps(task, explained, title, replacements(task), seed, screen)[0]
         prepared = pruned_as_best(self.study, self.prepared)
         best, methods = methods_of(self.study, self.options, prepared, None)
         lines, _ = compare_study(prepared, methods, best, seeds, Screen(quiet=self.options.quiet))

@@ -245,4 +245,5 @@ def is_csv(path: Path) -> bool:
             first = file.readline()
     except (OSError, ValueError):
         return False
-    return not first or first.startswith(tuple(f"method,{name},{name}_low," for name in (NAMES[0], COST_NAMES[0])))
+    known = (NAMES[0], COST_NAMES[0], "srg")
+    return not first or first.startswith(tuple(f"method,{name},{name}_low," for name in known))

@@ -24,10 +24,13 @@ from .shell import (
 )
 
 if TYPE_CHECKING:
+    from optuna.study import Study
+
     from ...studies import comparison, document
     from ...studies import storage as storing
     from .. import console
     from ..study import compare as comparing
+    from ..study import explain as explaining
     from ..study import prepare as preparing
     from ..study import resampling
     from ..study import run as running
@@ -37,6 +40,7 @@ else:
     document = LazyModule("...studies.document", __package__)
     storing = LazyModule("...studies.storage", __package__)
     comparing = LazyModule("..study.compare", __package__)
+    explaining = LazyModule("..study.explain", __package__)
     preparing = LazyModule("..study.prepare", __package__)
     resampling = LazyModule("..study.resampling", __package__)
     running = LazyModule("..study.run", __package__)
@@ -82,6 +86,8 @@ def compare(
 
     All are measured on the study's holdout samples, with its schedule and repair, but with other reference images
     than the search had. Intervals count both the images and the draws. The study is only read.
+
+    Of a study of heat maps: beside other explainers, under each way to replace image regions.
     """
     screen = console.Screen(quiet=quiet)
     with screen.waiting(LOADING):
@@ -100,6 +106,9 @@ def compare(
         paper = comparing.paper_study(opened, found, paper_study)
         prepared = preparing.prepare(options, screen)
         comparing.check_unchanged(found, prepared.fingerprint)
+        if options.explains:
+            _compare_maps(found, prepared, screen, output, csv)
+            return
         prepared = comparing.pruned_as_best(found, prepared)
         best, methods = comparing.methods_of(found, options, prepared, paper)
         for line in prepared.description:
@@ -122,3 +131,27 @@ def compare(
         document.write_json(output, comparison.comparison_document(lines, rates, about, names))
     if csv is not None:
         document.write_whole(csv, comparison.comparison_csv(lines, rates, names).encode())
+
+
+def _compare_maps(
+    study: Study, prepared: preparing.Prepared, screen: console.Screen, output: str | None, csv: str | None
+) -> None:
+    """Of a study of heat maps: all on its holdout images, under its replacement of regions and the others."""
+    for line in prepared.description:
+        screen.line(line)
+    best, methods = explaining.explained_methods(study)
+    task, seed = prepared.task, prepared.source.seed
+    lines, problems = explaining.compare_maps(task, methods, best, explaining.replacements(task), seed, screen)
+    print_table(explaining.map_table(lines))
+    click.echo()
+    click.echo(
+        f"95% intervals over {len(task.holdout)} holdout images; differences are paired over images, p corrected by "
+        f"Holm for {len(lines) - 1} comparisons (intervals are not)"
+    )
+    for text in problems:
+        click.echo(text)
+    if output is not None:
+        about = {"study": study.study_name, "best": best, **prepared.fingerprint["explaining"]}
+        document.write_json(output, explaining.document(lines, about))
+    if csv is not None:
+        document.write_whole(csv, explaining.map_csv(lines).encode())

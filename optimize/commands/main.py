@@ -18,6 +18,7 @@ from ..options import OUTPUT, Options
 from .compare import compare
 from .dashboard import dashboard
 from .doctor import doctor
+from .explain import explain
 from .export import export
 from .help import CONTEXT, Option, command
 from .models import models
@@ -131,7 +132,7 @@ def run_command(ctx: click.Context, /, **values: Any) -> None:
     run_study(ctx, values)
 
 
-for each in (run_command, report, compare, export, prune, dashboard, studies, models, doctor):
+for each in (run_command, report, compare, explain, export, prune, dashboard, studies, models, doctor):
     main.add_command(each)
 
 if __name__ == "__main__":

@@ -213,7 +213,7 @@ def _first(names: Sequence[str], words: Mapping[Path, Sequence[str]]) -> Path | 
 
 
 def _holds_images(root: Path) -> bool:
-    return any(path.suffix.lower() in _readable_suffixes() and path.name[0] != "." for path in root.iterdir())
+    return any(path.suffix.lower() in readable_suffixes() and path.name[0] != "." for path in root.iterdir())
 
 
 def _folders(root: Path) -> list[Path]:
@@ -249,7 +249,7 @@ def _images_below(root: Path) -> list[Path]:
         seen.add(real)
         for name in names:
             path = Path(folder, name)
-            if name[0] != "." and path.suffix.lower() in _readable_suffixes():
+            if name[0] != "." and path.suffix.lower() in readable_suffixes():
                 target = os.path.realpath(path) if path.is_symlink() else os.path.join(real, name)
                 found[target] = min(found.get(target, path), path)
     return sorted(found.values())
@@ -276,6 +276,6 @@ def _data_file(name: str) -> str:
 
 
 @once
-def _readable_suffixes() -> frozenset[str]:
+def readable_suffixes() -> frozenset[str]:
     known = Image.registered_extensions()
     return frozenset(suffix for suffix, kind in known.items() if kind in Image.OPEN)

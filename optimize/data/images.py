@@ -83,7 +83,7 @@ def decode(
 
     def read(row: int) -> Exception | None:
         try:
-            pixels[row] = transform.pixels(_open_rgb(chosen.images[row]))
+            pixels[row] = transform.pixels(open_rgb(chosen.images[row]))
         except Exception as error:  # Pillow's decoders raise whatever their parsing stumbles over
             return error
         return None
@@ -108,7 +108,7 @@ def decode(
     return pixels[: kept.sum()], indices[kept]
 
 
-def _open_rgb(image: Path | NDArray[np.uint8]) -> Image.Image:
+def open_rgb(image: Path | NDArray[np.uint8]) -> Image.Image:
     if isinstance(image, np.ndarray):
         return Image.fromarray(image)
     with Image.open(image) as opened:

@@ -5,15 +5,25 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...attribution import Composite
-from ...attribution.faithfulness import Curves, Ends, flip, gini, probabilities, similarity
+from ...attribution.faithfulness import (
+    Curves,
+    Ends,
+    Flipping,
+    Probability,
+    flip,
+    gini,
+    probabilities,
+    similarity,
+)
 from ...attribution.heatmaps import Request, map_batches
 from ...pruning import NotFinite
 from ..parsers import QUALITIES
@@ -133,9 +143,7 @@ def evaluate_maps(
         digest.update(relevance.argsort(dim=1, stable=True).to(torch.int16).cpu().numpy().tobytes())
         mapped = time.perf_counter()
         probability = probabilities(task.graph.network, task.logits, task.precision)
-        curves = task.batching.run(
-            lambda size: flip(probability, of.inputs, relevance, ends, explaining.flipping, size)
-        )
+        curves = task.batching.run(partial(_flipped, probability, of, relevance, ends, explaining.flipping))
         spent["relevance"] += mapped - started
         spent["evaluation"] += time.perf_counter() - mapped
         return curves
@@ -185,6 +193,34 @@ def evaluate_maps(
         stopped=stopped,
         unseen=others,
     )
+
+
+def gains_by_replacement(
+    tasks: Mapping[str, Task], method: Composite | str, samples: Samples, seed: int = 0
+) -> dict[str, list[float]]:
+    """The gain of each image under several replacements of the regions, by the names of tasks that differ by these; the
+    heat maps are made once.
+
+    Raises:
+        As `evaluate_maps`.
+    """
+    task, found = next(iter(tasks.values())), {}
+    relevance = _region_relevance(task, method, samples, explaining_of(task).ends_of(task, samples), seed)
+    for name, other in tasks.items():
+        explaining = explaining_of(other)
+        ends, flipping = explaining.ends_of(other, samples), explaining.flipping
+        probability = probabilities(other.graph.network, other.logits, other.precision)
+        curves = other.batching.run(
+            partial(_flipped, probability, samples, relevance, ends, flipping)  # bound now, not when it runs
+        )
+        found[name] = curves.gains.tolist()
+    return found
+
+
+def _flipped(
+    probability: Probability, samples: Samples, relevance: Tensor, ends: Ends, flipping: Flipping, size: int
+) -> Curves:
+    return flip(probability, samples.inputs, relevance, ends, flipping, size)
 
 
 def explaining_of(task: Task) -> Explaining:

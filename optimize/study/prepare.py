@@ -85,7 +85,8 @@ class Prepared:
     fingerprint: what must be the same to continue a study. layers: group and type of each ruled layer.
     description: lines that say which model, weights and data these are, and how to use others. source: where the
     samples come from, for other ones than the task's (`resampling`). pruning: the schedules and the repairs that a
-    study may use, by "schedule" and "repair"; the task has the first ones.
+    study may use, by "schedule" and "repair"; the task has the first ones. transform: what makes the network's input of
+    an image file; None of a network that a program gives.
     """
 
     task: Task
@@ -94,6 +95,7 @@ class Prepared:
     description: tuple[str, ...]
     source: Source = field(repr=False)
     pruning: Mapping[str, tuple[str, ...]]
+    transform: Transform | None = None
 
 
 def cache_folder() -> Path:
@@ -168,7 +170,8 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
     )
     source = Source(dataset, classes, drawn, options.reference_samples, options.seed, options.draws, read)
     warning = scaled_up(dataset.train, drawn["reference"], transform.resize)
-    return assemble(options, subject, source, () if warning is None else (f"warning {warning}",), progress)
+    warnings = () if warning is None else (f"warning {warning}",)
+    return replace(assemble(options, subject, source, warnings, progress), transform=transform)
 
 
 def assemble(

@@ -22,8 +22,8 @@ FIGURES: Registry[Draw] = Registry(
     "figure",
     {
         "holdout": ".curves:holdout_curves",
-        "flipping": ".flipping:flipping_curves",
         "search": ".curves:search_curves",
+        "flipping": ".flipping:flipping_curves",
         "cost": ".curves:cost_curves",
         "layers": ".layers:removed_layers",
         "history": ".trials:history",

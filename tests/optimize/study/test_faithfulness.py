@@ -8,15 +8,19 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from PIL import Image
 from pxp_optimize.attribution import heat_maps, load_composite, relevance_gain
 from pxp_optimize.optimize import UserError, optimize
 from pxp_optimize.optimize.evaluation.evaluate import evaluate
 from pxp_optimize.optimize.options import Options
 from pxp_optimize.optimize.search.explained import KNOWN, input_part, pixel_bounds
+from pxp_optimize.optimize.study.explain import coloured
 from pxp_optimize.optimize.study.run import make_space
 from pxp_optimize.studies.best import best_trial
+from pxp_optimize.studies.comparison import is_csv, is_document
 from pxp_optimize.studies.faithfulness import interval
 from pxp_optimize.studies.figures import draw_all
+from pxp_optimize.studies.output import write_report
 from pxp_optimize.studies.storage import open_storage
 
 STUDY = "network:small-images-faithfulness"
@@ -89,8 +93,7 @@ def test_its_files_are_written_again(searched):
     project, _, _ = searched
     for name in ("maps.html", "maps.csv", "maps-report.json"):
         for _ in range(2):
-            written = project.run("report", "--storage", "maps.db", "-o", name)
-            assert written.returncode == 0, written.stderr
+            write_report(load(project), project.folder / name)
     page = (project.folder / "maps.html").read_text()
     assert "symmetric relevance gain" in page
     assert (project.folder / "maps.csv").read_text().startswith("study,composite,trial,best,samples,removed,")
@@ -101,14 +104,56 @@ def test_its_files_are_written_again(searched):
     assert "prunes nothing" in pruned.stderr.strip().splitlines()[-1]
 
 
+def test_methods_are_compared_over_images(searched):
+    project, _, _ = searched
+    out = ["--output", "maps-compare.json", "--csv", "maps-compare.csv"]
+    compared = project.run("compare", "--storage", "maps.db", *out, "-q")
+    assert compared.returncode == 0, compared.stderr
+    assert is_document(project.folder / "maps-compare.json")
+    assert is_csv(project.folder / "maps-compare.csv")
+    study = load(project)
+    document = json.loads((project.folder / "maps-compare.json").read_text())
+    found = {method["name"]: method for method in document["methods"]}
+    assert {"epsilon", "gradient_times_input", "integrated_gradients", "smoothgrad", "random"} <= set(found)
+    zplus = next(trial for trial in study.trials if trial.user_attrs.get("fixed") == "zplus")
+    own, best = (study.user_attrs["holdout"][str(trial.number)] for trial in (zplus, best_trial(study)))
+    assert found["zplus"]["srg"]["value"] == pytest.approx(own["auc"], abs=1e-5)
+    assert found["zplus"]["replaced"]["blur"] == pytest.approx(own["auc"], abs=1e-5)
+    if "zplus" not in document["best"] and zplus.number != best_trial(study).number:
+        expected = interval(np.array(own["each"]) - np.array(best["each"]))
+        assert found["zplus"]["difference"]["value"] == pytest.approx(expected.value, abs=1e-5)
+        assert found["zplus"]["difference"]["p"] == pytest.approx(expected.p, rel=1e-2, abs=1e-9)
+    assert abs(found["random"]["srg"]["value"]) < 0.2
+    assert set(found["random"]["replaced"]) == {"blur", "mean", "neighbours"}
+
+
+def test_heat_maps_are_drawn(searched):
+    project, _, _ = searched
+    drawn = project.run("explain", "--storage", "maps.db", "--images", "images/val", "-o", "drawn", "--most", "4", "-q")
+    assert drawn.returncode == 0, drawn.stderr
+    files = sorted((project.folder / "drawn").iterdir())
+    assert len(files) == 4
+    with Image.open(files[0]) as picture:
+        assert picture.width > 4 * picture.height * 0.8
+        assert len(picture.convert("RGB").getcolors(1 << 20)) > 20
+    values = np.array([[-2.0, 0.0, 1.0]], np.float32)
+    low, zero, high = coloured(values)[0].astype(int)
+    assert zero.sum() < min(low.sum(), high.sum())
+    assert low[2] > low[0]
+    assert high[0] > high[2]
+    nothing = project.run("explain", "--storage", "maps.db", "--images", "cache", "-q")
+    assert nothing.returncode == 2
+    assert "no image in it" in nothing.stderr
+
+
 def test_a_study_of_other_regions_is_refused(searched):
     project, options, _ = searched
     before = project.files()
     more = ["--storage", "maps.db", "--export", "maps.json", "--objective", "faithfulness"]
-    for change, name in ((["--regions", "4"], "explaining regions"), (["--replace", "mean"], "explaining replace")):
-        result = project.run(*options, *more, *change)
-        assert result.returncode == 2
-        assert name in result.stderr.strip().splitlines()[-1]
+    result = project.run(*options, *more, "--regions", "4", "--replace", "mean")
+    assert result.returncode == 2
+    assert "explaining regions: stored 2, now 4" in result.stderr.strip().splitlines()[-1]
+    assert "explaining replace: stored blur, now mean" in result.stderr.strip().splitlines()[-1]
     assert project.files() == before
 
 
@@ -196,6 +241,8 @@ def test_second_objectives_make_a_front(tmp_path):
             assert low <= trial.values[1] <= 1
             assert trial.values[1] != 0
         assert name in str(result.table())
+        if name == "complexity":
+            assert {line.name for line in result.compare()} >= {"epsilon", "random"}
         with pytest.raises(UserError, match="prunes nothing"):
             result.prune(rate=0.5)
 
