@@ -10,6 +10,7 @@ import click
 from ...studies.errors import UserError
 from ..lazy import LazyModule, load
 from ..parsers import count_from
+from .help import command
 from .shell import (
     LOADING,
     Parsed,
@@ -39,7 +40,10 @@ else:
     running = LazyModule("..study.run", __package__)
 
 
-@click.command(short_help="Draw heat maps of images by a study's composites.")
+@command(
+    short_help="Draw heat maps of images by a study's composites.",
+    examples=(("pxp-optimize explain --images photos/ -o heatmaps", "as PNG files, the best composite beside others"),),
+)
 @study_option
 @click.option("--images", required=True, metavar="DIR", help="Folder of the images, also in folders within it.")
 @click.option("-o", "--output", default="heatmaps", show_default=True, metavar="DIR", help="Folder to write to.")
