@@ -71,7 +71,7 @@ def _option(
         "help": f"{brief} {more}".strip(),
         "metavar": metavar,
     }
-    metadata |= {"parse": parse, "choices": choices, "alias": alias, "unset": unset, "shown": shown}
+    metadata |= {"metavar": metavar, "parse": parse, "choices": choices, "alias": alias, "unset": unset, "shown": shown}
     return field(default=default, metadata=metadata)
 
 
