@@ -17,8 +17,8 @@ from rich.table import Table
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from ...attribution import EXPLAINERS, Composite
-from ...attribution.faithfulness import REPLACEMENTS, Flipping
+from ...attribution import EXPLAINERS, REPLACEMENTS, Composite
+from ...attribution.faithfulness import Flipping
 from ...attribution.heatmaps import map_batches
 from ...pruning import NotFinite
 from ...studies.best import best_trial, score_of
