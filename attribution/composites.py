@@ -89,7 +89,7 @@ class RuleSpec:
         known = RULES[name].parameters
         allowed = ("rule", *known, *(("beta",) if name == "alpha_beta" else ()))
         refuse_unknown(entries, allowed, path)
-        parameters = {}
+        parameters: dict[str, Any] = {}
         for key, parameter in known.items():
             value = entries.get(key, parameter.default)
             read = _numbers if parameter.channels and isinstance(value, (list, tuple)) else _number

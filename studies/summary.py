@@ -259,11 +259,11 @@ def trial_note(study: Study, trial: FrozenTrial, picture: str | None = None) -> 
         return "\n\n".join(blocks)
     found = [line for samples in ("search", "holdout") if (line := curve_of(study, trial, samples, best=False))]
     if found:
-        head = ("rate", *(f"accuracy, {line.samples}" for line in found))
+        heads = ("rate", *(f"accuracy, {line.samples}" for line in found))
         blocks.append(
             _markdown(
                 [
-                    head,
+                    heads,
                     *(
                         (f"{rate:.4g}", *(f"{line.accuracy[index]:.1%}" for line in found))
                         for index, rate in enumerate(study.user_attrs["rates"])

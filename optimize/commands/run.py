@@ -82,13 +82,10 @@ def _report(study: Study, options: Options) -> None:
     document.write_json(options.export, document.composite_document(study))
     if best.explains(study):
         print_table(faithfulness.table(study))
+        ending = [report.failed_text(study), faithfulness.gain_text(study)]
     else:
         _report_pruning(study)
-    ending: tuple[str | None, ...]
-    if best.explains(study):
-        ending = (report.failed_text(study), faithfulness.gain_text(study))
-    else:
-        ending = (report.no_gain_text(study), report.failed_text(study), report.saved_text(study))
+        ending = [report.no_gain_text(study), report.failed_text(study), report.saved_text(study)]
     for text in (*report.front_lines(study), report.rescored_text(study), *ending):
         if text is not None:
             click.echo(text)

@@ -18,6 +18,7 @@ from ...attribution.faithfulness import (
     Curves,
     Ends,
     Flipping,
+    Patches,
     Probability,
     flip,
     gini,
@@ -199,16 +200,19 @@ def gains_by_replacement(
     tasks: Mapping[str, Task], method: Composite | str, samples: Samples, seed: int = 0
 ) -> dict[str, list[float]]:
     """The gain of each image under several replacements of the regions, by the names of tasks that differ by these; the
-    heat maps are made once.
+    heat maps are made once for regions of a size.
 
     Raises:
         As `evaluate_maps`.
     """
-    task, found = next(iter(tasks.values())), {}
-    relevance = _region_relevance(task, method, samples, explaining_of(task).ends_of(task, samples), seed)
+    found: dict[str, list[float]] = {}
+    relevances: dict[Patches, Tensor] = {}
     for name, other in tasks.items():
         explaining = explaining_of(other)
         ends, flipping = explaining.ends_of(other, samples), explaining.flipping
+        if flipping.patches not in relevances:
+            relevances[flipping.patches] = _region_relevance(other, method, samples, ends, seed)
+        relevance = relevances[flipping.patches]
         probability = probabilities(other.graph.network, other.logits, other.precision)
         curves = other.batching.run(
             partial(_flipped, probability, samples, relevance, ends, flipping)  # bound now, not when it runs
