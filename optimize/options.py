@@ -252,7 +252,7 @@ class Options:
     objective: tuple[str, ...] = _option(
         ("auc",),
         SEARCH,
-        "What counts: auc, macs, params, latency, faithfulness, or auc,macs.",
+        "auc, macs, params, latency, faithfulness, or auc,macs.",
         "`auc` is the area under accuracy against the part of the units that is gone, `macs`, `params` "
         "and `latency` that against the part of the multiply-adds, the weights or the time that is "
         "saved, up to 80 %; then units are ranked by relevance over a power of what they cost. With two "
@@ -266,11 +266,11 @@ class Options:
     regions: int | None = _option(
         None,
         HEAT_MAPS,
-        "Edge, in pixels, of the square regions that are removed.",
+        "Edge of the square regions that are removed.",
         "For --objective faithfulness.",
         parse=count_from(1),
         metavar="N",
-        unset="an eighth of the image",
+        unset="1/8 of the image",
     )
     replace: str = _option(
         "blur",

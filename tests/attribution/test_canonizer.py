@@ -12,6 +12,7 @@ import zennit.layer
 import zennit.rules
 from pxp_optimize.attribution import RULES, Composite, CompositeError, RuleSpec, load_composite
 from pxp_optimize.attribution.attention import SOFTMAX_RULES
+from pxp_optimize.attribution.rules.input import InputRule
 from pxp_optimize.pruning import trace
 from torch import Tensor, nn
 from torchvision.models.mobilenetv3 import InvertedResidualConfig, MobileNetV3
@@ -23,7 +24,7 @@ from zennit.composites import EpsilonPlus, LayerMapComposite
 from zennit.torchvision import ResNetCanonizer
 from zennit.types import Activation, AvgPool, Convolution, Linear
 
-SPECS = {name: RuleSpec(name) for name in RULES}
+SPECS = {name: RuleSpec(name) for name, kind in RULES.items() if not issubclass(kind.hook, InputRule)}
 
 
 def resnet() -> nn.Module:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import zennit.rules
 from pxp_optimize.attribution import rules
 from pxp_optimize.attribution.rules import RULES, AlphaBeta, Epsilon, Gamma, LinearRule, RelativeEpsilon, ZPlus
+from pxp_optimize.attribution.rules.input import Flat, WSquare, ZBox
 from pxp_optimize.pruning import modules as ops
 from torch import Tensor, nn
 from zennit.composites import LayerMapComposite, NameMapComposite
@@ -346,8 +347,15 @@ def test_inactive_rule_is_the_gradient() -> None:
 
 
 def test_every_rule_by_name_has_its_hook() -> None:
-    made = {name: kind.hook(**{key: p.default for key, p in kind.parameters.items()}) for name, kind in RULES.items()}
+    given = {"low": -1.0, "high": 1.0}  # have no default
+    made = {
+        name: kind.hook(**{key: given[key] if p.default is None else p.default for key, p in kind.parameters.items()})
+        for name, kind in RULES.items()
+    }
     assert {name: type(rule) for name, rule in made.items()} == {
+        "flat": Flat,
+        "wsquare": WSquare,
+        "zbox": ZBox,
         "epsilon": Epsilon,
         "epsilon_relative": RelativeEpsilon,
         "gamma": Gamma,
@@ -355,7 +363,7 @@ def test_every_rule_by_name_has_its_hook() -> None:
         "zplus": ZPlus,
     }
     for kind in RULES.values():
-        assert all(p.low <= p.default <= p.high for p in kind.parameters.values())
+        assert all(p.low <= p.default <= p.high for p in kind.parameters.values() if p.default is not None)
 
 
 # -- between the layers -------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def commands(text: str) -> Iterator[list[str]]:
     for line in lines:
         for part in line.split("&&"):
             if re.match(r"pxp-optimize(\s|$)", part.strip()):
-                yield shlex.split(part)[1:]
+                yield shlex.split(part, comments=True)[1:]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -16,8 +16,8 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     shown = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("application/vnd.plotly.v1+json" in data for data in shown)
     assert any("sparsity" in data.get("text/html", "") for data in shown)
-    trials = [text for data in shown if (text := data.get("text/plain", "")).startswith("trial ")]
-    assert len(trials) == 1 and trials[0].startswith("trial 12 of 12")  # one line, which changes
+    trials = [text for data in shown if " trials: trial " in (text := data.get("text/plain", ""))]
+    assert len(trials) == 1 and trials[0].startswith("12 of 12 trials: ")  # one line, which changes
     assert (tmp_path / "quickstart.db").exists()
 
 

@@ -261,7 +261,7 @@ def test_relevance_that_is_not_finite_fails_the_trial_only(tmp_path):
     assert study.trials[3].state == TrialState.FAIL
     assert study.trials[3].user_attrs["error"] == "relevance of layer fc is not finite"
     assert count_complete(study) == 5
-    assert lines[3] == (3, "gamma0.25, failed, relevance of layer fc is not finite")
+    assert lines[3] == (3, "trial 3 (gamma0.25), failed, relevance of layer fc is not finite")
     assert standing(study, 5).best is not None
 
 
@@ -293,7 +293,8 @@ def test_standing_names_the_best_and_the_best_fixed(whole):
     assert (now.done, now.total) == (14, 20)
     assert now.best == max(trial.value for trial in whole.trials)
     assert now.fixed == max(trial.value for trial in whole.trials[:4])
-    assert now.fixed_name == max(whole.trials[:4], key=lambda trial: trial.value).user_attrs["fixed"]
+    best = max(whole.trials[:4], key=lambda trial: trial.value)
+    assert now.fixed_name == f"trial {best.number}, {best.user_attrs['fixed']}"
 
 
 def test_another_fingerprint_is_refused_and_the_study_left_alone(tmp_path):

@@ -95,7 +95,7 @@ def test_what_does_not_go_over_is_named():
     [
         (None, "depth", "cannot read"),
         ("{", "depth", "not a JSON document"),
-        (json.dumps({"groups": {"low": {"rule": "flat"}}}), "depth", "groups.low.rule: unknown rule"),
+        (json.dumps({"groups": {"low": {"rule": "sharp"}}}), "depth", "groups.low.rule: unknown rule"),
         (json.dumps({"groups": {"low": GAMMA}}), "depth", "groups.mid: no rule"),
         (json.dumps({"groups": TYPES}), "depth", "share mid in --space depth: give --space type"),
         (

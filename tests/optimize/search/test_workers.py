@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import sys
 import time
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import faults as injection
 import optuna
 import pytest
 from optuna.trial import TrialState
@@ -26,25 +25,14 @@ from pxp_optimize.pruning import NotFinite
 from pxp_optimize.studies.errors import UserError
 from pxp_optimize.studies.storage import disconnect, open_storage
 
-BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 linux = pytest.mark.skipif(sys.platform != "linux", reason="forks")
-
-
-def load_faults() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("faults", BENCHMARKS / "faults.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["faults"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
 def faults() -> Any:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    module = load_faults()
-    module.warm()
-    return module
+    injection.warm()
+    return injection
 
 
 def record(storage: str) -> list[tuple]:
@@ -135,7 +123,7 @@ def test_they_are_stopped_with_the_one_that_watches(tmp_path):
 
 
 def study_in(path: Path) -> optuna.Study:
-    return load_faults().study_in(str(path))
+    return injection.study_in(str(path))
 
 
 def test_no_more_trials_begin_than_are_asked_for(tmp_path):
