@@ -93,7 +93,7 @@ def test_a_missing_driver_names_the_extra(monkeypatch: pytest.MonkeyPatch):
 def test_what_is_no_journal_is_left_as_it_is(tmp_path: Path):
     path = tmp_path / "a.log"
     path.write_text("my diary\n")
-    with pytest.raises(UserError, match="no journal of Optuna's"):
+    with pytest.raises(UserError, match="not a journal of Optuna's"):
         open_storage(str(path))
     assert path.read_text() == "my diary\n"
 
