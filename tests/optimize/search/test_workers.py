@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import signal
@@ -30,6 +31,7 @@ BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 linux = pytest.mark.skipif(sys.platform != "linux", reason="forks")
 
 
+@functools.cache
 def load_faults() -> ModuleType:
     spec = importlib.util.spec_from_file_location("faults", BENCHMARKS / "faults.py")
     assert spec is not None and spec.loader is not None
