@@ -32,7 +32,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         data: Mapping[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also bytes that are no text, numbers of thousands of digits
         raise UserError(f"{path} is not TOML: {error}") from error
     known = {option.name for option in fields(Options)}
     flags = {option.name for option in fields(Options) if option.type == "bool"}
