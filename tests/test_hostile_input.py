@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
+import fuzz
 import pytest
-from pxp_optimize.optimize.options import read_config
+from pxp_optimize.optimize.config_file import read_config
 from pxp_optimize.studies.errors import UserError
 from pxp_optimize.studies.journal import cut_unfinished
 from pxp_optimize.studies.storage import check_storage, open_storage, shown
@@ -17,25 +15,14 @@ from pxp_optimize.studies.urls import journal_file, proxy_address, storage_url
 KINDS = ("composite", "space", "config", "rates", "checkpoint", "database", "journal", "images")
 
 
-@pytest.fixture(scope="module")
-def fuzz() -> ModuleType:
-    path = Path(__file__).parents[1] / "benchmarks" / "fuzz.py"
-    spec = importlib.util.spec_from_file_location("fuzz", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fuzz"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_was_changed_at_random_is_taken_or_refused(fuzz, kind):
+def test_what_was_changed_at_random_is_taken_or_refused(kind):
     """In short; 10,000 cases a kind by `python benchmarks/fuzz.py`."""
     assert set(fuzz.KINDS) == set(KINDS)
     assert fuzz.fuzz(kind, 150) == []
 
 
-def test_a_number_of_thousands_of_digits_is_one_line(tmp_path: Path, fuzz):
+def test_a_number_of_thousands_of_digits_is_one_line(tmp_path: Path):
     path = tmp_path / "a.toml"
     path.write_text("trials = " + "9" * 5000)
     with pytest.raises(UserError, match=r"is not TOML: [^\n]+$"):

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import signal
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import optuna
 import pytest
+import servers
 from pxp_optimize.optimize.evaluation.processes import fitting_processes
 from pxp_optimize.studies.storage import disconnect, open_storage
 
-BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 FEW = ("--trials", "14", "--rescore", "1", "--repair", "none", "--schedule", "oneshot")
 
 
@@ -31,14 +27,14 @@ def test_two_workers_are_stopped_by_a_signal_and_end_with_the_same_trials(projec
     whole = project.run(*project.options, *FEW, "--workers", "2", "--storage", "whole.db")
     assert whole.returncode == 0, whole.stderr
     assert "workers 2 processes, 1 thread each" in whole.stderr
-    assert "trial 14 of 14" in whole.stderr
+    assert "14 of 14 trials" in whole.stderr
 
     command = project.start(*project.options, *FEW, "--workers", "2", "--storage", "cut.db")
     with command as process:
         lines: list[str] = []
         for line in process.stderr:
             lines.append(line)
-            if line.startswith("trial 5 "):
+            if line.startswith("5 of 14 trials"):
                 process.send_signal(signal.SIGTERM)
         assert process.wait() == 130
     assert lines[-1].startswith("Stopped after ") and "Run the same command again to continue." in lines[-1]
@@ -48,20 +44,11 @@ def test_two_workers_are_stopped_by_a_signal_and_end_with_the_same_trials(projec
     assert len(trials_of(str(project.folder / "cut.db"))) == 14
 
 
-def servers() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("servers", BENCHMARKS / "servers.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["servers"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_a_study_on_postgresql_shows_its_password_nowhere(project: Any):
     pytest.importorskip("psycopg")
-    if servers().postgresql_folder() is None:
+    if servers.postgresql_folder() is None:
         pytest.skip("PostgreSQL is not installed")
-    with servers().postgresql() as server:
+    with servers.postgresql() as server:
         options = ("--trials", "6", *FEW[2:], "--workers", "2", "--verbose", "--export", "server.json")
         done = project.run(*project.options, *options, "--storage", server.url)
         assert done.returncode == 0, done.stderr
