@@ -29,8 +29,8 @@ import optuna
 import torch
 from PIL import Image
 from pxp_optimize.attribution import Composite, CompositeError, RuleSpec, load_composite
+from pxp_optimize.optimize.config_file import read_config
 from pxp_optimize.optimize.data.datasets import open_dataset
-from pxp_optimize.optimize.options import read_config
 from pxp_optimize.optimize.parsers import parse_rates
 from pxp_optimize.optimize.search.spacefile import read_space
 from pxp_optimize.optimize.weights import read_checkpoint
