@@ -285,6 +285,7 @@ class Options:
         "Which class heat maps explain.",
         "For --objective faithfulness.",
         choices=lambda: ("predicted", "true"),
+        metavar="CLASS",
     )
     trials: int = _option(
         100, SEARCH, "Finished trials to reach, those of earlier runs included.", parse=count_from(1), metavar="N"
@@ -345,7 +346,7 @@ class Options:
     storage: str = _option(
         "sqlite:///pxp.db",
         STORAGE,
-        "SQLite file, journal, URL of a database, or grpc://HOST:PORT.",
+        "SQLite file, journal, database or grpc URL.",
         "A journal's name ends in .journal; it is for folders that several machines share.",
         metavar="FILE|URL",
     )

@@ -40,6 +40,7 @@ from .queue import (
     enqueue_next,
     given_params,
     has_been_taken,
+    has_room,
     is_waiting,
     next_trial,
     requeue_own,
@@ -154,11 +155,12 @@ def run_search(
         try:
             with alone():
                 requeue_stale(study, silence)
-                if not is_waiting(study):
+                room = has_room(study, trials)  # else what is put into the queue would stay there
+                if room and not is_waiting(study):
                     if not enqueue_next(study, queue):
                         enqueue_composites(study, space, known or {}, "known", most=1)
                     drop_doubled(study)
-                if queue_only and not is_waiting(study):
+                if room and queue_only and not is_waiting(study):
                     break
                 trial = next_trial(study, trials, lag)
             if trial is None:

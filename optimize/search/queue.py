@@ -66,6 +66,11 @@ def _enqueue(study: Study, params: Mapping[str, Any], attrs: Mapping[str, Any]) 
     study.add_trial(create_trial(state=TrialState.WAITING, user_attrs=dict(attrs), system_attrs=system))
 
 
+def has_room(study: Study, trials: int) -> bool:
+    """Whether another trial may be put into the queue: fewer than `trials` are finished, run or wait."""
+    return _number_before(study, len(study.get_trials(deepcopy=False))) < trials
+
+
 def may_start(study: Study, number: int, trials: int, lag: int) -> bool:
     """Whether the trial of this number may begin.
 

@@ -124,9 +124,6 @@ def run_study(
     except ValueError as error:
         raise UserError(f"--sampler {GRID}: {error}") from None
     name = options.study or default_study_name(prepared.fingerprint)
-    fixed, known = space.fixed_composites(), mixed_composites(space)
-    if options.explains:
-        fixed, known = known_heat_maps(space, prepared.layers, pixel_bounds(prepared.task.search.inputs)), {}
     start_from: dict[str, Composite] = {}
     if options.start_from is not None:
         start_from[options.start_from] = earlier_composite(options.start_from, space, prepared.layers, options.space)
@@ -135,6 +132,9 @@ def run_study(
         present = check_study(storage, name, prepared.fingerprint, options.objective)
     prepared = timed(prepared, present)
     space = make_space(options, prepared, conditional=conditional)  # which may have the table's prices now
+    fixed, known = space.fixed_composites(), mixed_composites(space)
+    if options.explains:
+        fixed, known = known_heat_maps(space, prepared.layers, pixel_bounds(prepared.task.search.inputs)), {}
     tasks = tasks_of(prepared, options.draws)
     if present is not None:
         check_space(present, space, options.space)

@@ -55,12 +55,13 @@ def test_a_study_on_postgresql_shows_its_password_nowhere(project: Any):
         page = project.run("report", "--storage", server.url, "-o", "server.html")
         assert page.returncode == 0, page.stderr
         study = optuna.load_study(study_name="network:small-images-filters", storage=open_storage(server.url))
-        kept = str([study.user_attrs, *study.trials])
+        trials = study.trials
+        kept = str([study.user_attrs, *trials])
         disconnect("")
         wrong = project.run("studies", "--storage", server.url.replace(str(server.port), "1"))
     assert wrong.returncode == 2
     assert len(wrong.stderr.splitlines()) == 1
-    assert len(study.trials) == 6
+    assert len(trials) == 6
     written = [(project.folder / name).read_text() for name in ("server.json", "server.html")]
     for text in (kept, done.stdout, done.stderr, page.stdout, page.stderr, wrong.stderr, *written):
         assert "s3cret" not in text
