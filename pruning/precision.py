@@ -35,6 +35,19 @@ def computed_in(precision: str, device: torch.device | str = "cpu") -> Iterator[
         yield
 
 
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """Within the block convolutions on CUDA give the same each time. (`cudnn.flags` would do, but also sets whether
+    TF32 is used, in the way that from torch 2.9 on may not be mixed with the other one.)"""
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    cudnn.benchmark, cudnn.deterministic = False, True
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before
+
+
 def _settings() -> list[tuple[Any, str]]:
     """Where torch keeps whether CUDA may use TF32: owner and attribute, of convolutions and of products."""
     backends: Any = torch.backends

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...pruning.precision import repeatable
 from ...studies.errors import UserError
 from ...studies.wording import reason
 from ..progress import Progress, no_progress
@@ -124,8 +125,7 @@ def train(
     # The last batch, a smaller one, is left out: BatchNorm can not do with one sample.
     batches = len(labels) // BATCH
     accuracy = 0.0
-    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
-    with seeded(), exact:
+    with seeded(), repeatable():
         for cycle, epochs in enumerate(CYCLES, 1):
             steps = epochs * batches
             schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps)

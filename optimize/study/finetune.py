@@ -7,15 +7,14 @@ does not). Training sees no more than the reference samples, so it can only brin
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...pruning.precision import repeatable
 from ..evaluation.task import Samples
 from ..parsers import count_from
 from ..progress import Progress, no_progress
@@ -51,18 +50,6 @@ class Training:
 NO_TRAINING = Training()
 
 
-@contextlib.contextmanager
-def _repeatable() -> Iterator[None]:
-    """Convolutions on a GPU that give the same each time. (`cudnn.flags` also sets what TF32 has another way for.)"""
-    cudnn = torch.backends.cudnn
-    before = cudnn.benchmark, cudnn.deterministic
-    cudnn.benchmark, cudnn.deterministic = False, True
-    try:
-        yield
-    finally:
-        cudnn.benchmark, cudnn.deterministic = before
-
-
 @torch.inference_mode(False)
 @torch.enable_grad()
 def finetuned(
@@ -94,7 +81,7 @@ def finetuned(
     optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     steps = epochs * -(-len(samples) // BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    with _repeatable(), progress("fine-tune", steps) as advance:
+    with repeatable(), progress("fine-tune", steps) as advance:
         for _ in range(epochs):
             for rows in torch.randperm(len(samples), generator=order).split(BATCH):
                 images = samples.inputs.take(rows)

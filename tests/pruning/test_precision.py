@@ -20,6 +20,7 @@ from pxp_optimize.pruning import (
     trace,
 )
 from pxp_optimize.pruning.modules import ScatterAdd
+from pxp_optimize.pruning.precision import repeatable
 from torch import Tensor, nn
 
 
@@ -188,3 +189,15 @@ def test_a_sum_of_parts_that_autocast_left_in_different_types(where: tuple[Any, 
     expected = add(a, b.bfloat16().float())
     assert torch.equal(add(a, b.bfloat16()), expected)
     assert add(a.bfloat16(), b).dtype == torch.float32
+
+
+def test_repeatable_convolutions_leave_tf32_alone():
+    """Or networks could not be exported any more in this process."""
+    cudnn, before = torch.backends.cudnn, settings()
+    flags = cudnn.benchmark, cudnn.deterministic
+    with repeatable():
+        assert (cudnn.benchmark, cudnn.deterministic) == (False, True)
+    assert (cudnn.benchmark, cudnn.deterministic) == flags
+    assert settings() == before
+    with computed_in("fp32"):
+        torch.nn.Conv2d(1, 1, 3)(torch.ones(1, 1, 4, 4))
