@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -163,19 +164,23 @@ def map_batches(
 ) -> Iterator[Tensor]:
     """The heat maps of `heat_maps`, batch by batch. change: what is explained in the place of the images."""
     explain, rules = _explainer(graph, method, reference)
-    with computed_in("fp32"), torch.inference_mode(False), rules:
-        for first in range(0, len(targets), batch_size):
-            batch = inputs[first : first + batch_size].detach()
-            request = Request(batch, targets[first : first + batch_size], first, seed, competing)
-            if change is not None:
-                request = Request(change(request), request.targets, first, seed, competing)
-            yield explain(graph.network, request).sum(1)
+    for first in range(0, len(targets), batch_size):
+        batch = inputs[first : first + batch_size].detach()
+        request = Request(batch, targets[first : first + batch_size], first, seed, competing)
+        if change is not None:
+            request = Request(change(request), request.targets, first, seed, competing)
+        # nothing is on while somebody else has the batch: two of these may take turns, and one may never end
+        with computed_in("fp32"), torch.inference_mode(False), rules():
+            maps = explain(graph.network, request).sum(1)
+        yield maps
 
 
-def _explainer(graph: Graph, method: Any, reference: bool) -> tuple[Explainer, AbstractContextManager[Any]]:
+def _explainer(
+    graph: Graph, method: Any, reference: bool
+) -> tuple[Explainer, Callable[[], AbstractContextManager[Any]]]:
     """What makes the maps, and what the network has to have on while it does."""
     if isinstance(method, str):
-        return EXPLAINERS[method], nullcontext()
+        return EXPLAINERS[method], nullcontext
     if isinstance(method, Composite):
         start = method.start
         hooks = method.zennit(graph, reference=reference)
@@ -192,4 +197,4 @@ def _explainer(graph: Graph, method: Any, reference: bool) -> tuple[Explainer, A
             (found,) = torch.autograd.grad(logits, images, relevance)
         return found
 
-    return explain, hooks.context(graph.network)
+    return explain, partial(hooks.context, graph.network)

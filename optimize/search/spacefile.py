@@ -123,10 +123,10 @@ def read_space(
         )
     except OSError as error:
         raise UserError(f"--space: cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:  # also bytes that are no text, numbers of thousands of digits
-        raise UserError(f"--space: {path} is not TOML: {error}") from error
     except SpaceError as error:
         raise UserError(f"--space {path}: {error}") from error
+    except (ValueError, RecursionError) as error:  # also bytes that are no text, numbers of thousands of digits
+        raise UserError(f"--space: {path} is not TOML: {error}") from error
 
 
 def parse_space(

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from pxp_optimize.attribution import Composite, RuleSpec, collect_relevance, collect_scores
+from pxp_optimize.attribution import Composite, RuleSpec, collect_relevance, collect_scores, heat_maps
+from pxp_optimize.attribution.heatmaps import map_batches
 from pxp_optimize.pruning import (
     PRECISIONS,
     accuracy,
@@ -201,3 +202,17 @@ def test_repeatable_convolutions_leave_tf32_alone():
     assert settings() == before
     with computed_in("fp32"):
         torch.nn.Conv2d(1, 1, 3)(torch.ones(1, 1, 4, 4))
+
+
+def test_heat_maps_that_take_turns_leave_everything_as_it_was():
+    """As two generators do that are read in pairs, and one that is not read to its end."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).eval()
+    inputs, targets, before = torch.randn(6, 3, 6, 6), torch.arange(6) % 3, settings()
+    graph = trace(model, inputs)
+    rules = [Composite.uniform(RuleSpec(name)) for name in ("zplus", "epsilon")]
+    pairs = list(zip(*(map_batches(graph, rule, inputs, targets, 2) for rule in rules), strict=True))
+    next(map_batches(graph, rules[0], inputs, targets, 2))
+    assert settings() == before
+    for index, rule in enumerate(rules):
+        assert torch.equal(torch.cat([pair[index] for pair in pairs]), heat_maps(graph, rule, inputs, targets, 2))
+    trace(model, inputs)  # which asks torch for all of its switches

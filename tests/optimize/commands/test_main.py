@@ -495,6 +495,7 @@ def test_a_study_goes_on_by_its_name_alone(project, first_run, uninterrupted):
     assert values(load(project, "named.db")) == values(load(project, uninterrupted))[:ahead]
     config, first = (load(project, name).user_attrs["config"] for name in ("named.db", "pxp.db"))
     stood_for = {key: load(project).user_attrs["fingerprint"][key] for key in ("units", "schedule", "repair")}
-    assert config == {**first, **stood_for, "trials": ahead, "storage": config["storage"], "study": NAME}  # no `auto`
+    how = {key: config[key] for key in ("storage", "quiet")}
+    assert config == {**first, **stood_for, **how, "trials": ahead, "study": NAME}  # no `auto`
     fresh = project.run("--study", "another", "--storage", "named.db", *project.options, "--trials", "4", "-q")
     assert (fresh.returncode, fresh.stderr) == (0, "")  # a name that is not there is a new study's
