@@ -26,9 +26,9 @@ from .relevance import start_relevance
 class Request:
     """What is to be explained, a batch of it.
 
-    images: float, shape (batch, channels, height, width). targets: logit indices, int64, shape (batch,). first: how
-    many samples come before them, so that what is drawn at random does not depend on how samples are batched. seed: of
-    that. competing: the logits that are classes, or None for all.
+    images: float, shape (batch, channels, height, width). targets: logit indices, int64, shape (batch,). first: the
+    number of the first sample. seed: for random numbers, which are drawn by seed and sample number, whatever the batch.
+    competing: the logits that are classes, or None for all.
     """
 
     images: Tensor
@@ -131,7 +131,7 @@ def heat_maps(
         targets: the logit to explain for each, int64, shape (n,).
         batch_size: images a pass.
         logits: the logits that are classes, for composites whose relevance starts at several; None for all.
-        seed: of what is drawn at random.
+        seed: for random numbers.
         reference: use zennit's own rules (slower, the same up to rounding).
 
     Returns:

@@ -41,7 +41,6 @@ else:
     storing = LazyModule("...studies.storage", __package__)
     comparing = LazyModule("..study.compare", __package__)
     explaining = LazyModule("..study.explain", __package__)
-    preparing = LazyModule("..study.prepare", __package__)
     resampling = LazyModule("..study.resampling", __package__)
     running = LazyModule("..study.run", __package__)
 
@@ -102,10 +101,9 @@ def compare(
     with running.device_and_storage_errors(storage):
         opened = storing.open_storage(storage, must_exist=True)
         found = find_study(opened, study)
-        options = comparing.stored_options(found, **({} if device is None else {"device": device}))
+        options = comparing.stored_options(found, device)
         paper = comparing.paper_study(opened, found, paper_study)
-        prepared = preparing.prepare(options, screen)
-        comparing.check_unchanged(found, prepared.fingerprint)
+        prepared = comparing.prepare_again(found, options, screen)
         if options.explains:
             _compare_maps(found, prepared, screen, output, csv)
             return

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from .. import console
     from ..study import compare as comparing
     from ..study import explain as explaining
-    from ..study import prepare as preparing
     from ..study import run as running
 else:
     console = LazyModule("..console", __package__)
@@ -36,7 +35,6 @@ else:
     storing = LazyModule("...studies.storage", __package__)
     comparing = LazyModule("..study.compare", __package__)
     explaining = LazyModule("..study.explain", __package__)
-    preparing = LazyModule("..study.prepare", __package__)
     running = LazyModule("..study.run", __package__)
 
 
@@ -66,9 +64,8 @@ def explain(
     with running.device_and_storage_errors(storage):
         opened = find_study(storing.open_storage(storage, must_exist=True), study)
         document.complete_trial(opened)
-        options = comparing.stored_options(opened, **({} if device is None else {"device": device}))
-        prepared = preparing.prepare(options, screen)
-        comparing.check_unchanged(opened, prepared.fingerprint)
+        options = comparing.stored_options(opened, device)
+        prepared = comparing.prepare_again(opened, options, screen)
         try:
             Path(output).mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -39,7 +39,7 @@ class Option(click.Option):
             self.help = whole
 
 
-class Command(click.Command):
+class WithExamples(click.Command):
     """A command whose help begins with examples."""
 
     def __init__(self, *args: Any, examples: Examples = (), **more: Any) -> None:
@@ -50,6 +50,10 @@ class Command(click.Command):
         super().format_help_text(ctx, formatter)
         _examples(self.examples, formatter)
 
+
+class Command(WithExamples):
+    """A command whose options stand under headings, where they have some."""
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if not any(isinstance(param, Option) for param in self.params):
             super().format_options(ctx, formatter)
@@ -59,18 +63,10 @@ class Command(click.Command):
                 formatter.write_dl(lines)
 
 
-class Group(click.Group):
+class Group(WithExamples, click.Group):
     """A group of commands whose help lists them before its own options, each of which takes one line."""
 
     command_class = Command
-
-    def __init__(self, *args: Any, examples: Examples = (), **more: Any) -> None:
-        super().__init__(*args, **more)
-        self.examples = examples
-
-    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        super().format_help_text(ctx, formatter)
-        _examples(self.examples, formatter)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         self.format_commands(ctx, formatter)

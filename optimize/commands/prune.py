@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from ..study import compare as comparing
     from ..study import finetune as finetuning
     from ..study import formats, smaller
-    from ..study import prepare as preparing
     from ..study import run as running
 else:
     console = LazyModule("..console", __package__)
@@ -42,7 +41,6 @@ else:
     finetuning = LazyModule("..study.finetune", __package__)
     formats = LazyModule("..study.formats", __package__)
     smaller = LazyModule("..study.smaller", __package__)
-    preparing = LazyModule("..study.prepare", __package__)
     running = LazyModule("..study.run", __package__)
 
 
@@ -135,9 +133,8 @@ def prune(
         found = find_study(storing.open_storage(storage, must_exist=True), study)
         best.check_prunes(found)
         chosen = document.complete_trial(found, trial)
-        options = comparing.stored_options(found, **({} if device is None else {"device": device}))
-        prepared = preparing.prepare(options, screen)
-        comparing.check_unchanged(found, prepared.fingerprint)
+        options = comparing.stored_options(found, device)
+        prepared = comparing.prepare_again(found, options, screen)
         amount = amounts.Amount.of(**ways)
         try:
             training = finetuning.Training(mimic, finetune)

@@ -16,23 +16,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from ...attribution import Composite
-from ...pruning import Graph, Masks, Network, compact, trace, without_constants
+from ...pruning import Masks, Network, compact, trace, without_constants
 from ...pruning.convolution import plain
-from ...studies.document import write_whole
-from ..evaluation.evaluate import make_plan
-from ..evaluation.task import Task
 from .prepare import example_of
 
 PRUNED_FORMAT = "pxp-pruned/1"
 MASK = "pxp.mask."
 """What the names of masks begin with."""
-
-
-def prune_task(task: Task, composite: Composite, rate: float) -> tuple[Graph, Masks]:
-    """The network of a task at a rate, ranked, cut and repaired as its trials are; and which units are left."""
-    plan = make_plan(task, composite, rate)
-    return next(plan.networks(task.graph, [rate], task.repair)), plan.ranking.masks(rate)
 
 
 def pruned_bytes(network: Network, masks: Masks, about: Mapping[str, Any]) -> bytes:
@@ -43,15 +33,6 @@ def pruned_bytes(network: Network, masks: Masks, about: Mapping[str, Any]) -> by
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in plain(network).state_dict().items()}
     tensors |= {MASK + name: kept.cpu().to(torch.uint8) for name, kept in masks.items()}
     return save(tensors, {"format": PRUNED_FORMAT, "about": json.dumps(about)})
-
-
-def save_pruned(path: str | Path, network: Network, masks: Masks, about: Mapping[str, Any]) -> None:
-    """Write a pruned network (`pruned_bytes`). A reader sees the old file or the whole new one.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    write_whole(path, pruned_bytes(network, masks, about))
 
 
 def load_pruned(model: nn.Module, path: str | Path) -> nn.Module:

@@ -27,7 +27,7 @@ from ..progress import Progress
 from ..search.space import Space
 from ..search.status import count_complete, count_finished
 from .costs import prices_of, timed
-from .prepare import Prepared
+from .prepare import Prepared, prepare
 from .resampling import mean_shared, with_reference
 
 Compared = Composite | Baseline
@@ -35,10 +35,10 @@ FIRST_DRAW = 101
 """Draws before this one are for choosing (`rescore`), those from it on for comparing what was chosen."""
 
 
-def stored_options(study: Study, **changes: Any) -> Options:
+def stored_options(study: Study, device: str | None = None) -> Options:
     """The options that a study was run with last, from what it keeps of them.
 
-    changes: of these options. What an older version did not know has its default.
+    device: another one to compute on. What an older version did not know has its default.
 
     Raises:
         UserError: the study was not made by pxp-optimize.
@@ -56,7 +56,21 @@ def stored_options(study: Study, **changes: Any) -> Options:
     # what `auto` stood for then, which may be another thing by now
     mark = study.user_attrs["fingerprint"]
     values |= {key: mark.get(key, values.get(key)) for key in ("units", "schedule", "repair")}
-    return replace(Options.parsed(**{key: value for key, value in values.items() if value is not None}), **changes)
+    options = Options.parsed(**{key: value for key, value in values.items() if value is not None})
+    return options if device is None else replace(options, device=device)
+
+
+def prepare_again(study: Study, options: Options, progress: Progress) -> Prepared:
+    """The task of a study that is only read.
+
+    options: `stored_options`.
+
+    Raises:
+        UserError: as `prepare`, and where this is not what the study was run on any more.
+    """
+    prepared = prepare(options, progress)
+    check_unchanged(study, prepared.fingerprint)
+    return prepared
 
 
 def check_unchanged(study: Study, fingerprint: Fingerprint) -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from pxp_optimize.attribution import Composite
 from pxp_optimize.optimize import load_pruned, optimize, prune
-from pxp_optimize.optimize.study.checkpoint import about_pruned, prune_task
+from pxp_optimize.optimize.evaluation.evaluate import make_plan
+from pxp_optimize.optimize.study.checkpoint import about_pruned
 from pxp_optimize.pruning import mimic, mimicking
 from pxp_optimize.studies.storage import open_storage
 
@@ -36,7 +37,8 @@ def test_the_command_writes_the_network_that_was_trained(project, prepared):
     storage = open_storage(str(project.folder / "mimic.db"))
     composite = optuna.load_study(study_name=None, storage=storage).trials[0].user_attrs["composite"]
     task, composite = prepared.task, Composite.from_dict(composite)
-    before, masks = prune_task(task, composite, 0.6)
+    plan = make_plan(task, composite, 0.6)
+    before, masks = next(plan.networks(task.graph, [0.6], task.repair)), plan.ranking.masks(0.6)
     images = task.holdout.inputs[0:8]
     graph = mimic(task.graph, before, masks, task.reference.inputs, 200, repair=task.repair_name)
     torch.testing.assert_close(load_pruned(project.network(), path)(images), graph.network(images), atol=1e-4, rtol=0)

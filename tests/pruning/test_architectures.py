@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import hooked
 import pytest
 import timm
 import torch
@@ -58,12 +57,6 @@ COMPOSITE = {
         "classifier": {"rule": "epsilon"},
     }
 }
-
-
-_spec = importlib.util.spec_from_file_location("hooked", Path(__file__).parents[2] / "benchmarks" / "hooked.py")
-assert _spec is not None and _spec.loader is not None
-hooked = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(hooked)
 
 
 def images(size: int) -> Tensor:

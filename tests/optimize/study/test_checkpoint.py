@@ -13,8 +13,9 @@ import torch
 import torchvision
 from pxp_optimize.attribution import GROUPS, Composite, RuleSpec, collect_relevance
 from pxp_optimize.optimize.commands.main import main
+from pxp_optimize.optimize.evaluation.evaluate import make_plan
 from pxp_optimize.optimize.study.apply import prune
-from pxp_optimize.optimize.study.checkpoint import about_pruned, load_pruned, prune_task, save_pruned
+from pxp_optimize.optimize.study.checkpoint import about_pruned, load_pruned, pruned_bytes
 from pxp_optimize.optimize.study.compare import stored_options
 from pxp_optimize.optimize.study.prepare import prepare
 from pxp_optimize.pruning import accuracy, compact, macs, make_repair, params, prune_masks, trace
@@ -85,8 +86,9 @@ def test_what_is_written_is_read(here, tmp_path, repair, rate):
     options = here.python_options.changed(rates=(0.0, rate or 0.1))
     task = prepare(options).task
     task = replace(task, repair=make_repair(repair, task.graph, task.reference.inputs))
-    graph, masks = prune_task(task, Composite.uniform(RuleSpec("epsilon")), rate)
-    save_pruned(tmp_path / "small.safetensors", graph.network, masks, {})
+    plan = make_plan(task, Composite.uniform(RuleSpec("epsilon")), rate)
+    graph, masks = next(plan.networks(task.graph, [rate], task.repair)), plan.ranking.masks(rate)
+    (tmp_path / "small.safetensors").write_bytes(pruned_bytes(graph.network, masks, {}))
     model = here.network()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     small = load_pruned(model, tmp_path / "small.safetensors")
@@ -103,7 +105,7 @@ def test_a_transformer_is_read_too(vision_transformer, tmp_path):
     scores = {name: torch.arange(float(size)) for name, size in graph.units("heads+neurons").items()}
     masks = prune_masks(scores, 0.5)
     small = make_repair("least-squares", graph, images)(graph, compact(graph, masks), masks)
-    save_pruned(tmp_path / "a.safetensors", small.network, masks, {"a": [1]})
+    (tmp_path / "a.safetensors").write_bytes(pruned_bytes(small.network, masks, {"a": [1]}))
     assert torch.allclose(load_pruned(model, tmp_path / "a.safetensors")(images), small.network(images), atol=1e-5)
     assert about_pruned(tmp_path / "a.safetensors") == {"a": [1]}
 
@@ -125,7 +127,7 @@ def test_gates_that_say_the_same_of_every_image_are_neither_read_nor_made(tmp_pa
     rate = sum(len(relevance[name]) for name in gates) / sum(map(len, relevance.values())) + 0.001
     masks = prune_masks(relevance, rate)
     whole = make_repair("least-squares", graph, images)(graph, compact(graph, masks), masks)
-    save_pruned(tmp_path / "a.safetensors", whole.network, masks, {})
+    (tmp_path / "a.safetensors").write_bytes(pruned_bytes(whole.network, masks, {}))
     for small in (load_pruned(model, tmp_path / "a.safetensors"), prune(model, document, images, targets, rate)):
         torch.testing.assert_close(small(images), whole.network(images), rtol=1e-3, atol=1e-4)
         assert len([*small.parameters()]) == len([*whole.network.parameters()]) - 2 * len(gates)
@@ -142,7 +144,7 @@ def test_bad_files_and_models_are_named(here, tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="holds no pruned network"):
         load_pruned(nn.Identity(), tmp_path / "other.safetensors")
-    save_pruned(tmp_path / "own.safetensors", trace(here.network()).network, {}, {})
+    (tmp_path / "own.safetensors").write_bytes(pruned_bytes(trace(here.network()).network, {}, {}))
     with pytest.raises(ValueError, match="does not fit this model"):
         load_pruned(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(2, 2)), tmp_path / "own.safetensors")
     with pytest.raises(ValueError, match="does not fit this model"):
@@ -250,6 +252,6 @@ def test_fine_tuning_is_shown_beside_what_it_began_with(here, capsys):
 
 def test_masks_are_bools_of_each_layer(here):
     task = prepare(here.python_options).task
-    _, masks = prune_task(task, Composite.uniform(RuleSpec("zplus")), 0.25)
+    masks = make_plan(task, Composite.uniform(RuleSpec("zplus")), 0.25).ranking.masks(0.25)
     assert {name: len(kept) for name, kept in masks.items()} == task.graph.units(task.units)
     assert sum(int((~kept).sum()) for kept in masks.values()) == int(np.floor(0.25 * sum(map(len, masks.values()))))
