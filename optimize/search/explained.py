@@ -9,7 +9,7 @@ from typing import Any
 from ...attribution import GROUPS, Composite
 from ...attribution.composites import ATTENTION_TYPES
 from ..evaluation.task import Images
-from .space import FIXED, RULES, Network, Part, Space
+from .space import FIXED, SEARCHED_RULES, Layers, Part, Space
 from .warm_start import ALPHA_BETA, EPSILON, GAMMA, MIXED, ZPLUS
 
 INPUT = "low.stem"
@@ -28,11 +28,11 @@ def pixel_bounds(images: Images) -> dict[str, tuple[float, ...]]:
     return {name: tuple(of.flatten().tolist()) for name, of in (("low", low), ("high", high))}
 
 
-def input_part(network: Network) -> Part | None:
+def input_part(network: Layers) -> Part | None:
     """The part of a space that the layer which reads the image is; None where none takes a rule as such."""
     if all(f"{layer['group']}.{layer['type']}" != INPUT for layer in network.values()):
         return None
-    return Part(INPUT, {**RULES, "flat": None, "wsquare": None, ZBOX: None})
+    return Part(INPUT, {**SEARCHED_RULES, "flat": None, "wsquare": None, ZBOX: None})
 
 
 KNOWN: Mapping[str, tuple[Mapping[str, Any], str]] = {
@@ -46,7 +46,7 @@ KNOWN: Mapping[str, tuple[Mapping[str, Any], str]] = {
 """By name: the rule between the input and the classifier, which has epsilon's, and the input's."""
 
 
-def known_heat_maps(space: Space, network: Network, bounds: Mapping[str, Any]) -> dict[str, Composite]:
+def known_heat_maps(space: Space, network: Layers, bounds: Mapping[str, Any]) -> dict[str, Composite]:
     """Composites that are known for heat maps, by name: uniform ones, mixed ones, and where a layer reads the image
     those that give it a rule of its own."""
     found = {name: space.composite(dict.fromkeys(GROUPS, rule)) for name, rule in FIXED.items()}

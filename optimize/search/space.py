@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...attribution import GROUPS, Composite, CompositeError, RuleSpec
 from ...attribution.attention import SOFTMAX_RULES
 from ...attribution.composites import AGGREGATIONS, ATTENTION_TYPES, GATES, keys_of, resolve
-from ...attribution.rules import RULES as KNOWN_RULES
+from ...attribution.rules import RULES
 from ..evaluation.candidate import Pruning
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SOFTMAX = tuple(SOFTMAX_RULES)
 
-Network = Mapping[str, Mapping[str, str]]
+Layers = Mapping[str, Mapping[str, str]]
 """Group and type of each layer that takes a rule, by name (`document.layers_of`)."""
 
 
@@ -55,7 +55,7 @@ Rules = Mapping[str, Range | None]
 
 def range_of(rule: str) -> Range | None:
     """The number of a rule that is searched, or None where it has none."""
-    kind = KNOWN_RULES[rule]
+    kind = RULES[rule]
     for name, parameter in kind.parameters.items():
         if (found := parameter.searched) is not None:
             return Range(name, found.low, found.high, found.log, kind.label)
@@ -64,10 +64,10 @@ def range_of(rule: str) -> Range | None:
 
 def all_rules() -> dict[str, Range | None]:
     """Every rule that there is, for a space of one's own (`spacefile`)."""
-    return {name: range_of(name) for name in KNOWN_RULES}
+    return {name: range_of(name) for name in RULES}
 
 
-RULES = {name: range_of(name) for name in ("epsilon_relative", "gamma", "alpha_beta", "zplus")}
+SEARCHED_RULES = {name: range_of(name) for name in ("epsilon_relative", "gamma", "alpha_beta", "zplus")}
 """The rules that are searched where a space of one's own says nothing else, with the range of their number."""
 
 # Without "max": no composite with it came near the best (resnet18: 0.52 against 0.65, 49 random trials).
@@ -137,7 +137,7 @@ class Space:
 
     Args:
         parts: groups that the composites have (depth groups, or types within one: "mid.attention"), which get
-            the rules of `RULES`; or parts with rules of their own.
+            the rules of `SEARCHED_RULES`; or parts with rules of their own.
         conditional: sample only the number that the chosen rule uses. If false, every trial has the numbers
             of all rules, and those of rules not chosen have no effect: for samplers that need a fixed set.
         transformer: search the softmax rule too.
@@ -163,13 +163,13 @@ class Space:
         fixed_numbers: bool = False,
         choices: Mapping[str, tuple[str, ...]] | None = None,
         numbers: Mapping[str, Range] | None = None,
-        network: Network | None = None,
+        network: Layers | None = None,
         pruning: Mapping[str, tuple[str, ...]] | None = None,
         gates: tuple[str, ...] = GATES[:1],
         prices: Prices | None = None,
         given: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        rules = FIXED_RULES if fixed_numbers else RULES
+        rules = FIXED_RULES if fixed_numbers else SEARCHED_RULES
         present = [part if isinstance(part, Part) else Part(part, rules) for part in dict.fromkeys(parts)]
         unknown = {part.name for part in present if not part.layers and _depth(part.name) not in GROUPS}
         if unknown:
@@ -196,7 +196,7 @@ class Space:
     def named(
         cls,
         name: str,
-        layers: Network,
+        layers: Layers,
         conditional: bool,
         *,
         mixed: bool,
@@ -230,7 +230,7 @@ class Space:
         if not ranked:
             choices = {"aggregation": ("abs",), "normalization": ("none",)}
         if name == "layer":
-            parts = [Part(name, {"gamma": RULES["gamma"]}, (name,)) for name in layers]
+            parts = [Part(name, {"gamma": SEARCHED_RULES["gamma"]}, (name,)) for name in layers]
             choices |= {"softmax": ("attnlrp",)} if transformer else {}
             choices |= {"aggregation": ("abs",), "normalization": ("none",)}
         if name in ("layer", "paper"):

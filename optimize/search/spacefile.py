@@ -45,8 +45,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...attribution import GROUPS
-from ...attribution import RULES as KNOWN
+from ...attribution import GROUPS, RULES
 from ...attribution.composites import (
     AGGREGATIONS,
     ATTENTION_TYPES,
@@ -61,7 +60,7 @@ from ...attribution.composites import (
 )
 from ...studies.errors import UserError
 from ...studies.wording import did_you_mean
-from .space import BALANCE, COST_EXPONENT, SOFTMAX, Network, Part, Prices, Range, Space, all_rules, range_of
+from .space import BALANCE, COST_EXPONENT, SOFTMAX, Layers, Part, Prices, Range, Space, all_rules, range_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -92,7 +91,7 @@ class SpaceError(ValueError):
 
 def read_space(
     path: str | Path,
-    network: Network,
+    network: Layers,
     conditional: bool,
     *,
     mixed: bool,
@@ -131,7 +130,7 @@ def read_space(
 
 def parse_space(
     data: Mapping[str, Any],
-    network: Network,
+    network: Layers,
     conditional: bool = True,
     *,
     mixed: bool = False,
@@ -187,7 +186,7 @@ def parse_space(
     )
 
 
-def _members(names: Iterable[str], network: Network) -> dict[str, tuple[str, ...]]:
+def _members(names: Iterable[str], network: Layers) -> dict[str, tuple[str, ...]]:
     """The layers of each part: those that no part before it names."""
     left = dict(network)
     members: dict[str, tuple[str, ...]] = {}
@@ -208,7 +207,7 @@ def _members(names: Iterable[str], network: Network) -> dict[str, tuple[str, ...
     return members
 
 
-def _groups_of(network: Network) -> list[str]:
+def _groups_of(network: Layers) -> list[str]:
     return list(dict.fromkeys(key for known in network.values() for key in keys_of(known["group"], known["type"])))
 
 
@@ -241,7 +240,7 @@ def _rules(data: Any, path: str) -> dict[str, Range | None]:
 
 
 def _allowed(rule: str, number: Range) -> tuple[float, float]:
-    parameter = KNOWN[rule].parameters[number.name]
+    parameter = RULES[rule].parameters[number.name]
     return parameter.low, parameter.high
 
 

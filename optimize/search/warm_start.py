@@ -10,7 +10,7 @@ from typing import Any
 from ...attribution import GROUPS, Composite, CompositeError, load_composite
 from ...attribution.composites import ATTENTION_TYPES, keys_of, resolve
 from ...studies.errors import UserError
-from .space import FIXED, Network, Space
+from .space import FIXED, Layers, Space
 
 # Uniform, the best rule with one number in our measurements (benchmarks/README.md): 0.04 above epsilon in the area.
 RELATIVE: Mapping[str, Any] = {"rule": "epsilon_relative", "epsilon": 0.1}
@@ -57,7 +57,7 @@ def read_earlier(path: str | Path) -> Composite:
         raise UserError(f"--from {path}: {error}") from error
 
 
-def earlier_composite(path: str | Path, space: Space, network: Network, name: str) -> Composite:
+def earlier_composite(path: str | Path, space: Space, network: Layers, name: str) -> Composite:
     """The composite of a `pxp-composite/1` file, such as an earlier study's, for a network and a space.
 
     name: of the space, for the message. Numbers outside of the space's ranges and rules that it lacks are kept:
@@ -80,7 +80,7 @@ def earlier_composite(path: str | Path, space: Space, network: Network, name: st
     return composite
 
 
-def fitted(composite: Composite, network: Network) -> Composite:
+def fitted(composite: Composite, network: Layers) -> Composite:
     """The composite as far as it speaks of a network, which may be another one than it was found for.
 
     Rules of single layers are kept where they are all layers of the network and say more than the groups do.

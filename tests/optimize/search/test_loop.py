@@ -21,7 +21,7 @@ from pxp_optimize.attribution import Composite, RuleSpec
 from pxp_optimize.optimize.search.loop import MAX_FAILURES, run_search
 from pxp_optimize.optimize.search.queue import MAX_INTERRUPTIONS
 from pxp_optimize.optimize.search.samplers import make_sampler
-from pxp_optimize.optimize.search.space import FIXED, GROUPS, RULES, Part, Space
+from pxp_optimize.optimize.search.space import FIXED, GROUPS, SEARCHED_RULES, Part, Space
 from pxp_optimize.optimize.search.status import count_complete, standing
 from pxp_optimize.optimize.search.warm_start import MIXED, SIGNED, mixed_composites
 from pxp_optimize.optimize.study.opening import open_study
@@ -462,7 +462,7 @@ def test_what_was_tried_is_not_tried_again(tmp_path):
 
 @pytest.mark.parametrize("sampler", ["tpe", "cmaes", "gp"])
 def test_a_composite_from_outside_of_the_space_leaves_the_sampler_its_model(tmp_path, sampler):
-    space = Space([Part(group, {"gamma": RULES["gamma"]}) for group in GROUPS], False)
+    space = Space([Part(group, {"gamma": SEARCHED_RULES["gamma"]}) for group in GROUPS], False)
     outside = {"best.json": Composite.uniform(RuleSpec("epsilon"), bias="split")}
     study = study_in(tmp_path / "a.db", sampler=sampler)
     run_search(study, space, toy, trials=20, start_from=outside)
@@ -476,7 +476,7 @@ def test_a_composite_from_outside_of_the_space_leaves_the_sampler_its_model(tmp_
 
 def test_a_queue_is_kept_when_the_study_goes_on_in_another_space(tmp_path):
     run_search(study_in(tmp_path / "a.db"), Space(GROUPS), toy, trials=2)
-    narrow = Space([Part(group, {"gamma": RULES["gamma"]}) for group in GROUPS])
+    narrow = Space([Part(group, {"gamma": SEARCHED_RULES["gamma"]}) for group in GROUPS])
     run_search(study_in(tmp_path / "a.db"), narrow, toy, trials=6)
     trials = study_in(tmp_path / "a.db").get_trials()
     assert [trial.user_attrs.get("fixed") for trial in trials] == [*FIXED, None, None]

@@ -10,7 +10,7 @@ import pytest
 from pxp_optimize.attribution import Composite, CompositeError
 from pxp_optimize.attribution.composites import resolve
 from pxp_optimize.optimize.search.samplers import make_sampler
-from pxp_optimize.optimize.search.space import FIXED, GROUPS, PRICED, RULES, Prices, Space
+from pxp_optimize.optimize.search.space import FIXED, GROUPS, PRICED, SEARCHED_RULES, Prices, Space
 
 
 def draws(space: Space, count: int) -> list[tuple[dict, Composite]]:
@@ -28,20 +28,20 @@ def test_every_proposal_is_a_composite_within_its_ranges(conditional):
         assert set(data["groups"]) == set(GROUPS)
         for group, spec in data["groups"].items():
             seen.add((group, spec["rule"]))
-            number = RULES[spec["rule"]]
+            number = SEARCHED_RULES[spec["rule"]]
             if number is not None:
                 assert number.low <= spec[number.name] <= number.high
                 assert spec[number.name] == params[f"{group}.{number.parameter}"]
             if spec["rule"] == "alpha_beta":
                 assert spec["beta"] == spec["alpha"] - 1
         assert data["ranking"] == {key: params[key] for key in ("aggregation", "normalization")}
-    assert seen == {(group, rule) for group in GROUPS for rule in RULES}
+    assert seen == {(group, rule) for group in GROUPS for rule in SEARCHED_RULES}
 
 
 def test_conditional_numbers_belong_to_the_chosen_rule():
     for params, _ in draws(Space(["low", "high"]), 50):
         for group in ("low", "high"):
-            number = RULES[params[f"{group}.rule"]]
+            number = SEARCHED_RULES[params[f"{group}.rule"]]
             present = {name for name in params if name.startswith(f"{group}.") and not name.endswith(".rule")}
             assert present == ({f"{group}.{number.parameter}"} if number else set())
 

@@ -15,7 +15,7 @@ from pxp_optimize.attribution import Composite, RuleSpec
 from pxp_optimize.attribution.composites import AGGREGATIONS, NORMALIZATIONS, resolve
 from pxp_optimize.optimize.search import spacefile
 from pxp_optimize.optimize.search.samplers import make_sampler
-from pxp_optimize.optimize.search.space import FIXED, RULES, Prices
+from pxp_optimize.optimize.search.space import FIXED, SEARCHED_RULES, Prices
 from pxp_optimize.optimize.search.spacefile import SpaceError, parse_space, read_space
 from pxp_optimize.optimize.search.warm_start import mixed_composites
 from pxp_optimize.studies.errors import UserError
@@ -226,7 +226,7 @@ names = st.sampled_from(["low", "mid", "mid.3x3", "high", "layer*", "*.conv1", "
 
 
 @given(
-    st.dictionaries(names, st.lists(st.sampled_from(list(RULES)), min_size=1, unique=True), max_size=4),
+    st.dictionaries(names, st.lists(st.sampled_from(list(SEARCHED_RULES)), min_size=1, unique=True), max_size=4),
     st.lists(st.sampled_from(AGGREGATIONS), min_size=1, unique=True),
     st.lists(st.sampled_from(NORMALIZATIONS), min_size=1, unique=True),
 )
