@@ -22,6 +22,7 @@ from .parsers import (
     parse_channels,
     parse_classes,
     parse_deviation,
+    parse_flat,
     parse_objective,
     parse_rates,
     parse_repair,
@@ -41,7 +42,7 @@ MODEL, DATA, PRUNING, SEARCH = "Model", "Data", "Pruning", "Search"
 HEAT_MAPS, STORAGE, HARDWARE, OUTPUT = "Heat maps", "Storage", "Hardware", "Output"
 SECTIONS = (MODEL, DATA, PRUNING, HEAT_MAPS, SEARCH, STORAGE, HARDWARE, OUTPUT)
 """Under which headings `--help` lists the options."""
-OF_PRUNING = ("units", "rates", "schedule", "repair", "repair_samples", "reference_samples", "draws")
+OF_PRUNING = ("units", "rates", "flat", "schedule", "repair", "repair_samples", "reference_samples", "draws")
 OF_HEATMAPS = ("regions", "replace", "explain_target")
 """Options that only some objectives have a use for."""
 
@@ -198,6 +199,15 @@ class Options:
         parse=parse_rates,
         metavar="RATES",
         shown=DEFAULT_RATES,
+    )
+    flat: float = _option(
+        0.02,
+        PRUNING,
+        "Differences in accuracy that count as none: what lies between is not measured.",
+        "Where two rates, no more than 0.1 apart, differ by no more than that, the one between them gets the mean of "
+        "both (with --pruner none, and where no cost is measured). 0 measures the network at every rate.",
+        parse=parse_flat,
+        metavar="X",
     )
     schedule: tuple[str, ...] = _option(
         ("auto",),

@@ -75,6 +75,18 @@ def _evenly(text: str, whole: object) -> list[float]:
     return [round(start + index * step, 10) for index in range(count)]
 
 
+def parse_flat(value: object) -> float:
+    """A difference in accuracy, from 0 to 0.1.
+
+    Raises:
+        ValueError: another one.
+    """
+    (number,) = _numbers([value], value)
+    if not 0 <= number <= 0.1:
+        raise ValueError(f"{value!r} is not a difference in accuracy from 0 to 0.1")
+    return number
+
+
 def parse_rate(value: object) -> float:
     """A pruning rate: 0 or more, below 1.
 

@@ -21,7 +21,7 @@ second objective is what networks cost."""
 VERSIONS = ("definitions", "least-squares", "gates", COSTS_KEY)
 """Keys that say how a version of the project measures, not what."""
 
-ADDED = {"precision": "fp32", "draws": 1}
+ADDED = {"precision": "fp32", "draws": 1, "flat": 0.0}
 """Keys that came later, with what holds for a study without them."""
 
 Fingerprint = dict[str, Any]
@@ -41,6 +41,7 @@ def fingerprint(
     repair: str = "none",
     precision: str = "fp32",
     draws: int = 1,
+    flat: float = 0.0,
     gated: bool = False,
     costs: bool = False,
     explaining: Mapping[str, Any] | None = None,
@@ -59,6 +60,7 @@ def fingerprint(
         schedule, repair: how a ranking is used.
         precision: of the networks whose accuracy is measured.
         draws: of the reference samples, which a trial's value is the mean over.
+        flat: differences in accuracy that count as none.
         gated: whether the network has gates.
         costs: whether what networks cost is an objective.
         explaining: what heat maps are judged by, in studies of these.
@@ -77,6 +79,7 @@ def fingerprint(
         "repair": repair,
         "precision": precision,
         "draws": draws,
+        **({"flat": flat} if flat else {}),
         **({"gates": GATES} if gated else {}),
         **({COSTS_KEY: GATE_COSTS} if gated and costs else {}),
         **({"explaining": dict(explaining)} if explaining else {}),

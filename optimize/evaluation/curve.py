@@ -60,6 +60,7 @@ def measure(
     unseen ones that this one's AUC is high enough for, by name, from the same networks: none is built for them.
 
     Of networks that are too many to wait in memory for the AUC, some may be left out whose AUC turns out high enough.
+    Without `stop`, accuracies where the curve is flat are interpolated (`Task.flat`).
     """
     rows = chunks(samples.targets)
     costs: list[float] = []
@@ -67,7 +68,10 @@ def measure(
     with_costs = task.by_cost or samples is task.search
     networks = networks_of_curve(task, plan, costs) if with_costs else networks_of(task, plan)
     if stop is None or len(rows) < 2:
-        flags, others = _together(task, networks, samples, unseen, costs)
+        if task.flat:
+            flags, others = _where_it_falls(task, plan, samples, unseen)
+        else:
+            flags, others = _together(task, networks, samples, unseen, costs)
         counts = _counts(flags, rows)
     else:
         counts, others = _race(task, networks, samples, rows, stop, unseen)
@@ -80,27 +84,27 @@ def measure(
     return _curve(task, counts, rows, costs), curves
 
 
-def _counts(flags: Tensor, rows: Sequence[Tensor]) -> list[list[int]]:
-    """Right predictions at each rate, for each chunk. flags: bool, shape (networks, samples)."""
+def _counts(flags: Tensor, rows: Sequence[Tensor]) -> list[list[float]]:
+    """Right predictions at each rate, for each chunk. flags: shape (networks, samples)."""
     return torch.stack([flags[:, of_chunk].sum(1) for of_chunk in rows]).tolist()
 
 
-def _curve(task: Task, counts: Sequence[list[int]], rows: Sequence[Tensor], costs: Sequence[float] = ()) -> Curve:
+def _curve(task: Task, counts: Sequence[list[float]], rows: Sequence[Tensor], costs: Sequence[float] = ()) -> Curve:
     sizes = [len(of_chunk) for of_chunk in rows[: len(counts)]]
     total, rates = sum(sizes), len(task.rates)
     accuracy = [sum(at_rate) / total for at_rate in zip(*counts, strict=True)]
     return Curve(
         accuracy=accuracy[:rates],
-        chunks=[_auc(task, count, size) for count, size in zip(counts, sizes, strict=True)],
+        chunks=[_auc(task.rates, count, size) for count, size in zip(counts, sizes, strict=True)],
         samples=total,
         costs=[cost / costs[0] for cost in costs],
         beyond=accuracy[rates:],
     )
 
 
-def networks_of(task: Task, plan: Plan) -> Iterator[Network]:
-    """The network at each of the task's rates, built when it is asked for."""
-    return (graph.network for graph in plan.networks(task.graph, task.rates, task.repair))
+def networks_of(task: Task, plan: Plan, rates: Sequence[float] | None = None) -> Iterator[Network]:
+    """The network at each of the rates (None: the task's), built when it is asked for."""
+    return (graph.network for graph in plan.networks(task.graph, rates or task.rates, task.repair))
 
 
 def networks_of_curve(task: Task, plan: Plan, costs: list[float]) -> Iterator[Network]:
@@ -154,17 +158,18 @@ def _together(
     samples: Samples,
     unseen: Sequence[Unseen],
     costs: Sequence[float] = (),
+    rates: Sequence[float] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Whether each network is right on each sample: bool, shape (networks, samples); and on the unseen samples whose
     `above` the score is likely to reach, by name. Memory holds one group of networks at a time. costs: of those that
-    were asked for so far."""
+    were asked for so far. rates: of the networks, if not the task's."""
     right: list[Tensor] = []
     others: dict[str, list[Tensor]] = {of.name: [] for of in unseen}
     for group in groups(networks):
         right.append(_right(task, group, samples))
         if not others:
             continue
-        likely = _likely_score(task, torch.cat(right), costs)
+        likely = _likely_score(task, torch.cat(right), costs, rates or task.rates)
         for of in unseen:
             if of.name in others and likely > of.above:
                 with phase(of.phase):
@@ -174,7 +179,54 @@ def _together(
     return torch.cat(right), {name: torch.cat(found) for name, found in others.items()}
 
 
-def _likely_score(task: Task, flags: Tensor, costs: Sequence[float]) -> float:
+WIDEST = 0.1
+"""How far apart two rates may be for the accuracy between them to be interpolated."""
+
+
+def between(rates: Sequence[float]) -> list[int]:
+    """The rates, by their index, that need not be measured where the curve is flat: every second one, if those beside
+    it are near each other."""
+    inner = range(1, len(rates) - 1, 2)
+    return [index for index in inner if rates[index + 1] - rates[index - 1] <= WIDEST + 1e-9]
+
+
+def _where_it_falls(
+    task: Task, plan: Plan, samples: Samples, unseen: Sequence[Unseen]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """As `_together`, for all rates. Where two rates hardly differ in accuracy, the one between them is not measured:
+    whether it is right on a sample is the mean of what they are, a number from 0 to 1."""
+    inner = between(task.rates)
+    first = [index for index in range(len(task.rates)) if index not in inner]
+    rates = [task.rates[index] for index in first]
+    found, others = _together(task, networks_of(task, plan, rates), samples, unseen, rates=rates)
+    right = dict(zip(first, found.sum(1).tolist(), strict=True))
+    falls = [index for index in inner if abs(right[index - 1] - right[index + 1]) > task.flat * len(samples)]
+    asked = [of for of in unseen if of.name in others]
+    more: dict[str, list[Tensor]] = {name: [flags] for name, flags in others.items()}
+    of_samples = [found]
+    for group in groups(networks_of(task, plan, [task.rates[index] for index in falls]) if falls else ()):
+        of_samples.append(_right(task, group, samples))
+        for of in asked:
+            with phase(of.phase):
+                more[of.name].append(_right(task, group, of.samples))
+    whole = partial(_filled, task.rates, [*first, *falls])
+    return whole(torch.cat(of_samples)), {name: whole(torch.cat(flags)) for name, flags in more.items()}
+
+
+def _filled(rates: Sequence[float], measured: Sequence[int], flags: Tensor) -> Tensor:
+    """Flags of all rates, from those of the measured ones: bool, or if some were not measured float64 with these
+    interpolated between their neighbours."""
+    if len(measured) == len(rates):
+        return flags[torch.tensor(measured, device=flags.device).argsort()]
+    whole = flags.new_zeros(len(rates), flags.shape[1], dtype=torch.float64)
+    whole[list(measured)] = flags.double()
+    for index in sorted(set(range(len(rates))) - set(measured)):
+        share = (rates[index] - rates[index - 1]) / (rates[index + 1] - rates[index - 1])
+        whole[index] = whole[index - 1].lerp(whole[index + 1], share)
+    return whole
+
+
+def _likely_score(task: Task, flags: Tensor, costs: Sequence[float], rates: Sequence[float]) -> float:
     """The AUC of which the first rates are measured, if accuracy stays as it is at the last one of them: mostly more
     than it turns out to be. Once all are measured, the AUC. So too the area over the cost, where that is judged by."""
     right = flags.sum(1).tolist()
@@ -183,7 +235,7 @@ def _likely_score(task: Task, flags: Tensor, costs: Sequence[float]) -> float:
         rest = [] if len(right) >= len(task.rates) else [0.0]
         accuracy = [count / flags.shape[1] for count in right + right[-1:] * len(rest)]
         return area_saved([*parts, *rest], accuracy)
-    return _auc(task, right + right[-1:] * (len(task.rates) - len(right)), flags.shape[1])
+    return _auc(rates, right + right[-1:] * (len(rates) - len(right)), flags.shape[1])
 
 
 def _race(
@@ -193,7 +245,7 @@ def _race(
     rows: Sequence[Tensor],
     stop: Stop,
     unseen: Sequence[Unseen],
-) -> tuple[list[list[int]], dict[str, Tensor]]:
+) -> tuple[list[list[float]], dict[str, Tensor]]:
     """Right predictions at each rate, for each chunk up to the last one seen; and, of a trial that has seen all, which
     predictions for the unseen samples are right, unless there was no room for its networks.
 
@@ -214,18 +266,18 @@ def _race(
             room -= size
             kept[index] = waiting[index] = network
     family = Family(waiting.values()) if waiting else None
-    counts: list[list[int]] = []
+    counts: list[list[float]] = []
     for of_chunk in rows:
         flags = {index: right[of_chunk] for index, right in measured.items()}
         if family is not None:
             chunk = Samples(samples.inputs.take(of_chunk), samples.targets[of_chunk])
             flags |= dict(zip(waiting, _measured(task, family, chunk), strict=True))
         counts.append(torch.stack([flags[index].sum() for index in sorted(flags)]).tolist())
-        if stop(len(counts), _auc(task, counts[-1], len(of_chunk))):
+        if stop(len(counts), _auc(task.rates, counts[-1], len(of_chunk))):
             break
     others = {}
     if len(counts) == len(rows) and len(kept) == len(task.rates):
-        found = _auc(task, [sum(at_rate) for at_rate in zip(*counts, strict=True)], len(samples))
+        found = _auc(task.rates, [sum(at_rate) for at_rate in zip(*counts, strict=True)], len(samples))
         for of in unseen:
             if found > of.above:
                 with phase(of.phase):
@@ -233,8 +285,8 @@ def _race(
     return counts, others
 
 
-def _auc(task: Task, right: Sequence[int], size: int) -> float:
-    return auc(task.rates, [count / size for count in right[: len(task.rates)]])
+def _auc(rates: Sequence[float], right: Sequence[float], size: int) -> float:
+    return auc(rates, [count / size for count in right[: len(rates)]])
 
 
 def _right(task: Task, networks: Sequence[Network], samples: Samples) -> Tensor:

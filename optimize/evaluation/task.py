@@ -110,8 +110,10 @@ class Task:
     logits: the logits that compete for the top-1 prediction (domain restriction), or None for all. precision:
     what accuracies are measured in (see `pruning.computed_in`). cost: what networks cost, by its name in
     `pruning.COSTS`, where that is an objective. by_cost: whether it is the only one, so that trials are judged by
-    their area over it. explaining: what heat maps are judged by, in a study of these; nothing is pruned then. times: of
-    layers, to look the latency of networks up in. searched: whether the pruning is one of several of a study.
+    their area over it. flat: the part of the samples by which the accuracy at two rates may differ for the one between
+    them not to be measured; 0 to measure all, as costs need it. explaining: what heat maps are judged by, in a study of
+    these; nothing is pruned then. times: of layers, to look the latency of networks up in. searched: whether the
+    pruning is one of several of a study.
     """
 
     graph: Graph
@@ -130,6 +132,7 @@ class Task:
     by_cost: bool = False
     times: LayerTimes | None = None
     searched: bool = False
+    flat: float = 0.0
     explaining: Explaining | None = None
     # What trials share, so that nothing is measured twice: orders of units by method, curves by samples (with
     # the precision, see `measured`) and ranking, which samples the unpruned network gets right, the task in the

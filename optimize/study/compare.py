@@ -52,7 +52,7 @@ def stored_options(study: Study, device: str | None = None) -> Options:
             "use the methods of what optimize() returns there"
         )
     known = {option.name for option in fields(Options)}
-    values = {name: value for name, value in config.items() if name in known}
+    values = {"flat": 0.0, **{name: value for name, value in config.items() if name in known}}
     # what `auto` stood for then, which may be another thing by now
     mark = study.user_attrs["fingerprint"]
     values |= {key: mark.get(key, values.get(key)) for key in ("units", "schedule", "repair")}

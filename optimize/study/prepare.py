@@ -25,6 +25,7 @@ from ..data.images import Transform, content_hash, decode
 from ..data.prefetch import Store
 from ..data.sampling import draw_splits, pick_classes, unlabelled
 from ..data.sanity import scaled_up
+from ..evaluation.curve import between
 from ..evaluation.devices import check_precision, choose_device
 from ..evaluation.explaining import Explaining
 from ..evaluation.memory import Batching, choose_batch_size, sample_budget
@@ -215,6 +216,7 @@ def assemble(
         precision=options.precision,
         cost=None if options.explains else next((cost for cost in options.objective if cost != "auc"), None),
         by_cost="auc" not in options.objective and not options.explains,
+        flat=options.flat if options.objective == ("auc",) and between(options.rates) else 0.0,
         explaining=_explaining(options, samples["search"]) if options.explains else None,
         repair=make_repair(repairs[0], graph, repair_from),
         repair_images=repair_from,
@@ -233,6 +235,7 @@ def assemble(
         repair=",".join(repairs),
         precision=options.precision,
         draws=options.draws,
+        flat=task.flat,
         gated=graph.gated,
         costs=task.cost is not None,
         explaining=None if task.explaining is None else task.explaining.mark(),

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pxp_optimize.attribution import Composite, RuleSpec
 from pxp_optimize.optimize.evaluation import curve as racing
 from pxp_optimize.optimize.evaluation.evaluate import evaluate
-from pxp_optimize.optimize.evaluation.task import Images, Samples, Task
+from pxp_optimize.optimize.evaluation.phases import HOLDOUT
+from pxp_optimize.optimize.evaluation.task import Images, Samples, Task, Unseen
 from pxp_optimize.pruning import auc, schedule
 
 GAMMA = Composite.uniform(RuleSpec("gamma"))
@@ -91,3 +92,60 @@ def test_a_known_curve_is_not_raced_again(task):
     whole = evaluate(task, GAMMA)
     again = evaluate(task, GAMMA, stop=lambda chunk, auc: pytest.fail("measured again"))
     assert (again.accuracy, again.chunks, again.stopped) == (whole.accuracy, whole.chunks, False)
+
+
+FINE = tuple(round(0.05 * index, 2) for index in range(19))
+
+
+@pytest.fixture(scope="module")
+def fine(project) -> Task:
+    """The same with rates near each other."""
+    return project.prepared(rates=FINE, search_samples=53, holdout_samples=7, schedule="every:0.2").task
+
+
+@pytest.mark.parametrize("flat", [0.001, 0.05, 0.1])
+def test_what_lies_between_equal_accuracies_is_not_measured(fine, flat, monkeypatch):
+    built = []
+    make = schedule.pruned
+    unseen = [Unseen("holdout", fine.holdout, 0.0, HOLDOUT)]
+    whole = evaluate(replace(fine, flat=0.0, curves={}, plans={}, unpruned={}), GAMMA, unseen=unseen)
+    holdout = whole.unseen["holdout"].accuracy
+    monkeypatch.setattr(schedule, "pruned", lambda *args: built.append(args) or make(*args))
+    found = evaluate(replace(fine, flat=flat, curves={}, plans={}, unpruned={}), GAMMA, unseen=unseen)
+    left_out = [
+        index for index in range(1, 18, 2) if abs(whole.accuracy[index + 1] - whole.accuracy[index - 1]) <= flat
+    ]
+    assert 0 < len(left_out) < 9
+    assert len(built) == len(FINE) - len(left_out)
+    for accuracy, measured in ((found.accuracy, whole.accuracy), (found.unseen["holdout"].accuracy, holdout)):
+        expected = [
+            (measured[index - 1] + measured[index + 1]) / 2 if index in left_out else value
+            for index, value in enumerate(measured)
+        ]
+        assert accuracy == pytest.approx(expected, abs=1e-12)
+    assert found.auc == pytest.approx(auc(FINE, found.accuracy), abs=1e-12)
+    sizes = [len(rows) for rows in racing.chunks(fine.search.targets)]
+    assert sum(size * part for size, part in zip(sizes, found.chunks, strict=True)) / 53 == pytest.approx(found.auc)
+
+
+def test_a_curve_that_falls_everywhere_is_measured_as_a_whole(fine):
+    whole = evaluate(replace(fine, flat=0.0, curves={}, plans={}, unpruned={}), GAMMA)
+    steps = [abs(a - b) for a, b in zip(whole.accuracy[:-2:2], whole.accuracy[2::2], strict=True)]
+    some = replace(fine, flat=min(step for step in steps if step) / 2, curves={}, plans={}, unpruned={})
+    found = evaluate(some, GAMMA)
+    falls = [2 * index + 1 for index, step in enumerate(steps) if step]
+    assert [found.accuracy[index] for index in falls] == [whole.accuracy[index] for index in falls]
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [
+        (FINE, list(range(1, 18, 2))),
+        ((*FINE, 0.95), list(range(1, 18, 2))),  # the last is always measured
+        ((0.0, 0.1, 0.2, 0.3), []),
+        ((0.0, 0.05, 0.5, 0.51, 0.52), [3]),
+        ((0.0, 0.05), []),
+    ],
+)
+def test_which_rates_may_be_left_out(rates, expected):
+    assert racing.between(rates) == expected
