@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py --json gpu.jsonl
     python benchmarks/gpu.py --device cpu --small     # to see that it runs
+    python benchmarks/gpu.py --parts command --options "--model FILE.py:build --weights FILE --data DIR"
 
 In this order, so that what matters most is measured even if the time runs out:
 
@@ -11,16 +12,25 @@ relevance: of each rule, against zennit's own rules on the model as loaded and a
 curve: twenty compact networks as one program, against masks on the dense network.
 trial: a default trial by phase (resnet50 at 224 pixels, 100 reference and 500 search images), how many times the host
     waits for the device in one, and how busy the device is.
+repair: least squares of a network with half of its filters; and fits of equal shape one by one and as one batch.
 precision: accuracies in bf16 and tf32 against fp32: seconds, and predictions that differ.
+workers: a search by the command (resnet18, digits) with one, two and four processes on the device, seconds by phase.
+command: the same for a network and images of one's own (`--options`); left out without.
 
-Images and weights are random: accuracies mean nothing here, and times do not depend on them.
+Images and weights are random, but for the last two: accuracies mean nothing here, and times do not depend on them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
+import shlex
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -38,7 +48,8 @@ from pxp_optimize.optimize.evaluation.memory import sample_bytes
 from pxp_optimize.optimize.options import GIVEN, Options
 from pxp_optimize.optimize.study.given import prepare_given
 from pxp_optimize.optimize.study.prepare import Prepared
-from pxp_optimize.pruning import DEFAULT_RATES, accuracy_curve, computed_in, correct, nested, rank, trace
+from pxp_optimize.pruning import DEFAULT_RATES, accuracy_curve, compact, computed_in, correct, nested, rank, trace
+from pxp_optimize.pruning.repair.ridge import fit
 from torch import Tensor, nn
 from trial import RULES, dense_curve, worst_error, zennit_relevance
 
@@ -47,11 +58,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true", help="small networks and few images")
-    parser.add_argument("--parts", default="agreement,relevance,curve,trial,precision")
+    parser.add_argument("--parts", default="agreement,relevance,curve,trial,repair,precision,workers,command")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--options", default="", help="of the command, for the part `command`")
     parser.add_argument("--json", help="append each figure here as a line of JSON")
     args = parser.parse_args()
-    bench = Bench(torch.device(args.device), args.small, args.rounds, args.json)
+    bench = Bench(torch.device(args.device), args.small, args.rounds, args.json, shlex.split(args.options))
     name = torch.cuda.get_device_name() if bench.cuda else "CPU"
     bench.tell("machine", device=name, torch=torch.__version__, torchvision=torchvision.__version__)
     for part in args.parts.split(","):
@@ -67,8 +79,8 @@ def main() -> None:
 class Bench:
     """The parts, on one device."""
 
-    def __init__(self, device: torch.device, small: bool, rounds: int, path: str | None) -> None:
-        self.device, self.small, self.rounds, self.path = device, small, rounds, path
+    def __init__(self, device: torch.device, small: bool, rounds: int, path: str | None, options: list[str]) -> None:
+        self.device, self.small, self.rounds, self.path, self.options = device, small, rounds, path, options
         self.cuda = device.type == "cuda"
 
     def tell(self, what: str, **figures: Any) -> None:
@@ -215,6 +227,33 @@ class Bench:
             self.tell("host waits for the device", count=count, at=place)
         self.tell("host waits for the device", count=sum(waits.values()), at="all of a trial")
 
+    def repair(self) -> None:
+        name, size, reference = ("resnet18", 64, 10) if self.small else ("resnet50", 224, 100)
+        task = self.prepared(name, size, reference, reference, self.device).task
+        graph, mend = task.graph, task.repair
+        chance = torch.Generator().manual_seed(0)
+        scores = {layer: torch.rand(units, generator=chance) for layer, units in graph.units(task.units).items()}
+        masks = {layer: mask.to(self.device) for layer, mask in rank(scores).masks(0.5).items()}
+        small = compact(graph, masks)
+        assert mend is not None
+        mend(graph, small, masks)  # which notes what the unpruned network gives
+        found = self.seconds({"seconds": lambda: mend(graph, small, masks)})
+        waits = sum(self.waits(lambda: mend(graph, small, masks)).values())
+        self.tell(f"repair {name}", **found, host_waits=waits, peak=self.peak(lambda: mend(graph, small, masks)))
+        for features, units in (
+            ((64, 64), (576, 64)) if self.small else ((256, 64), (576, 64), (1152, 128), (2304, 256))
+        ):
+            x = torch.randn(8, 8 * max(features, 256), features, generator=chance).to(self.device)
+            y = torch.randn(8, x.shape[1], units, generator=chance).to(self.device)
+            prior = torch.randn(8, units, features, generator=chance).to(self.device)
+            found = self.seconds(
+                {
+                    "one_by_one": lambda x=x, y=y, prior=prior: list(map(fit, x, y, prior)),
+                    "together": partial(fit, x, y, prior),
+                }
+            )
+            self.tell(f"8 fits of {features} features, {units} units", **found)
+
     def precision(self) -> None:
         name, size, count, batch = ("resnet18", 64, 16, 8) if self.small else ("resnet50", 224, 500, 128)
         graph = trace(self.network(name).to(self.device), self.images(2, size).to(self.device))
@@ -227,6 +266,36 @@ class Bench:
         found = self.seconds(sides)
         differ = {f"differ_{kind}": count - int(run().sum()) for kind, run in sides.items()}
         self.tell(f"precision {name}", **found, **differ)
+
+    def workers(self) -> None:
+        trials = 2 if self.small else 12
+        more = ["--rates", "0,0.5", "--search-samples", "50", "--holdout-samples", "50"] if self.small else []
+        with tempfile.TemporaryDirectory() as cache:
+            for count in (1, 2) if self.small else (1, 2, 4):
+                options = ["--model", "resnet18", "--trials", str(trials), "--workers", str(count), *more]
+                self.tell(f"{trials} trials by {count}", **self.phases(options, cache))
+
+    def command(self) -> None:
+        if self.options:
+            with tempfile.TemporaryDirectory() as cache:
+                self.tell("command", **self.phases(self.options, cache))
+
+    def phases(self, options: list[str], cache: str) -> dict[str, float]:
+        """Seconds of each phase of a run of the command, as its last lines say. cache: for the trained network."""
+        with tempfile.TemporaryDirectory() as folder:
+            run = subprocess.run(
+                [sys.executable, "-m", "pxp_optimize.optimize.commands.main", *options, "--device", str(self.device)],
+                cwd=folder,
+                env={**os.environ, "XDG_CACHE_HOME": cache},
+                text=True,
+                capture_output=True,
+                check=False,
+            )
+        if run.returncode:
+            raise RuntimeError(run.stderr.strip().splitlines()[-1])
+        line = next(line for line in run.stderr.splitlines() + run.stdout.splitlines() if line.startswith("time "))
+        phases = re.findall(r"([a-z ]+?) (?:(\d+) min )?(\d+) s", line.removeprefix("time"))
+        return {name.strip(): 60 * int(minutes or 0) + int(seconds) for name, minutes, seconds in phases}
 
     # -- what a device does -----------------------------------------------------------------------------
 
