@@ -5,10 +5,11 @@
     python benchmarks/cost.py --model resnet18 --other /path/to/another/environment/bin/python
     python benchmarks/cost.py --model resnet18 --run 20 --other /path/to/another/environment/bin/python
 
-A trial is made as a study makes it, with the holdout images measured apart. `--other` names the interpreter of an
-environment that another version is installed in: both take turns, each in a process of its own, and the last line
-compares them. Phases: relevance (with the networks of the steps and their repairs), repairs of the rates in between,
-evaluation on the search images. Memory is what the process holds at most. `--run` measures the whole command with so
+A trial is made as a study makes it; the time that its networks take on holdout images is not counted. `--other` names
+the interpreter of an environment that another version is installed in: both take turns, each in a process of its own,
+and the last line compares them. Phases: relevance (with the networks of the steps and their repairs) and the curve on
+the search images (with the networks of the rates in between). `--flat` as in the command. Memory is what the process
+holds at most. `--run` measures the whole command with so
 many trials: processor seconds of all of it, and what part of the time its trials took.
 """
 
@@ -25,11 +26,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-PHASES = ("relevance", "repairs", "evaluation")
+PHASES = ("relevance", "curve")
 
 
 def main() -> None:
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--reference-samples", type=int, default=10)
     parser.add_argument("--search-samples", type=int, default=None)
     parser.add_argument("--holdout-samples", type=int, default=None)
+    parser.add_argument("--flat", type=float, default=0.02)
     parser.add_argument("--methods", default="epsilon", help="names of fixed composites")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--other", help="interpreter with the version to compare with")
@@ -114,8 +115,10 @@ def whole_run(python: str, args: argparse.Namespace) -> str:
 def trials(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for each method and seed, measured by the version that this interpreter has."""
     import torch
-    from pxp_optimize.optimize.evaluation.curve import networks_of, right_predictions
+    from pxp_optimize.optimize.evaluation.curve import measure
     from pxp_optimize.optimize.evaluation.evaluate import make_plan
+    from pxp_optimize.optimize.evaluation.phases import HOLDOUT, phase, recorded
+    from pxp_optimize.optimize.evaluation.task import Unseen
     from pxp_optimize.optimize.options import Options
     from pxp_optimize.optimize.search.space import Space
     from pxp_optimize.optimize.study.prepare import prepare
@@ -127,24 +130,22 @@ def trials(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         if (text := getattr(args, key)) is not None:
             options[key] = tuple(float(part) for part in text.split(","))
     for seed in range(args.seeds):
-        prepared = prepare(Options.parsed(**options, seed=seed, device="cpu"))
+        prepared = prepare(Options.parsed(**options, flat=args.flat, seed=seed, device="cpu"))
         space = Space.named("auto", prepared.layers, True, mixed="+" in prepared.task.units)
         for name in args.methods.split(","):
             task = replace(prepared.task, curves={}, plans={}, unpruned={})
-            times = [time.process_time()]
-            plan = make_plan(task, space.fixed_composites()[name], task.rates[-1])
-            times.append(time.process_time())
-            networks = list(networks_of(task, plan))
-            times.append(time.process_time())
-            areas = [auc(task.rates, right_predictions(task, networks, task.search).float().mean(1).tolist())]
-            times.append(time.process_time())
-            areas.append(auc(task.rates, right_predictions(task, networks, task.holdout).float().mean(1).tolist()))
-            spent = [after - before for before, after in pairwise(times)]
+            with recorded() as phases:
+                with phase(PHASES[0]):
+                    plan = make_plan(task, space.fixed_composites()[name], task.rates[-1])
+                with phase(PHASES[1]):
+                    unseen = [Unseen(HOLDOUT, task.holdout, -1.0, HOLDOUT)]
+                    curve, others = measure(task, plan, task.search, unseen=unseen)
+            areas = [auc(task.rates, found.accuracy) for found in (curve, others[HOLDOUT])]
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
             yield {
                 "seed": seed,
                 "method": name,
-                **dict(zip(PHASES, spent, strict=True)),
+                **{name: phases.spent[name]["processor"] for name in PHASES},
                 "auc": areas[0],
                 "holdout": areas[1],
                 "memory": memory,

@@ -74,7 +74,7 @@ def zennit_relevance(
     with composite.context(model):
         norms = {module: module.eps for module in model.modules() if isinstance(module, nn.BatchNorm2d)}
         for norm in norms:
-            # merged; zennit 0.5 leaves the old one, which shrinks every layer's output by 5e-6, and torch 2.11 takes no 0
+            # merged; zennit 0.5 leaves the old one, which shrinks every layer's output by 5e-6; torch 2.11 takes no 0
             norm.eps = 1e-30
         handles = [
             module.register_forward_hook(lambda module, args, output, key=key: outputs.__setitem__(key, output))
