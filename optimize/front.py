@@ -20,7 +20,7 @@ from torch import nn
 
 from ..attribution import Composite
 from ..pruning import NotFinite, area_over
-from ..studies.best import AUC, FAITHFULNESS, PRUNING, auc_of, best_trial, check_prunes, explains
+from ..studies.best import AUC, FAITHFULNESS, PRUNING, auc_of, best_trial, check_prunes, explains, prunes_nothing
 from ..studies.comparison import Line
 from ..studies.document import check_target, composite_document, described, write_json
 from ..studies.errors import UserError
@@ -36,6 +36,7 @@ from .evaluation.evaluate import mean_evaluation
 from .evaluation.faithfulness import Faithful
 from .evaluation.phases import PREPARING, phase, recorded
 from .options import GIVEN, Options
+from .search.loop import keep_measured
 from .search.pruners import asking
 from .study.amount import Amount
 from .study.compare import compare_study, methods_of, pruned_as_best
@@ -210,11 +211,7 @@ class Objective:
         except NotFinite as error:
             trial.set_user_attr("error", str(error))
             return float("nan")
-        trial.set_user_attr("accuracy", found.accuracy)
-        trial.set_user_attr("seconds", found.seconds)
-        if isinstance(found, Faithful):
-            for key, value in found.kept().items():
-                trial.set_user_attr(key, value)
+        keep_measured(trial, found)
         if found.stopped:
             raise optuna.TrialPruned(f"stopped after {found.samples} samples")
         if isinstance(found, Faithful):
@@ -231,7 +228,7 @@ class Objective:
     def prune(self, trial: FrozenTrial, *, mimic: int = 0, finetune: int = 0, **amount: Any) -> nn.Module:
         """The network without its least relevant units, as the trial measured it. Otherwise as `Result.prune`."""
         if self.prepared.task.explaining is not None:
-            raise UserError("with objective faithfulness nothing is pruned: take another one")
+            raise prunes_nothing("the objective")
         return smaller(self.prepared, None, trial, Amount.of(**amount), Training.of(mimic, finetune)).module()
 
     def export(self, trial: FrozenTrial, path: str | Path) -> None:

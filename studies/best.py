@@ -77,10 +77,14 @@ def check_prunes(study: Study) -> None:
         UserError: it judges heat maps.
     """
     if explains(study):
-        raise UserError(
-            f"study {study.study_name!r} judges heat maps (--objective {FAITHFULNESS}) and prunes nothing: "
-            "take one of another objective"
-        )
+        raise prunes_nothing(f"study {study.study_name!r}")
+
+
+def prunes_nothing(what: str) -> UserError:
+    """The error of what judges heat maps where something is to be pruned."""
+    return UserError(
+        f"{what} judges heat maps (--objective {FAITHFULNESS}) and prunes nothing: take one of another objective"
+    )
 
 
 def heading_of(study: Study) -> str:

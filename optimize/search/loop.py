@@ -249,11 +249,7 @@ def _run_trial(
         study.tell(trial, state=TrialState.FAIL)
         return error
     _check_own(study, trial)
-    trial.set_user_attr("accuracy", list(result.accuracy))
-    if isinstance(result, Faithful):
-        for name, value in result.kept().items():
-            trial.set_user_attr(name, value)
-    trial.set_user_attr("seconds", dict(result.seconds))
+    keep_measured(trial, result)
     trial.set_user_attr("ranking_hash", result.ranking_hash)
     if keep is not None:
         keep(study, trial)
@@ -280,6 +276,15 @@ def _run_trial(
     else:
         study.tell(trial, result.auc)
     return result
+
+
+def keep_measured(trial: Trial, result: Result) -> None:
+    """Notes with a trial what it measured, besides its values."""
+    trial.set_user_attr("accuracy", list(result.accuracy))
+    if isinstance(result, Faithful):
+        for name, value in result.kept().items():
+            trial.set_user_attr(name, value)
+    trial.set_user_attr("seconds", dict(result.seconds))
 
 
 def _check_own(study: Study, trial: Trial) -> None:
