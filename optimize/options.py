@@ -110,7 +110,7 @@ class Options:
         "filters, neurons, heads, or several joined by +.",
         "Filters are of convolutions, neurons of linear layers, heads of attention; with -gates at the "
         "end (filters-gates) without layers that only feed gates. `auto` is filters-gates where there "
-        "are such layers, else filters, or heads for a transformer.",
+        "are such layers, else filters; heads for a transformer, neurons for an MLP, also of image patches.",
         parse=parse_units,
         metavar="KIND[+KIND]",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -108,9 +109,12 @@ class Graph:
 
     @property
     def default_units(self) -> str:
-        """Heads of transformers, filters of convolutional networks, neurons of networks with neither; without those of
-        layers that only feed gates: relevance says nothing of them (benchmarks/README.md)."""
-        kind = next((kind for kind in ("heads", "filters") if kind in self.kinds.values()), "neurons")
+        """Heads of transformers, filters of convolutional networks, neurons of networks with neither, and of those that
+        only cut images into patches by a convolution; without those of layers that only feed gates: relevance says
+        nothing of them (benchmarks/README.md)."""
+        layers_of = Counter(self.kinds.values())
+        convolutional = layers_of["filters"] > 1 or (layers_of["filters"] and layers_of["neurons"] < 2)
+        kind = "heads" if layers_of["heads"] else "filters" if convolutional else "neurons"
         layers = {name for name, of in self.kinds.items() if of == kind}
         return kind + NO_GATES if layers & self.gating and layers - self.gating else kind
 

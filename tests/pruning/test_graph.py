@@ -632,6 +632,22 @@ def test_layers_that_only_feed_gates_are_no_units_unless_asked_for(case: str) ->
     assert graph.units("filters") == every
 
 
+def test_units_of_a_network_of_patches_are_its_neurons() -> None:
+    def mixed(s: Any, x: Tensor) -> Tensor:
+        y = s.a(x).flatten(2).transpose(1, 2)
+        for block in (s.one, s.two)[: s.depth]:
+            y = y + block(y)
+        return s.fc(y.mean(1))  # type: ignore[no-any-return]
+
+    def block() -> nn.Module:
+        return nn.Sequential(nn.Linear(6, 5), nn.GELU(), nn.Linear(5, 6))
+
+    for depth, units in ((2, "neurons"), (0, "filters")):
+        model = written(mixed, a=nn.Conv2d(3, 6, 4, 4), one=block(), two=block(), fc=nn.Linear(6, 2))
+        model.depth = depth
+        assert trace(model).default_units == units
+
+
 def test_where_all_layers_feed_gates_they_are_units() -> None:
     body = written(
         lambda s, x: s.fc(x.mean((2, 3)) * torch.sigmoid(s.a(x).mean((2, 3)))), a=conv(3, 3), fc=nn.Linear(3, 2)
