@@ -43,6 +43,8 @@ class Exported:
     others: int
 
 
+MOST_IMAGES = 2**31
+"""In a batch: torch 2.6 asks for a bound, since it rules the largest integer out for transformers."""
 MOST_VALUES = 2**27
 """Of one activation of two images, where nobody says how large these are."""
 USUAL = (224, 64, 32)
@@ -72,7 +74,7 @@ def export(model: nn.Module, example: Tensor | None) -> Exported:
                 warnings.simplefilter("ignore")
                 logits = logits_of(model(images.clone()))
                 _split_attention(model)
-                batch = torch.export.Dim("batch", min=2)
+                batch = torch.export.Dim("batch", min=2, max=MOST_IMAGES)
                 program = torch.export.export(model, (images.clone(),), dynamic_shapes=({0: batch},), strict=False)
         except Exception as error:  # whatever the model's own code raises
             raise TraceError(f"{name} cannot be traced: {_one_line(error)}") from error
