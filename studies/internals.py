@@ -21,6 +21,16 @@ def set_system_attr(study: Study, trial: Trial | FrozenTrial, key: str, value: A
     study._storage.set_trial_system_attr(trial._trial_id, key, value)
 
 
+def set_study_attr(study: Study, key: str, value: Any) -> None:
+    """The same of a study: `Study.set_system_attr` is deprecated."""
+    study._storage.set_study_system_attr(study._study_id, key, value)
+
+
+def study_attrs(study: Study) -> dict[str, Any]:
+    """A study's system attributes: `Study.system_attrs` is deprecated."""
+    return study._storage.get_study_system_attrs(study._study_id)
+
+
 def set_user_attr(study: Study, trial: Trial | FrozenTrial, key: str, value: Any) -> None:
     """Note something about a trial that this process does not run: a `FrozenTrial` from a storage cannot be written."""
     study._storage.set_trial_user_attr(trial._trial_id, key, value)
@@ -51,8 +61,7 @@ def trial_of(study: Study, number: int) -> Trial:
 def noted_trials(study: Study) -> set[int]:
     """The ids of the trials that have a note in the dashboard, which keeps all of them with the study and reads one at
     a time."""
-    attrs = study._storage.get_study_system_attrs(study._study_id)
-    found = (re.fullmatch(r"dashboard:(\d+):note_ver", key) for key in attrs)
+    found = (re.fullmatch(r"dashboard:(\d+):note_ver", key) for key in study_attrs(study))
     return {int(match[1]) for match in found if match}
 
 

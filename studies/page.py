@@ -39,6 +39,7 @@ section { margin-top: 40px }
 .lead p:first-child { color: var(--ink) }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 40px 40px }
 figure { margin: 0; min-width: 0 }
+.wide { grid-column: 1 / -1 }
 figcaption { margin: 4px 0 0; max-width: 76ch }
 .narrow { max-width: 560px }
 .scroll { overflow-x: auto }
@@ -58,8 +59,12 @@ const config = { responsive: true, displayModeBar: false };
 function draw() {
   const template = report.templates[scheme.matches ? "dark" : "light"];
   for (const [id, figure] of Object.entries(report.figures)) {
-    const layout = { ...structuredClone(figure.layout), template };
-    if (layout.meta?.ends && document.getElementById(id).clientWidth < 440) {
+    const layout = { ...structuredClone(figure.layout), template }, across = document.getElementById(id).clientWidth;
+    if (layout.meta?.ratio) {
+      const { t, b, l, r } = layout.margin;
+      layout.height = Math.round(t + b + (across - l - r) * layout.meta.ratio);
+    }
+    if (layout.meta?.ends && across < 440) {
       const lines = figure.data.filter(trace => trace.showlegend !== false).length;
       Object.assign(layout, { annotations: [], showlegend: true, height: layout.height + 20 * lines });
       Object.assign(layout.margin, { t: 20 * lines + 16, r: 12 });
@@ -138,14 +143,17 @@ def page(study: Study) -> str:
 
 FIRST = ("holdout", "search", "flipping")
 """The figures that stand above the tables."""
+COLUMN = 560
+"""Pixels of one of two columns, at the page's full width; wider figures have both."""
 
 
 def _figure(name: str, drawn: go.Figure) -> str:
     from .figures.style import HEIGHT, caption_of, title_of, width_of
 
     style = f"height:{drawn.layout.height or HEIGHT}px; min-width:{width_of(drawn)}px"
+    wide = ' class="wide"' if width_of(drawn) > COLUMN else ""
     return (
-        f"<figure><h2>{html.escape(title_of(drawn))}</h2>"
+        f"<figure{wide}><h2>{html.escape(title_of(drawn))}</h2>"
         f'<div class="scroll"><div id="{html.escape(name)}" style="{style}"></div></div>'
         f"<figcaption>{html.escape(caption_of(drawn))}</figcaption></figure>"
     )
@@ -160,7 +168,7 @@ def _plain(drawn: go.Figure) -> dict[str, Any]:
     layout.pop("title", None)
     layout.pop("template", None)
     layout.setdefault("height", HEIGHT)
-    layout.setdefault("margin", {})["t"] = 16
+    layout.setdefault("margin", {})["t"] = layout.get("meta", {}).get("head", 16)
     return {"data": found["data"], "layout": layout}
 
 

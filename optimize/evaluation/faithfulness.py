@@ -48,12 +48,14 @@ class FaithfulnessScore:
     """What heat maps are worth on some images.
 
     each: the symmetric relevance gain of each image. least, most: the mean probability of the target at each part of
-    the regions removed, least and most relevant first. other: the second objective, where there is one.
+    the regions removed, least and most relevant first. errors: standard errors of both means. other: the second
+    objective, where there is one.
     """
 
     each: list[float]
     least: list[float]
     most: list[float]
+    errors: tuple[list[float], list[float]] = ([], [])
     other: float | None = None
 
     @property
@@ -68,7 +70,9 @@ class FaithfulnessScore:
 
     def kept(self) -> dict[str, Any]:
         """What a study keeps of it besides."""
-        return {"least_first": self.least, "most_first": self.most, "each": [round(gain, 6) for gain in self.each]}
+        errors = {f"{name}_first_error": of for name, of in zip(("least", "most"), self.errors, strict=True)}
+        each = [round(gain, 6) for gain in self.each]
+        return {"least_first": self.least, "most_first": self.most, **errors, "each": each}
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,7 @@ def evaluate_maps(
         score.each,
         score.least,
         score.most,
+        score.errors,
         other=other,
         seconds=spent,
         ranking_hash=name,
@@ -248,5 +253,10 @@ def _region_relevance(task: Task, method: Composite | str, samples: Samples, end
 
 
 def _score(curves: Curves) -> FaithfulnessScore:
-    least, most = (of.double().mean(0).tolist() for of in (curves.least, curves.most))
-    return FaithfulnessScore(curves.gains.tolist(), least, most)
+    both = [of.double() for of in (curves.least, curves.most)]
+    least, most = (of.mean(0).tolist() for of in both)
+    count = len(curves.least)
+    least_error, most_error = (
+        ((of.var(0, correction=1) / count).sqrt() if count > 1 else torch.zeros(of.shape[1])).tolist() for of in both
+    )
+    return FaithfulnessScore(curves.gains.tolist(), least, most, (least_error, most_error))

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 PREPARING, TRIALS, RESCORING, HOLDOUT, PLAIN = "preparing", "trials", "scoring again", "holdout", "plain"
-SAVED = "saved"
+SAVED, MAPS = "saved", "heat maps"
 """The phases of a run in their order: from the third on they are about the best trials."""
 
 Seconds = dict[str, float]

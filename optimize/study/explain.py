@@ -20,7 +20,7 @@ from torchvision.transforms.functional import to_pil_image
 from ...attribution import EXPLAINERS, REPLACEMENTS, Composite
 from ...attribution.faithfulness import Flipping
 from ...attribution.heatmaps import map_batches
-from ...pruning import NotFinite
+from ...pruning import Graph, NotFinite
 from ...studies.best import best_trial, score_of
 from ...studies.bootstrap import CONFIDENCE, holm
 from ...studies.errors import UserError
@@ -230,11 +230,24 @@ def draw_files(prepared: Prepared, methods: Mapping[str, Composite], files: Sequ
 
 def coloured(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """A map in colours, shape (height, width, 3): zero is black, its largest absolute value the end of the scale."""
+    largest = max(float(np.abs(values).max()), float(np.finfo(np.float32).tiny))
+    return heat_palette()[((values / largest + 1) * 127.5).round().astype(np.int64)]
+
+
+def heat_palette() -> NDArray[np.uint8]:
+    """The colours of heat maps, shape (256, 3): cold, black, hot."""
     from zennit.image import palette  # its `imgify` takes no palette with every Pillow
 
-    largest = max(float(np.abs(values).max()), float(np.finfo(np.float32).tiny))
-    colours: NDArray[np.uint8] = palette("coldnhot")[((values / largest + 1) * 127.5).round().astype(np.int64)]
+    colours: NDArray[np.uint8] = palette("coldnhot")
     return colours
+
+
+def predicted(task: Task, graph: Graph, images: Tensor) -> Tensor:
+    """The logits that a graph of the task predicts for images on its device, of those that compete; shape (n,)."""
+    with torch.inference_mode():
+        logits = graph.network(images)
+        found = logits.argmax(1) if task.logits is None else task.logits[logits[:, task.logits].argmax(1)]
+    return found.clone()  # outside of the inference mode, for what asks for gradients at these logits
 
 
 def draw_maps(
@@ -251,10 +264,7 @@ def draw_maps(
     """
     from PIL import Image, ImageDraw
 
-    with torch.inference_mode():
-        logits = task.graph.network(images)
-        targets = logits.argmax(1) if task.logits is None else task.logits[logits[:, task.logits].argmax(1)]
-    targets = targets.clone()
+    targets = predicted(task, task.graph, images)
     maps = {
         title: task.batching.run(
             lambda size, method=method: torch.cat(  # type: ignore[misc]

@@ -28,7 +28,7 @@ from ..evaluation.candidate import pruning_of
 from ..evaluation.curve import chunks, right_predictions
 from ..evaluation.evaluate import mean_evaluation
 from ..evaluation.memory import is_out_of_memory, keep_batch_size
-from ..evaluation.phases import HOLDOUT, PLAIN, RESCORING, SAVED, TRIALS, Phases, phase, recorded
+from ..evaluation.phases import HOLDOUT, MAPS, PLAIN, RESCORING, SAVED, TRIALS, Phases, phase, recorded
 from ..evaluation.processes import plan_processes
 from ..evaluation.task import Samples, Task, Unseen
 from ..options import GIVEN, Options
@@ -58,6 +58,7 @@ from .scores import (
     unpruned_accuracy,
     without_holdout,
 )
+from .sheet import map_samples
 
 PLAIN_COST = 0.2
 """What a trial costs without steps and repair, of one with them (benchmarks/README.md)."""
@@ -222,6 +223,9 @@ def run_study(
             raise UserError("no trial finished in time: raise --timeout")
         with alone(options.storage, lambda: screen.line("end     another process scores the best: waits for it")):
             _score(study, options, prepared, tasks, fresh, screen)
+            with phase(MAPS), screen(MAPS, 1) as advance:
+                _shown(screen.line, partial(map_samples, study, prepared))
+                advance(1)
             keep_phases(study, phases)
             screen.line(f"time    {phases}")
             with screen.waiting("drawing the figures"):
@@ -324,6 +328,7 @@ def _phases_told(options: Options, prepared: Prepared) -> str:
         HOLDOUT,
         *([] if _is_plain(prepared.task) else [f"{PLAIN} (the best ranked once, without repair)"]),
         *([] if options.explains else [f"{SAVED} (what the best saves of each cost)"]),
+        f"{MAPS} (of a few holdout images)",
     ]
     return ", ".join(found)
 
@@ -374,7 +379,7 @@ def _score(
 
 
 def _shown(line: Line, save: Callable[[], object]) -> None:
-    """Saves something that only the dashboard shows: what goes wrong with that is a line, and ends no run."""
+    """Saves something that only report and dashboard show: what goes wrong with that is a line, and ends no run."""
     try:
         save()
     except Exception as error:

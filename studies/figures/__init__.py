@@ -26,6 +26,7 @@ FIGURES: Registry[Draw] = Registry(
         "flipping": ".flipping:flipping_curves",
         "cost": ".curves:cost_curves",
         "layers": ".layers:removed_layers",
+        "maps": ".maps:sample_maps",
         "history": ".trials:history",
         "trials": ".trials:all_curves",
         "front": ".trials:pareto_front",

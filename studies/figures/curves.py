@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from ..best import explains
 from ..curves import CurveLine, curves
-from .style import BEST, OTHERS, End, band, figure, label_ends
+from .style import BEST, OTHERS, End, add_band, figure, label_ends
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -78,17 +78,7 @@ def _draw(drawn: go.Figure, lines: Sequence[CurveLine], across: Sequence[list[fl
     for index, (line, x) in enumerate(zip(lines, across, strict=True)):
         colour = BEST if line.best else OTHERS[index % len(OTHERS)]
         if line.low and line.high:
-            drawn.add_scatter(
-                x=[*x, *reversed(x)],
-                y=[*line.high, *reversed(line.low)],
-                fill="toself",
-                fillcolor=band(colour, 0.16 if line.best else 0.07),
-                line={"width": 0},
-                mode="lines",
-                hoverinfo="skip",
-                name=f"{line.label}, 95 %",
-                showlegend=False,
-            )
+            add_band(drawn, x, line.low, line.high, colour, f"{line.label}, 95 %", top=line.best)
     for index, (line, x) in enumerate(zip(lines, across, strict=True)):
         colour = BEST if line.best else OTHERS[index % len(OTHERS)]
         drawn.add_scatter(

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 
 from ..best import best_trial, explains, score_of
+from ..curves import Z
 from ..report import fixed_trials, name_of
-from .style import BEST, OTHERS, End, figure, label_ends
+from .style import BEST, OTHERS, End, add_band, figure, label_ends
 
 if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
+KEYS = ("least_first", "most_first")
 SHOWN = 4
 """Known composites that are drawn, the best of them: with more, no line can be told from another."""
 
@@ -31,7 +33,8 @@ def flipping_curves(study: Study) -> go.Figure | None:
         "What becomes of the answer while regions are removed",
         f"Mean probability of the explained class on the {'holdout' if on_holdout else 'search'} images. Solid: the "
         "least relevant regions go first; dashed: the most relevant ones. Numbers: symmetric relevance gain, the area "
-        f"between the two. Of the known composites the best {SHOWN}.",
+        f"between the two. Of the known composites the best {SHOWN}. Shaded, of the best: 95 % over the images; others "
+        "may differ within it, since they are measured on the same images (pxp-optimize compare).",
         "part of the regions removed",
         "probability",
     )
@@ -40,7 +43,11 @@ def flipping_curves(study: Study) -> go.Figure | None:
         found = holdout[str(trial.number)] if on_holdout else {**trial.user_attrs, "auc": score_of(trial)}
         colour = BEST if trial is best else OTHERS[index % len(OTHERS)]
         name = f"{_label(trial, best)}  {found['auc']:.3f}"
-        for key, dash in (("least_first", "solid"), ("most_first", "dash")):
+        for key, dash in zip(KEYS, ("solid", "dash"), strict=True):
+            errors = found.get(f"{key}_error")  # which studies of earlier versions lack
+            if trial is best and errors:
+                low, high = ([v + sign * Z * e for v, e in zip(found[key], errors, strict=True)] for sign in (-1, 1))
+                add_band(drawn, parts, low, high, colour, f"{name}, 95 %", top=True)
             drawn.add_scatter(
                 x=parts,
                 y=found[key],

@@ -168,3 +168,27 @@ def band(colour: str, opacity: float) -> str:
     """A colour as plotly's rgba."""
     red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity:g})"
+
+
+def add_band(
+    drawn: go.Figure,
+    x: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    colour: str,
+    name: str,
+    *,
+    top: bool,
+) -> None:
+    """Shades what a line may vary by. top: of the line that stands out."""
+    drawn.add_scatter(
+        x=[*x, *reversed(x)],
+        y=[*high, *reversed(low)],
+        fill="toself",
+        fillcolor=band(colour, 0.16 if top else 0.07),
+        line={"width": 0},
+        mode="lines",
+        hoverinfo="skip",
+        name=name,
+        showlegend=False,
+    )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import io
+
 import optuna
 import pytest
 from optuna.trial import create_trial
+from PIL import Image
 from pxp_optimize.studies.best import best_trial
 from pxp_optimize.studies.curves import curves, wilson
 from pxp_optimize.studies.figures import FIGURES, draw_all, register_figure
 from pxp_optimize.studies.figures.parameters import importances
 from pxp_optimize.studies.figures.style import BEST, OTHERS, THEMES, span_of, spread, template
+from pxp_optimize.studies.maps import MAPS, KeptMaps, MapRow, keep_maps, kept_maps
 from scipy.stats import binomtest
 
 from .conftest import RATES, curve
@@ -103,6 +108,62 @@ def test_layers_lose_what_the_ranking_says(finished_study):
     assert list(heat.x) == RATES
     assert list(heat.y) == ["conv (4)", "fc (4)"]
     assert [list(row) for row in heat.z] == [[0, 0, 0, 0.5], [0, 0.5, 1, 1]]
+
+
+def strip(width: int) -> str:
+    out = io.BytesIO()
+    Image.new("P", (width, 8)).save(out, "png")
+    return base64.b64encode(out.getvalue()).decode()
+
+
+def keep(study: optuna.Study, trial: int, rate: float) -> KeptMaps:
+    """Maps of two images by two composites, before and after pruning where there is a rate."""
+    lefts = [0, 9, 20, 29] if rate else [0, 11]
+    rows = [
+        MapRow(strip(8), strip(lefts[-1] + 8), "cat", "dog" if rate else None),
+        MapRow(strip(8), strip(8), "x" * 40),
+    ]
+    found = KeptMaps(trial, rate, ["best: trial 20", "epsilon"], [8, 8], lefts, rows)
+    keep_maps(study, found)
+    return found
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_heat_maps_stand_under_their_names(finished_study, rate):
+    assert FIGURES["maps"](finished_study) is None
+    kept = keep(finished_study, 20, rate)
+    assert kept_maps(finished_study) == kept
+    figure = FIGURES["maps"](finished_study)
+    sources = [trace.source.partition(",")[2] for trace in figure.data]
+    assert sources == [source for row in kept.rows for source in (row.image, row.maps)]
+    image, maps = figure.data[:2]
+    notes = {note.text: note for note in figure.layout.annotations}
+    assert notes["best:<br>trial 20"].font.color == BEST
+    for index, name in enumerate(("best:<br>trial 20", "epsilon")):
+        own = kept.lefts[2 * index : 2 * index + 2] if rate else kept.lefts[index : index + 1]
+        middle = maps.x0 - 0.5 + (own[0] + own[-1] + 8) / 2
+        assert notes[name].x == pytest.approx(middle)
+    assert ("cat<br>pruned: dog" in notes) == bool(rate)
+    assert "x" * 13 + "…" in notes
+    whole = [note for note in figure.layout.annotations if note.text == "whole"]
+    assert len(whole) == (2 if rate else 0)
+    assert ("50%" in figure.layout.meta["caption"]) == bool(rate)
+    assert image.y0 < figure.data[2].y0  # the first image is at the top
+    assert figure.layout.yaxis.range[0] > figure.layout.yaxis.range[1]
+
+
+def test_heat_maps_of_an_earlier_best_say_which_it_was(finished_study):
+    keep(finished_study, 21, 0.5)
+    texts = {note.text for note in FIGURES["maps"](finished_study).layout.annotations}
+    assert {"trial 21", "epsilon"} <= texts
+    assert not any("best" in text for text in texts)
+
+
+def test_heat_maps_that_were_being_replaced_are_not_mixed(finished_study):
+    keep(finished_study, 20, 0.5)
+    finished_study._storage.set_study_system_attr(finished_study._study_id, f"{MAPS}:1", {"trial": 21})
+    assert kept_maps(finished_study) is None
+    assert FIGURES["maps"](finished_study) is None
 
 
 def test_importance_is_of_parameters_that_enough_trials_have(finished_study):
