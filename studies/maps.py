@@ -19,12 +19,13 @@ so on): together they may be more than a database takes for one value (64 kB in 
 @dataclass(frozen=True)
 class MapRow:
     """An image. image, maps: PNG in base64, in the colours that are shown; the maps of all methods are one strip,
-    transparent between them. label: the class that is explained. after: the class that the pruned network predicts,
-    if that is another one."""
+    transparent between them. label: the class that is explained. true, after: the image's own, and the one that the
+    pruned network predicts, where that is another one."""
 
     image: str
     maps: str
     label: str
+    true: str | None = None
     after: str | None = None
 
 

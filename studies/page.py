@@ -37,7 +37,8 @@ small, table, figcaption, footer { font-size: 12px }
 section { margin-top: 40px }
 .lead { margin-top: 24px }
 .lead p:first-child { color: var(--ink) }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 40px 40px }
+.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 40px 40px;
+  grid-auto-flow: dense }
 figure { margin: 0; min-width: 0 }
 .wide { grid-column: 1 / -1 }
 figcaption { margin: 4px 0 0; max-width: 76ch }

@@ -155,7 +155,7 @@ def _gain(study: Study) -> list[str]:
         return ["No gain: the best is one of the fixed composites, which are known without a search."]
     none = no_gain_text(study)
     if none is not None:
-        return [f"{none[0].upper()}{none[1:]}."]
+        return [f"{none[0].upper()}{none[1:]}.".replace("pxp-optimize compare", "`pxp-optimize compare`")]
     gain = scores[str(best.number)]["auc"] - fixed[name]
     return [
         f"The search gained {gain:.4f} on the holdout images over the best fixed composite, "

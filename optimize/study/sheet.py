@@ -25,7 +25,7 @@ from ..evaluation.task import Images, Task
 from .explain import heat_palette, predicted, shown_methods
 from .prepare import Prepared
 
-IMAGES = 4
+IMAGES, KNOWN = 4, 4
 EDGE = 64
 """Pixels of a map's longer side at most: they are small pictures, of which a study keeps dozens."""
 
@@ -51,7 +51,7 @@ def map_samples(study: Study, prepared: Prepared) -> None:
     targets = classes[0]
     if task.explaining is not None and task.explaining.target == "true":
         targets = task.holdout.targets[rows]
-    methods = shown_methods(study)
+    methods = shown_methods(study, most=KNOWN)
     size = shrunk(images).shape[2:]
     strips = [as_shown(_maps(task, graph, method, images, targets)) for method in methods.values() for graph in graphs]
     lefts = _lefts(size[1], len(methods), len(graphs))
@@ -69,9 +69,10 @@ def map_samples(study: Study, prepared: Prepared) -> None:
                     image=png(picture),
                     maps=png(_joined([strip[index] for strip in strips], lefts), palette=True),
                     label=names[int(targets[index])],
-                    after=_other(*(names[int(of[index])] for of in classes)),
+                    true=_other(targets[index], task.holdout.targets[row], names),
+                    after=_other(targets[index], classes[-1][index], names),
                 )
-                for index, picture in enumerate(pictures(samples))
+                for index, (row, picture) in enumerate(zip(rows, pictures(samples), strict=True))
             ],
         ),
     )
@@ -155,6 +156,6 @@ def _names(prepared: Prepared, outputs: int) -> list[str]:
     return [names.get(logit, str(logit)) for logit in range(outputs)]
 
 
-def _other(whole: str, pruned: str | None = None) -> str | None:
-    """What the pruned network says, where that is something else."""
-    return None if pruned in (None, whole) else pruned
+def _other(explained: Tensor, found: Tensor, names: Sequence[str]) -> str | None:
+    """The name of a class, where it is another one than the explained one."""
+    return None if found == explained else names[int(found)]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 
 from ..best import best_trial
-from ..maps import KeptMaps, kept_maps
+from ..maps import KeptMaps, MapRow, kept_maps
 from .style import BEST, LETTER, TEXT, figure
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def sample_maps(study: Study) -> go.Figure | None:
     across = start + kept.lefts[-1] + width
     down = height + max(1, height // 16)
     names = [_name(name, index, kept, study) for index, name in enumerate(kept.methods)]
-    labels = [_label(row.label, row.after) for row in kept.rows]
+    labels = [_label(row) for row in kept.rows]
     left = 14 + LETTER * max(len(line) for label in labels for line in label.split("<br>"))
     each = len(kept.lefts) // len(kept.methods)
     per_name = LETTER * max(len(line) for name in names for line in name.split("<br>"))
@@ -81,10 +81,13 @@ def _name(name: str, index: int, kept: KeptMaps, study: Study) -> str:
     return name.replace(": ", ":<br>")
 
 
-def _label(label: str, after: str | None) -> str:
-    """The explained class, and what the pruned network says instead."""
-    cut = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in (label, after or "")]
-    return cut[0] + (f"<br>pruned: {cut[1]}" if after else "")
+def _label(row: MapRow) -> str:
+    """The explained class, and what else there is to say of classes, a line each."""
+    lines = [("", row.label), ("is: ", row.true), ("pruned: ", row.after)]
+    cut = (
+        word + (name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…") for word, name in lines if name is not None
+    )
+    return "<br>".join(cut)
 
 
 def _write(drawn: go.Figure, text: str, x: float, y: float, **how: object) -> None:

@@ -120,7 +120,7 @@ def keep(study: optuna.Study, trial: int, rate: float) -> KeptMaps:
     """Maps of two images by two composites, before and after pruning where there is a rate."""
     lefts = [0, 9, 20, 29] if rate else [0, 11]
     rows = [
-        MapRow(strip(8), strip(lefts[-1] + 8), "cat", "dog" if rate else None),
+        MapRow(strip(8), strip(lefts[-1] + 8), "cat", "cow", "dog" if rate else None),
         MapRow(strip(8), strip(8), "x" * 40),
     ]
     found = KeptMaps(trial, rate, ["best: trial 20", "epsilon"], [8, 8], lefts, rows)
@@ -143,7 +143,7 @@ def test_heat_maps_stand_under_their_names(finished_study, rate):
         own = kept.lefts[2 * index : 2 * index + 2] if rate else kept.lefts[index : index + 1]
         middle = maps.x0 - 0.5 + (own[0] + own[-1] + 8) / 2
         assert notes[name].x == pytest.approx(middle)
-    assert ("cat<br>pruned: dog" in notes) == bool(rate)
+    assert "cat<br>is: cow" + bool(rate) * "<br>pruned: dog" in notes
     assert "x" * 13 + "…" in notes
     whole = [note for note in figure.layout.annotations if note.text == "whole"]
     assert len(whole) == (2 if rate else 0)
