@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIServer, make_server
 
 from . import internals
-from .best import auc_of, explains
+from .best import explains, score_of
 from .document import check_ours, composite_document
 from .errors import UserError
 from .figures import draw_all
@@ -168,7 +168,7 @@ def curve_svg(study: Study, trial: FrozenTrial) -> str | None:
     ]
     parts.append(words(title(trial), EDGE, EDGE - 14, "start", BEST))
     if fixed:
-        name = max(fixed, key=lambda name: auc_of(fixed[name]))
+        name = max(fixed, key=lambda name: score_of(fixed[name]))
         parts += [line(values, QUIET, 1.5) for values in shown(fixed[name])]
         parts.append(words(f"{name}, the best fixed so far", EDGE + width, EDGE - 14, "end", look["text"]))
     parts += [line(values, BEST, 2.5) for values in shown(trial)]

@@ -111,7 +111,7 @@ def page(study: Study) -> str:
     if first:
         parts.append(f'<section class="grid">{"".join(first)}</section>')
     if trial is not None:
-        results = _table(summary.headings(study), summary.table(study), numbers=(1, 2, 3), strong="best")
+        results = _table(summary.headings(study), summary.table(study), numbers=range(1, 9), strong="best")
         rows = list(summary.composite_rows(trial).items())
         composite = _table(("layers", "rule"), rows)
         parts.append(

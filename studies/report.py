@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..pruning.cost import saved_at
 from .best import RESCORED, SAVED, auc_of, best_trial, cost_of, explains, judged, score_of, search_best
+from .wording import part_of
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -230,21 +231,26 @@ def called(trial: FrozenTrial | Trial) -> str:
     return f"trial {trial.number}" + (f", {name}" if name else "")
 
 
-def result_table(lines: Iterable[ResultLine]) -> Table:
-    """The final table of a run."""
-    lines = list(lines)
+def result_cells(lines: Sequence[ResultLine]) -> list[list[str]]:
+    """The final table of a run, its headings first."""
     headings, sparsity = ["AUC, search", "AUC, holdout"], f"sparsity at {KEPT:.0%} of accuracy"
     by_cost = any(line.search_area is not None for line in lines)
     if by_cost:
         headings, sparsity = ["area, search", "area, holdout", "AUC, holdout"], "saved, units"
-    headings += [sparsity, *(["saved, cost"] if by_cost else [])]
-    table = new_table("composite", *headings, numbers=range(1, 1 + len(headings)))
+    rows = [["composite", *headings, sparsity, *(["saved, cost"] if by_cost else [])]]
     for line in lines:
-        style = "bold" if line.name.startswith("best") else None
         scores = (line.search_area, line.holdout_area) if by_cost else (line.search_auc,)
         parts = (line.sparsity, line.saved) if by_cost else (line.sparsity,)
-        cells = [*map(_number, (*scores, line.holdout_auc)), *map(_part, parts)]
-        table.add_row(line.name, *cells, style=style)
+        rows.append([line.name, *map(_number, (*scores, line.holdout_auc)), *map(_part, parts)])
+    return rows
+
+
+def result_table(lines: Iterable[ResultLine]) -> Table:
+    """The same, as it is printed."""
+    headings, *rows = result_cells(list(lines))
+    table = new_table(*headings, numbers=range(1, len(headings)))
+    for row in rows:
+        table.add_row(*row, style="bold" if row[0].startswith("best") else None)
     return table
 
 
@@ -254,8 +260,8 @@ def saved_text(study: Study) -> str | None:
     saved = study.user_attrs.get(SAVED, {}).get(str(best.number))
     if not saved:
         return None
-    parts = ", ".join(f"{part:.0%} of {name}" for name, part in saved.items() if name != "rate")
-    return f"saved at {KEPT:.0%} of the accuracy (trial {best.number}): {saved['rate']:.0%} of units, {parts}"
+    parts = ", ".join(f"{part_of(part)} of {name}" for name, part in saved.items() if name != "rate")
+    return f"saved at {KEPT:.0%} of the accuracy (trial {best.number}): {part_of(saved['rate'])} of units, {parts}"
 
 
 def new_table(*headings: str, numbers: Sequence[int]) -> Table:
@@ -271,7 +277,7 @@ def new_table(*headings: str, numbers: Sequence[int]) -> Table:
 
 
 def _part(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0%}"
+    return "-" if value is None else part_of(value)
 
 
 def _number(value: float | None) -> str:

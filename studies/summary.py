@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .best import PRUNING, RESCORED, auc_of, best_trial, explains, search_best
+from ..pruning.cost import END
+from .best import PRUNING, RESCORED, best_trial, cost_of, explains, heading_of, judged, score_of, search_best
 from .curves import curve_of
 from .document import PLAIN
-from .report import KEPT, failed_text, fixed_trials, no_gain_text, result_lines, title
+from .report import KEPT, failed_text, fixed_trials, no_gain_text, result_cells, result_lines, title
 from .steps import UNITS
 from .wording import some
 
@@ -17,10 +18,14 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
-HEADINGS = ("composite", "AUC, search", "AUC, holdout", f"sparsity at {KEPT:.0%} of accuracy")
 AUC = (
     "AUC: the area under top-1 accuracy over the part of the units removed, from 0 to 1. "
     f"Sparsity: the largest part that keeps {KEPT:.0%} of the unpruned accuracy."
+)
+AREA = (
+    f"Area: under top-1 accuracy over the part of the cost that is saved, from 0 to {END:.0%}, as a part of that. "
+    "AUC: the same over the part of the units removed, from 0 to 1. "
+    f"Saved: the largest part that keeps {KEPT:.0%} of the unpruned accuracy."
 )
 
 
@@ -111,24 +116,24 @@ def findings(study: Study) -> list[str]:
 def _best(study: Study) -> str:
     best = best_trial(study)
     holdout = study.user_attrs.get("holdout", {}).get(str(best.number))
-    name = "SRG" if explains(study) else "AUC"
-    text = f"The best is {title(best)}: {name} {auc_of(best):.4f} on the search images"
+    text = f"The best is {title(best)}: {heading_of(study)} {score_of(best):.4f} on the search images"
     return (
-        f"{text}, {holdout['auc']:.4f} on the holdout images." if holdout else f"{text}. The holdout is still unseen."
+        f"{text}, {judged(holdout):.4f} on the holdout images." if holdout else f"{text}. The holdout is still unseen."
     )
 
 
 def _why(study: Study) -> str:
     best, first = best_trial(study), search_best(study)
-    name = "SRG" if explains(study) else "AUC"
+    name = heading_of(study)
     scores = study.user_attrs.get(RESCORED, {})
     if str(best.number) not in scores:
         return (
             f"It has the highest {name} of the search; the highest of many is in part luck, and it was "
             "not scored again."
         )
-    ordered = sorted(scores, key=lambda number: (int(number) != best.number, -(scores[number]["auc"] or 0)))
-    found = ", ".join(f"trial {n} {s:.4f}" if (s := scores[n]["auc"]) is not None else f"trial {n} -" for n in ordered)
+    again = {number: judged(score) for number, score in scores.items()}
+    ordered = sorted(again, key=lambda number: (int(number) != best.number, -(again[number] or 0)))
+    found = ", ".join(f"trial {n} -" if again[n] is None else f"trial {n} {again[n]:.4f}" for n in ordered)
     text = (
         f"The highest of many {name}s is in part luck, so the first {len(scores)} were scored again on "
         f"{scores[str(best.number)]['on']}: {found}. The best has the highest mean of both scores"
@@ -146,7 +151,9 @@ def _gain(study: Study) -> list[str]:
     scores = study.user_attrs.get("holdout", {})
     best = best_trial(study)
     fixed = {
-        name: scores[key]["auc"] for name, trial in fixed_trials(study).items() if (key := str(trial.number)) in scores
+        name: judged(scores[key]) or 0.0
+        for name, trial in fixed_trials(study).items()
+        if (key := str(trial.number)) in scores
     }
     if str(best.number) not in scores or not fixed:
         return []
@@ -156,7 +163,7 @@ def _gain(study: Study) -> list[str]:
     none = no_gain_text(study)
     if none is not None:
         return [f"{none[0].upper()}{none[1:]}.".replace("pxp-optimize compare", "`pxp-optimize compare`")]
-    gain = scores[str(best.number)]["auc"] - fixed[name]
+    gain = (judged(scores[str(best.number)]) or 0.0) - fixed[name]
     return [
         f"The search gained {gain:.4f} on the holdout images over the best fixed composite, "
         f"{name} ({fixed[name]:.4f}). "
@@ -172,12 +179,14 @@ SRG = (
 
 def explanation(study: Study) -> str:
     """What the figures of the table mean."""
-    return SRG if explains(study) else AUC
+    return SRG if explains(study) else AUC if cost_of(study) is None else AREA
 
 
 def headings(study: Study) -> tuple[str, ...]:
     """Of the run's last table."""
-    return ("composite", "SRG, search", "SRG, holdout", "95 % interval") if explains(study) else HEADINGS
+    if explains(study):
+        return ("composite", "SRG, search", "SRG, holdout", "95 % interval")
+    return tuple(result_cells(result_lines(study))[0])
 
 
 def table(study: Study) -> list[tuple[str, ...]]:
@@ -186,14 +195,7 @@ def table(study: Study) -> list[tuple[str, ...]]:
         from .faithfulness import rows
 
         return [(name, *cells[:3]) for name, cells in rows(study)]
-
-    def number(value: float | None, form: str) -> str:
-        return "-" if value is None else f"{value:{form}}"
-
-    return [
-        (line.name, number(line.search_auc, ".4f"), number(line.holdout_auc, ".4f"), number(line.sparsity, ".0%"))
-        for line in result_lines(study)
-    ]
+    return [tuple(row) for row in result_cells(result_lines(study))[1:]]
 
 
 def composite_rows(trial: FrozenTrial) -> dict[str, str]:
@@ -242,7 +244,7 @@ def trial_note(study: Study, trial: FrozenTrial, picture: str | None = None) -> 
     from optuna.trial import TrialState
 
     told = {
-        TrialState.COMPLETE: f"{'SRG' if explains(study) else 'AUC'} {auc_of(trial):.4f} on the search images",
+        TrialState.COMPLETE: f"{heading_of(study)} {score_of(trial):.4f} on the search images",
         TrialState.PRUNED: f"stopped early after {trial.user_attrs.get('samples', 'some')} search images",
         TrialState.FAIL: f"failed: {trial.user_attrs.get('error', 'its process ended')}",
     }

@@ -12,6 +12,17 @@ def some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def counted(count: int, what: str) -> str:
+    """A number of things, one or several."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def part_of(value: float) -> str:
+    """A part in per cent; not all and not none where that is only rounded."""
+    digits = 1 if 0 < value < 0.005 or 0.995 <= value < 1 else 0
+    return f"{value:.{digits}%}"
+
+
 def reason(error: BaseException) -> str:
     """The error as one short line."""
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -19,6 +19,7 @@ from ...pruning.convolution import plain
 from ...pruning.modules import gates_of
 from ...studies.errors import UserError
 from ...studies.report import new_table, title
+from ...studies.wording import counted, part_of
 from ..evaluation.candidate import pruning_of
 from ..evaluation.curve import right_predictions
 from ..evaluation.evaluate import make_plan
@@ -114,11 +115,11 @@ def smaller(
     stages, seed = {"pruned": network}, prepared.source.seed
     if training.mimic:
         network = plain(_mimicked(task, pruned, training.mimic, seed, progress))
-        stages[f"mimicking, {_counted(training.mimic, 'step')}"] = network
+        stages[f"mimicking, {counted(training.mimic, 'step')}"] = network
     if training.finetune:
         tuned = finetuned(network, task.reference, training.finetune, seed, logits=task.logits, progress=progress)
         assert isinstance(tuned, Network)
-        stages[f"fine-tuned, {_counted(training.finetune, 'epoch')}"] = tuned
+        stages[f"fine-tuned, {counted(training.finetune, 'epoch')}"] = tuned
     return Smaller(task, pruned, stages, training, seed)
 
 
@@ -240,13 +241,13 @@ def _table(
     table.add_row("parameters", *_parts([params(network, image) for network in networks], _number))
     table.add_row("multiply-adds", *_parts([macs(network, image) for network in networks], _number))
     table.add_row("size", *_parts([before, *[path.stat().st_size] * after], _bytes))  # training changes no shape
-    table.add_row(f"time, {_counted(batch, 'image')} on {task.graph.device}", *_parts(times, lambda ms: f"{ms:.1f} ms"))
+    table.add_row(f"time, {counted(batch, 'image')} on {task.graph.device}", *_parts(times, lambda ms: f"{ms:.1f} ms"))
     return table
 
 
 def _parts(values: Sequence[float], form: Callable[[float], str]) -> list[str]:
     """Values in words, each but the first with what part it is of that one."""
-    return [form(value) + (f" ({value / values[0]:.0%})" if index else "") for index, value in enumerate(values)]
+    return [form(value) + (f" ({part_of(value / values[0])})" if index else "") for index, value in enumerate(values)]
 
 
 def _number(value: float) -> str:
@@ -259,7 +260,3 @@ def _number(value: float) -> str:
 def _bytes(value: float) -> str:
     unit, name = (1e6, "MB") if value >= 1e6 else (1e3, "kB")
     return f"{value / unit:.1f} {name}"
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"

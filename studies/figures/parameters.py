@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import plotly.graph_objects as go
 
-from ..best import auc_of, best_trial
+from ..best import best_trial, heading_of, score_of
 from .style import BEST, OTHERS, QUIET, figure, span_of
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def importances(study: Study) -> dict[str, float]:
                     study,
                     evaluator=PedAnovaImportanceEvaluator(),
                     params=[name],
-                    target=lambda trial: -auc_of(trial),
+                    target=lambda trial: -score_of(trial),
                     normalize=False,
                 )[name]
             except ValueError:  # its range was changed meanwhile
@@ -61,7 +61,7 @@ def importances(study: Study) -> dict[str, float]:
 
 
 def importance(study: Study) -> go.Figure | None:
-    """How much each parameter has to do with a high AUC."""
+    """How much each parameter has to do with a high score."""
     all_found = importances(study)
     if not all_found:
         return None
@@ -91,7 +91,7 @@ def importance(study: Study) -> go.Figure | None:
 
 
 def slices(study: Study) -> go.Figure | None:
-    """The AUC against the value of each parameter that matters."""
+    """The score against the value of each parameter that matters."""
     from optuna.distributions import CategoricalDistribution
     from plotly.subplots import make_subplots
 
@@ -100,10 +100,10 @@ def slices(study: Study) -> go.Figure | None:
         return None
     trials, best = _complete(study), best_trial(study)
     rows = math.ceil(len(shown) / 2)
-    span = span_of([auc_of(trial) for trial in trials])
+    span = span_of([score_of(trial) for trial in trials])
     drawn = figure(
         "Where good values lie",
-        f"AUC on the search images against each parameter.{span.note}",
+        f"{heading_of(study)} on the search images against each parameter.{span.note}",
         height=100 + 190 * rows,
         width=520,
     )
@@ -115,7 +115,7 @@ def slices(study: Study) -> go.Figure | None:
         space = some[-1].distributions[name]
         drawn.add_scatter(
             x=[_shown(trial.params[name]) for trial in some],
-            y=[auc_of(trial) for trial in some],
+            y=[score_of(trial) for trial in some],
             mode="markers",
             marker={
                 "size": [10 if trial.number == best.number else 6 for trial in some],
@@ -144,7 +144,7 @@ def slices(study: Study) -> go.Figure | None:
                 row=row,
                 col=column,
             )
-    drawn.update_yaxes(title={"text": "AUC"}, col=1)
+    drawn.update_yaxes(title={"text": heading_of(study)}, col=1)
     drawn.update_yaxes(range=[span.low, span.high])
     return drawn
 
@@ -159,18 +159,19 @@ class Scale(NamedTuple):
 
 
 def parallel(study: Study) -> go.Figure | None:
-    """The parameters that matter and all trials have, and the AUC, each trial a line; the best tenth in colour."""
-    trials = sorted(_complete(study), key=auc_of)
+    """The parameters that matter and all trials have, and the score, each trial a line; the best tenth in colour."""
+    trials = sorted(_complete(study), key=score_of)
     shown = [name for name in importances(study) if all(name in trial.params for trial in trials)][:AXES]
     if len(shown) < 2:
         return None
     best = best_trial(study)
     trials.sort(key=lambda trial: trial.number == best.number)  # on top of all others
     scales = {name: _scale([t.params[name] for t in trials], trials[-1].distributions[name]) for name in shown}
-    scales["AUC"] = _numbers([auc_of(trial) for trial in trials], log=False)
+    scales[heading_of(study)] = _numbers([score_of(trial) for trial in trials], log=False)
     drawn = figure(
         "Which values go together",
-        "Each line is a trial, from its parameters to its AUC. In colour: the best tenth, and the best one.",
+        f"Each line is a trial, from its parameters to its {heading_of(study)}. In colour: the best tenth, and the "
+        "best one.",
         height=380,
         width=520,
     )
@@ -188,7 +189,7 @@ def parallel(study: Study) -> go.Figure | None:
                 "smoothing": 0.4,
             },
             opacity=1 if chosen or index >= top else 0.4,
-            name=f"trial {trial.number}, {auc_of(trial):.4f}",
+            name=f"trial {trial.number}, {score_of(trial):.4f}",
             hoverinfo="name",
         )
     for position, scale in enumerate(scales.values()):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
-from ..best import auc_of, best_trial, explains
+from ..best import auc_of, best_trial, cost_of, explains, score_of
 from ..report import called, fixed_trials, name_of
 from .style import BEST, OTHERS, QUIET, End, figure, label_ends, span_of
 
@@ -15,17 +15,18 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
+COSTS = {"macs": "multiply-adds", "params": "parameters", "latency": "time for an image"}
 MOST_LINES = 200
 """Curves in one figure; of more trials the highest ones are drawn."""
 
 
 def history(study: Study) -> go.Figure | None:
-    """The AUC of each trial and the highest so far, against the best fixed composite's."""
+    """The score of each trial and the highest so far, against the best fixed composite's."""
     trials = _complete(study)
     if not trials:
         return None
     best = best_trial(study)
-    values = [auc_of(trial) for trial in trials]
+    values = [score_of(trial) for trial in trials]
     span = span_of(values)
     drawn = figure(
         "How the search went",
@@ -58,17 +59,17 @@ def history(study: Study) -> go.Figure | None:
     )
     drawn.add_scatter(
         x=[best.number],
-        y=[auc_of(best)],
+        y=[score_of(best)],
         mode="markers",
         marker={"size": 11, "color": BEST, "symbol": "diamond"},
         hovertemplate=f"best: {called(best)}: %{{y:.4f}}<extra></extra>",
-        name=f"best {auc_of(best):.3f}",
+        name=f"best {score_of(best):.3f}",
     )
-    ends = [End(f"best {auc_of(best):.3f}", auc_of(best), BEST)]
+    ends = [End(f"best {score_of(best):.3f}", score_of(best), BEST)]
     fixed = {name: trial for name, trial in fixed_trials(study).items() if trial in trials}
     if fixed:
-        name = max(fixed, key=lambda name: auc_of(fixed[name]))
-        value = auc_of(fixed[name])
+        name = max(fixed, key=lambda name: score_of(fixed[name]))
+        value = score_of(fixed[name])
         drawn.add_scatter(
             x=[trials[0].number, trials[-1].number],
             y=[value, value],
@@ -161,7 +162,10 @@ def pareto_front(study: Study) -> go.Figure | None:
 
 
 def _measure(study: Study) -> str:
-    return "Symmetric relevance gain" if explains(study) else "Area under the curve"
+    if explains(study):
+        return "Symmetric relevance gain"
+    cost = cost_of(study)
+    return "Area under the curve" if cost is None else f"Area over the {COSTS.get(cost, cost)} saved"
 
 
 def _symbol(label: str) -> str:

@@ -10,7 +10,10 @@ from pxp_optimize.attribution import load_composite
 from pxp_optimize.optimize.search.space import FIXED, PRICED
 from pxp_optimize.pruning import END, area_saved, auc
 from pxp_optimize.studies.best import RESCORED, SAVED, auc_of, best_trial, score_of, search_best
+from pxp_optimize.studies.figures import FIGURES
+from pxp_optimize.studies.report import title
 from pxp_optimize.studies.storage import open_storage
+from pxp_optimize.studies.summary import findings, headings, table
 
 STUDY = "network:small-images-filters"
 
@@ -74,6 +77,25 @@ def test_what_is_reported(searched):
     assert f"{found['saved']['macs']:.0%} of macs" in result.stdout
     listed = project.run("studies", "--storage", f"cost-{cost}.db")
     assert f"{search_best(study).value:.4f} over {cost}" in listed.stdout
+
+
+def test_report_and_dashboard_speak_of_areas(searched):
+    project, cost, result = searched
+    study = load(project, cost)
+    best = best_trial(study)
+    assert "not saved" not in result.stderr
+    text = " ".join(findings(study))
+    assert f"The best is {title(best)}: area {best.value:.4f} on the search images" in text
+    assert f"{study.user_attrs['holdout'][str(best.number)]['area']:.4f} on the holdout images" in text
+    assert f"trial {best.number} {study.user_attrs[RESCORED][str(best.number)]['area']:.4f}" in text
+    heads, rows = headings(study), {row[0]: row[1:] for row in table(study)}
+    assert heads[1:3] == ("area, search", "area, holdout")
+    assert rows["epsilon"][0] == f"{study.trials[0].value:.4f}"
+    history = {trace.name: trace for trace in FIGURES["history"](study).data}
+    assert list(history["trials"].y) == [trial.value for trial in study.trials]
+    page = project.run("report", "--storage", f"cost-{cost}.db", "-o", f"cost-{cost}.html")
+    assert page.returncode == 0, page.stderr
+    assert f"{best.value:.4f}" in (project.folder / f"cost-{cost}.html").read_text()
 
 
 def test_the_search_has_an_exponent(searched):

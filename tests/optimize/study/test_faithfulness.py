@@ -19,9 +19,10 @@ from pxp_optimize.optimize.study.run import make_space
 from pxp_optimize.studies.best import best_trial
 from pxp_optimize.studies.comparison import is_csv, is_document
 from pxp_optimize.studies.faithfulness import interval
-from pxp_optimize.studies.figures import draw_all
+from pxp_optimize.studies.figures import FIGURES, draw_all
 from pxp_optimize.studies.output import write_report
 from pxp_optimize.studies.storage import open_storage
+from scipy.stats import sem
 
 STUDY = "network:small-images-faithfulness"
 TRIALS = 17
@@ -83,9 +84,15 @@ def test_what_is_reported(searched):
     assert load_composite(document).groups == load_composite(best.user_attrs["composite"]).groups
     assert f"{holdout['auc']:.4f}" in result.stdout
     assert "gain: " in result.stdout
+    assert "not saved" not in result.stderr
     assert "AUC" not in result.stdout + result.stderr
     assert "accuracy" not in result.stdout + result.stderr
-    assert {"flipping", "history"} <= set(draw_all(study))
+    assert {"flipping", "history", "maps"} <= set(draw_all(study))
+    bands = [trace for trace in FIGURES["flipping"](study).data if trace.fill]
+    assert len(bands) == 2  # of the best one's two curves
+    assert len(bands[0].y) == 2 * len(study.user_attrs["rates"])
+    middle = (np.array(bands[0].y) + np.array(bands[0].y)[::-1])[: len(study.user_attrs["rates"])] / 2
+    assert middle == pytest.approx(holdout["least_first"])
     assert not {"holdout", "search", "layers", "trials"} & set(draw_all(study))
 
 
@@ -185,6 +192,10 @@ def test_a_trial_is_what_the_functions_give(prepared):
     gains = relevance_gain(task.graph, maps, x, targets)
     assert found.each == pytest.approx(gains.tolist(), abs=1e-5)
     assert found.auc == pytest.approx(float(gains.mean()), abs=1e-6)
+    ends = task.explaining.ends_of(task, task.search)
+    for errors in found.errors:  # both curves begin and end alike
+        assert errors[0] == pytest.approx(sem(ends.whole.double()))
+        assert errors[-1] == pytest.approx(sem(ends.bare.double()))
 
 
 def test_a_race_that_sees_all_is_the_whole(prepared):
