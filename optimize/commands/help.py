@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ...studies.wording import did_you_mean
 from ..options import OUTPUT, SECTIONS
 
 WIDTH = 110
@@ -76,6 +77,14 @@ class Group(WithExamples, click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of use
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            said = did_you_mean(args[0], self.commands, f"there are {', '.join(self.commands)}")
+            ctx.fail(f"no command {args[0]!r}: {said}")
+        return super().resolve_command(ctx, args)
 
 
 def sections(command: click.Command, ctx: click.Context, *, brief: bool) -> Mapping[str, list[tuple[str, str]]]:

@@ -132,7 +132,21 @@ def run_command(ctx: click.Context, /, **values: Any) -> None:
     run_study(ctx, values)
 
 
-for each in (run_command, report, compare, explain, export, prune, dashboard, studies, models, doctor):
+@command("help", short_help="Show the help of a command.")
+@click.argument("name", required=False)
+@click.pass_context
+def show_help(ctx: click.Context, name: str | None) -> None:
+    """Show what `--help` shows: of a command, or of all."""
+    above = ctx.parent
+    assert above is not None
+    if name is not None:
+        _, found, _ = main.resolve_command(above, [name])
+        assert found is not None
+        above = click.Context(found, above, name)
+    click.echo(above.get_help())
+
+
+for each in (run_command, report, compare, explain, export, prune, dashboard, studies, models, doctor, show_help):
     main.add_command(each)
 
 if __name__ == "__main__":

@@ -98,6 +98,25 @@ def test_models_are_filtered_with_their_sizes(filter, listed, capsys):
         assert parameters == f"{counted / 1e6:.2f}"
 
 
+def test_help_is_a_command_too(project):
+    for command, option in ((["help"], ["--help"]), (["help", "prune"], ["prune", "--help"])):
+        asked, shown = project.run(*command), project.run(*option)
+        assert asked.returncode == shown.returncode == 0
+        assert asked.stdout == shown.stdout
+        assert asked.stdout.startswith(f"Usage: pxp-optimize {'prune ' * (len(command) - 1)}[OPTIONS]")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("comapre", "did you mean compare?"), ("frobnicate", "there are run, report, compare")]
+)
+def test_a_command_that_is_not_there_is_one_line_with_those_that_are(project, name, said):
+    for words in ((name,), ("help", name)):
+        result = project.run(*words)
+        assert (result.returncode, result.stdout) == (2, "")
+        (line,) = result.stderr.splitlines()
+        assert f"no command {name!r}: {said}" in line
+
+
 def test_doctor_runs_and_names_what_to_mend(project, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(SystemExit) as ended:
