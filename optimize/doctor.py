@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..studies.wording import reason
+from ..studies.wording import counted, reason
 from .lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _extras() -> Iterator[Finding]:
 
 
 def _devices() -> Iterator[Finding]:
-    found = [f"cpu ({os.cpu_count()} cores, {torch.get_num_threads()} threads)"]
+    found = [f"cpu ({os.cpu_count()} cores, {counted(torch.get_num_threads(), 'thread')})"]
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         device = torch.cuda.get_device_properties(index)
         found.append(f"cuda:{index} ({device.name}, {_gib(device.total_memory)})")

@@ -37,6 +37,8 @@ def call(spec: str, num_classes: int | None, classes: int | None) -> nn.Module:
             count = classes if num_classes is None and asked.default is asked.empty else num_classes
             more = {} if count is None else {CLASSES: count}
         module = function(**more)
+    except UserError:
+        raise
     except (Exception, SystemExit) as error:  # it is the user's code that runs here, a script's maybe
         raise UserError(
             f"--model {spec}: {type(error).__name__}: {reason(error)}; "
@@ -91,7 +93,7 @@ def _import_file(path: Path) -> ModuleType:
     """The module in a file, which may import what lies beside it. Its name is its path, so that it hides no other."""
     path = path.expanduser().resolve()
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
+        raise UserError(f"--model: there is no file {path}")
     if (beside := str(path.parent)) not in sys.path:
         sys.path.append(beside)
     spec = importlib.util.spec_from_file_location(str(path.with_suffix("")).replace(".", "_"), path)

@@ -223,6 +223,8 @@ def build_model(
 
 def _check_name(spec: str) -> None:
     names = supported_models()
+    if spec.endswith(".py"):
+        raise UserError(f"--model {spec} names a file and no function in it: give {spec}:NAME")
     if spec not in names:
         near = difflib.get_close_matches(spec, names, n=3, cutoff=0.5)
         hint = f"nearest: {', '.join(near)}; " if near else ""
@@ -342,7 +344,8 @@ def _read(spec: str, weights: str) -> _Source:
     path = Path(weights).expanduser()
     if path.is_file():
         return _Source(read_checkpoint(path), f"weights of {path}", None)
-    if path.suffix in (".pt", ".pth", ".safetensors") or len(path.parts) > 1:
+    # the names of torchvision's weights may have a point, but are in capitals behind it
+    if path.suffix.islower() or len(path.parts) > 1:
         raise UserError(f"--weights {weights}: no such file")
     return _hub(spec, weights)
 

@@ -17,6 +17,8 @@ WAY_TO_CERTAIN = 0.1
 """An accuracy is near chance up to so many standard errors above it, or up to this part of the way from it to 1."""
 LARGEST_SCALE = 2.0
 """How much larger than in its file an image may become: beyond, a network sees blur that it was not trained on."""
+FEW = 25
+"""Search samples, fewer than which say little."""
 LOOKED_AT = 50
 """Images whose size is read."""
 
@@ -39,6 +41,16 @@ def near_chance(accuracy: float, targets: Tensor) -> str | None:
     )
 
 
+def few(searched: int) -> str | None:
+    """A warning, where accuracies are of so few images that they say little."""
+    if searched >= FEW:
+        return None
+    return (
+        f"accuracies on {searched} search samples go in steps of {1 / searched:.0%}, which tells few trials apart: "
+        "give more validation images"
+    )
+
+
 def scaled_up(split: Split, rows: Indices, resize: int) -> str | None:
     """A warning, where images are enlarged more than twice: the median of some of these rows.
 
@@ -57,6 +69,6 @@ def scaled_up(split: Split, rows: Indices, resize: int) -> str | None:
         return None
     edge = round(statistics.median(edges))
     return (
-        f"images of {edge} pixels are scaled up {resize / edge:.1f} times: is --model meant for larger ones? "
-        "(--image-size, --resize)"
+        f"images of {edge} pixels are scaled up {resize / edge:.1f} times: was the network trained so? "
+        f"(if not: --image-size {edge})"
     )

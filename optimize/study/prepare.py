@@ -344,6 +344,11 @@ def _sample_mark(samples: Samples) -> dict[str, int | str]:
     return {"count": len(samples), "hash": content_hash(samples.inputs.pixels, samples.targets)}
 
 
+def _image_told(image: Mapping[str, Any]) -> str:
+    mean, std = (", ".join(f"{value:g}" for value in image[key]) for key in ("mean", "std"))
+    return f"image   pixels in [0, 1], less {mean}, divided by {std} (--image-size, --resize, --mean, --std)"
+
+
 def _describe(
     options: Options, subject: Subject, source: Source, task: Task, pruning: Mapping[str, tuple[str, ...]]
 ) -> tuple[str, ...]:
@@ -375,6 +380,7 @@ def _describe(
         f"{' (--model, --weights)' * by_name}",
         f"data    {dataset.name}, {n_classes} classes at {height} x {width}{masked}"
         f"{' (--data DIR for your own)' * by_name}",
+        *([_image_told(subject.image)] if by_name and dataset.name != "digits" else []),
         *(how if task.explaining is None else task.explaining.described(by_name)),
         f"samples {drawn}{len(task.search)} search, {len(task.holdout)} holdout"
         f"{f' ({named}--search-samples, --holdout-samples)' * by_name}{where}",

@@ -21,9 +21,9 @@ from ...studies.report import fixed_trials
 from ...studies.steps import UNITS
 from ...studies.storage import alone, open_storage, shown, storage_errors
 from ...studies.urls import proxy_address
-from ...studies.wording import reason
+from ...studies.wording import counted, reason
 from ..console import Screen
-from ..data.sanity import chance_of, near_chance
+from ..data.sanity import chance_of, few, near_chance
 from ..evaluation.candidate import pruning_of
 from ..evaluation.curve import chunks, right_predictions
 from ..evaluation.evaluate import mean_evaluation
@@ -242,7 +242,7 @@ def plan_told(done: int, trials: int, known: int, sampler: str) -> str:
 
     known: composites that are tried before the sampler proposes any.
     """
-    goal = f"continues, {done} of {trials} trials finished" if done else f"{trials} trials"
+    goal = f"continues, {done} of {trials} trials finished" if done else counted(trials, "trial")
     ahead, then = max(0, known - done), SPOKEN.get(sampler, sampler)
     if done >= trials:
         return goal
@@ -290,17 +290,17 @@ def device_and_storage_errors(storage: str) -> Iterator[None]:
 
 
 def _unpruned(study: Study, task: Task, screen: Screen) -> list[str]:
-    """What the network is worth unpruned, in a line, and in another one if that is next to nothing."""
+    """What the network is worth unpruned, in a line; and others if that is next to nothing, or hardly measured."""
 
     accuracy, targets = unpruned_accuracy(study), task.search.targets
     if accuracy is None:
         with screen("measure the unpruned network", 1):  # the first trial is not to measure it again
             flags = right_predictions(task, [task.graph.network], task.search)
         accuracy = int(flags.sum()) / flags.numel()
-    warning = near_chance(accuracy, targets)
+    warnings = (near_chance(accuracy, targets), few(len(targets)))
     return [
         f"network {accuracy:.1%} accuracy unpruned on the search samples, {chance_of(targets):.1%} by chance",
-        *([] if warning is None else [f"warning {warning}"]),
+        *(f"warning {warning}" for warning in warnings if warning is not None),
     ]
 
 

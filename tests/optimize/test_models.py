@@ -229,7 +229,13 @@ def test_own_network_in_a_file(own: str, tmp_path: Path, monkeypatch: pytest.Mon
 
     assert not hasattr(types, "build")
     assert loaded(f"{where / 'code.py'}:double", "default", image_size=16).num_classes == 5
-    for spec, message in (("none.py:build", "no file"), ("code.py:none", "AttributeError"), ("code.py:", "'")):
+    wrong = {
+        "none.py:build": "no file",
+        "code.py": "give .*code.py:NAME",
+        "code.py:none": "AttributeError",
+        "code.py:": "'",
+    }
+    for spec, message in wrong.items():
         with pytest.raises(UserError, match=message) as caught:
             loaded(str(where / spec), "default")
         assert "\n" not in str(caught.value)
@@ -500,8 +506,9 @@ def test_unreadable_weights_are_refused_and_nothing_is_unpickled(tmp_path: Path)
             loaded("resnet18", file)
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "executed").exists()
-    with pytest.raises(UserError, match="no such file"):
-        loaded("resnet18", tmp_path / "absent.pt")
+    for absent in (tmp_path / "absent.pt", "last.ckpt", "pytorch_model.bin"):
+        with pytest.raises(UserError, match="no such file"):
+            loaded("resnet18", absent)
 
 
 def test_fewer_outputs_than_classes(tmp_path: Path) -> None:

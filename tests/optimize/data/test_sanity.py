@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from pxp_optimize.optimize.data.datasets import Split
-from pxp_optimize.optimize.data.sanity import chance_of, near_chance, scaled_up
+from pxp_optimize.optimize.data.sanity import chance_of, few, near_chance, scaled_up
 
 
 def labels(*counts: int) -> torch.Tensor:
@@ -34,6 +34,11 @@ def test_near_chance(targets, below, above):
     assert near_chance(above, targets) is None
 
 
+def test_few_search_samples():
+    assert "24 search samples go in steps of 4%" in few(24)
+    assert few(25) is None
+
+
 def images(tmp_path: Path, *sizes: tuple[int, int]) -> Split:
     paths = []
     for index, size in enumerate(sizes):
@@ -47,6 +52,7 @@ def test_images_that_are_much_enlarged(tmp_path):
     rows = np.arange(3)
     assert scaled_up(split, rows, 96) is None
     assert "images of 48 pixels are scaled up 2.0 times" in scaled_up(split, rows, 97)
+    assert "--image-size 48" in scaled_up(split, rows, 97)
     assert scaled_up(split, rows[:1], 81) is not None
     (tmp_path / "1.png").write_bytes(b"broken")  # is said where it is decoded
     assert "images of 44 pixels" in scaled_up(split, rows, 97)

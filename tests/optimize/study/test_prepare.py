@@ -153,6 +153,12 @@ def test_the_description_says_how_to_use_ones_own(options):
         assert option in text
 
 
+def test_the_description_says_how_images_are_prepared(options):
+    (line,) = (line for line in prepare(options).description if line.startswith("image "))
+    assert "less 0.5, 0.5, 0.5, divided by 0.25, 0.25, 0.25" in line
+    assert "--mean, --std" in line
+
+
 def test_the_same_options_give_the_same_fingerprint(options):
     first, second = prepare(options), prepare(options)
     assert difference(first.fingerprint, second.fingerprint) == []
