@@ -165,7 +165,7 @@ def explanation(
     )
     doubt = [line.name for line in lines if line.verdict == "not significant"]
     verdict = (
-        f"not significant against the best composite: {', '.join(doubt)}"
+        f"not significant against the best composite: {'; '.join(doubt)}"
         if doubt
         else "every difference to the best composite is significant"
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from .best import auc_of, best_trial, explains
+from .best import auc_of, best_trial, cost_of, explains, score_of
 from .report import fixed_trials, name_of
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ class CurveLine:
     name: of a composite that has one. trial: its number. best: whether it is the study's best. samples: "search" or
     "holdout". auc: the area under the curve, in [0, 1]. rates: parts of the units that are removed. accuracy: top-1 at
     each. low, high: the 95 % interval over the images (Wilson 1927), None where a study does not say how many there
-    were. cost: of the network at each rate, as a part of the unpruned one's; None where none was measured.
+    were. cost: of the network at each rate, as a part of the unpruned one's; None where none was measured. area: what
+    the trial is judged by, where that is the area over the cost.
     """
 
     name: str
@@ -44,6 +45,7 @@ class CurveLine:
     low: list[float] | None
     high: list[float] | None
     cost: list[float] | None
+    area: float | None = None
 
     @property
     def label(self) -> str:
@@ -83,7 +85,7 @@ def curve_of(study: Study, trial: FrozenTrial, samples: str, *, best: bool) -> C
     rates = study.user_attrs["rates"]
     count = study.user_attrs.get("fingerprint", {}).get("samples", {}).get(samples, {}).get("count")
     if samples == "search":
-        accuracy, auc = trial.user_attrs.get("accuracy"), auc_of(trial)
+        accuracy, auc, scored = trial.user_attrs.get("accuracy"), auc_of(trial), {}
         count = trial.user_attrs.get("samples", count)
     else:
         scored = study.user_attrs.get("holdout", {}).get(str(trial.number), {})
@@ -102,6 +104,7 @@ def curve_of(study: Study, trial: FrozenTrial, samples: str, *, best: bool) -> C
         low=[low for low, _ in bounds] if bounds else None,
         high=[high for _, high in bounds] if bounds else None,
         cost=list(trial.user_attrs["costs"]) if trial.user_attrs.get("costs") else None,
+        area=None if cost_of(study) is None else score_of(trial) if samples == "search" else scored.get("area"),
     )
 
 

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from . import summary
-from .best import best_trial
+from .best import best_trial, cost_of
 from .document import check_ours
 from .report import title
 
@@ -106,8 +106,9 @@ def page(study: Study) -> str:
         f"<small>{_text([about, summary.standing(study)])}</small></header>",
         f'<section class="lead">{"".join(f"<p>{_marked(text)}</p>" for text in summary.findings(study))}</section>',
     ]
-    first = [_figure(name, figure) for name, figure in drawn.items() if name in FIRST]
-    rest = [_figure(name, figure) for name, figure in drawn.items() if name not in FIRST]
+    above = FIRST if cost_of(study) is None else FIRST_BY_COST
+    first = [_figure(name, figure) for name, figure in drawn.items() if name in above]
+    rest = [_figure(name, figure) for name, figure in drawn.items() if name not in above]
     if first:
         parts.append(f'<section class="grid">{"".join(first)}</section>')
     if trial is not None:
@@ -142,8 +143,8 @@ def page(study: Study) -> str:
     )
 
 
-FIRST = ("holdout", "search", "flipping")
-"""The figures that stand above the tables."""
+FIRST, FIRST_BY_COST = ("holdout", "search", "flipping"), ("holdout", "cost")
+"""The figures that stand above the tables; the latter where trials are judged by a cost."""
 COLUMN = 560
 """Pixels of one of two columns, at the page's full width; wider figures have both."""
 

@@ -65,8 +65,7 @@ def _units(units: Mapping[str, int], mark: Mapping[str, Any]) -> str | None:
 def _pruning(rates: Sequence[float], config: Mapping[str, Any], mark: Mapping[str, Any]) -> dict[str, object]:
     return {
         "rates": f"{len(rates)} from {rates[0]:g} to {rates[-1]:g}",
-        "schedule": config.get("schedule", mark.get("schedule", PLAIN["schedule"])),
-        "repair": config.get("repair", mark.get("repair", PLAIN["repair"])),
+        **{key: mark.get(key) or config.get(key, PLAIN[key]) for key in ("schedule", "repair")},
     }
 
 

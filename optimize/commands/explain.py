@@ -74,4 +74,4 @@ def explain(
         with screen("draw heat maps", 1) as advance:
             written = explaining.draw_files(prepared, methods, found, Path(output))
             advance(1)
-    click.echo(f"{len(written)} pictures in {output}: image, {', '.join(methods)}")
+    click.echo(f"{len(written)} pictures in {output}: image, {'; '.join(methods)}")

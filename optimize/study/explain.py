@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from optuna.study import Study
+from optuna.trial import FrozenTrial
 from rich.table import Table
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
@@ -176,19 +177,21 @@ def document(lines: Sequence[MapLine], about: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def shown_methods(study: Study, known: Sequence[str] | None = None, most: int = 3) -> dict[str, Composite]:
-    """What `explain` draws, by title: the best composite, and known ones: these, or the `most` best besides epsilon's.
-
-    Raises:
-        KeyError: no known composite of this name.
-    """
+def shown_methods(study: Study, most: int = 3) -> dict[str, Composite]:
+    """What heat maps are drawn by, by title: the best composite, the `most` best known ones, and epsilon. Of those that
+    differ only by how they rank units there is one: their maps are the same."""
     best, fixed = best_trial(study), {name: t for name, t in fixed_trials(study).items() if t.values}
-    if known is None:
-        ordered = sorted(fixed, key=lambda name: -score_of(fixed[name]))
-        known = [name for name in ordered if fixed[name].number != best.number][:most]
-        known += [name for name in ("epsilon",) if name in fixed and name not in known]
-    trials = {f"best: {name_of(best) or f'trial {best.number}'}": best, **{name: fixed[name] for name in known}}
-    return {title: Composite.from_dict(trial.user_attrs["composite"]) for title, trial in trials.items()}
+    found = {_explained_by(best): (f"best: {name_of(best) or f'trial {best.number}'}", best)}
+    for name in sorted(fixed, key=lambda name: -score_of(fixed[name])):
+        if len(found) <= most or name == "epsilon":
+            found.setdefault(_explained_by(fixed[name]), (name, fixed[name]))
+    return {title: Composite.from_dict(trial.user_attrs["composite"]) for title, trial in found.values()}
+
+
+def _explained_by(trial: FrozenTrial) -> str:
+    """What of a trial's composite its heat maps depend on."""
+    found: Mapping[str, Any] = trial.user_attrs["composite"]
+    return repr([{key: value for key, value in found.items() if key != "ranking"}, found["ranking"].get("start")])
 
 
 def image_files(folder: Path, most: int) -> list[Path]:
@@ -224,7 +227,7 @@ def draw_files(prepared: Prepared, methods: Mapping[str, Composite], files: Sequ
         except Exception as error:  # of many kinds, for a file that is damaged
             raise UserError(f"cannot read {path}: {reason(error)}") from error
     images = transform.normalize(torch.stack(pixels).to(task.graph.device))
-    names = [f"{index:03d}-{path.stem}" for index, path in enumerate(files)]
+    names = [f"{index:03d}-{path.parent.name}-{path.stem}" for index, path in enumerate(files)]
     return draw_maps(task, methods, images, [to_pil_image(of) for of in pixels], names, folder)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
+from ...pruning.cost import END
 from ..best import explains
 from ..curves import CurveLine, curves
 from .style import BEST, OTHERS, End, add_band, figure, label_ends
@@ -57,13 +58,17 @@ def cost_curves(study: Study) -> go.Figure | None:
         return None
     cost = study.user_attrs.get("config", {}).get("objective", "").rpartition(",")[2]
     what = {"macs": "multiply-adds", "latency": "time for an image"}.get(cost, cost or "cost")
+    judged = all(line.area is not None for line in lines)
+    numbers = (
+        f"area that trials are judged by, up to {END:.0%}" if judged else "area under the curve over the units removed"
+    )
     drawn = figure(
         f"What is left against the {what} saved",
-        f"Accuracy on the {lines[0].samples} images. Numbers: area under the curve over the units removed.",
+        f"Accuracy on the {lines[0].samples} images. Numbers: {numbers}.",
         f"part of the {what} saved",
         "accuracy",
     )
-    _draw(drawn, lines, [[1 - value for value in line.cost or ()] for line in lines])
+    _draw(drawn, lines, [[1 - value for value in line.cost or ()] for line in lines], areas=judged)
     return drawn
 
 
@@ -72,14 +77,16 @@ def _removed(study: Study) -> str:
     return f"part of the {' and '.join(KINDS.get(kind, kind) for kind in kinds)} removed"
 
 
-def _draw(drawn: go.Figure, lines: Sequence[CurveLine], across: Sequence[list[float]]) -> None:
-    """One line with its band for each composite, the best one's last and so on top."""
+def _draw(drawn: go.Figure, lines: Sequence[CurveLine], across: Sequence[list[float]], *, areas: bool = False) -> None:
+    """One line with its band for each composite, the best one's last and so on top. areas: label them by the area over
+    the cost."""
     ends = []
+    scores = [line.area if areas else line.auc for line in lines]
     for index, (line, x) in enumerate(zip(lines, across, strict=True)):
         colour = BEST if line.best else OTHERS[index % len(OTHERS)]
         if line.low and line.high:
             add_band(drawn, x, line.low, line.high, colour, f"{line.label}, 95 %", top=line.best)
-    for index, (line, x) in enumerate(zip(lines, across, strict=True)):
+    for index, (line, x, score) in enumerate(zip(lines, across, scores, strict=True)):
         colour = BEST if line.best else OTHERS[index % len(OTHERS)]
         drawn.add_scatter(
             x=x,
@@ -87,11 +94,11 @@ def _draw(drawn: go.Figure, lines: Sequence[CurveLine], across: Sequence[list[fl
             mode="lines+markers",
             line={"color": colour, "width": 2.5 if line.best else 1.5},
             marker={"size": 5 if line.best else 4},
-            name=f"{line.label}  {line.auc:.3f}",
+            name=f"{line.label}  {score:.3f}",
             customdata=line.rates,
             hovertemplate=f"{line.label}<br>rate %{{customdata}}: %{{y:.1%}}<extra></extra>",
         )
-        ends.append(End(f"{line.label}  {line.auc:.3f}", line.accuracy[-1], colour))
+        ends.append(End(f"{line.label}  {score:.3f}", line.accuracy[-1], colour))
     last = max(max(x) for x in across)
     drawn.update_xaxes(tickformat=".0%", range=[0, 1.01 * last])
     drawn.update_yaxes(tickformat=".0%", range=[0, TOP])

@@ -125,7 +125,7 @@ def label_ends(drawn: go.Figure, ends: Sequence[End], low: float, high: float) -
             align="left",
             font={"color": end.colour, "size": TEXT},
         )
-    drawn.update_layout(margin={"r": round(12 + LETTER * max((len(end.text) for end in ends), default=0))})
+    drawn.update_layout(margin={"r": round(18 + LETTER * max((len(end.text) for end in ends), default=0))})
     drawn.update_layout(meta={**_meta(drawn), "ends": True})
 
 
