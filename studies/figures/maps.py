@@ -8,13 +8,14 @@ import plotly.graph_objects as go
 
 from ..best import best_trial
 from ..maps import KeptMaps, MapRow, kept_maps
-from .style import BEST, LETTER, TEXT, figure
+from .style import BEST, LETTER, TEXT, TOP, figure
 
 if TYPE_CHECKING:
     from optuna.study import Study
 
-HEAD, LINE = 44, 16
-"""Pixels above the pictures; of a line of words."""
+LINE = 16
+HEAD = 3 * LINE + 8
+"""Pixels of a line of words, and of those above the pictures."""
 LONGEST = 14
 """Letters of a class's name that are shown."""
 
@@ -56,8 +57,10 @@ def sample_maps(study: Study) -> go.Figure | None:
     total = len(kept.rows) * down
     drawn.update_xaxes(range=[0, across], visible=False, constrain="domain")
     drawn.update_yaxes(range=[total, 0], visible=False, scaleanchor="x", constrain="domain", constraintoward="top")
-    drawn.update_layout(margin={"t": HEAD + LINE * 2, "b": 8, "l": left, "r": 8})
-    drawn.update_layout(meta={**drawn.layout.meta, "ratio": total / across, "head": HEAD + LINE})
+    drawn.update_layout(margin={"t": TOP + HEAD, "b": 8, "l": left, "r": 8})
+    # the page has no title within the figure, and gives it the height that it needs
+    drawn.update_layout(meta={**drawn.layout.meta, "ratio": total / across, "head": HEAD})
+    drawn.update_layout(title={"y": 0.98, "yanchor": "top"})
     return drawn
 
 
