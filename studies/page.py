@@ -11,9 +11,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from . import summary
-from .best import best_trial, cost_of
+from .best import best_trial, cost_of, explains
 from .document import check_ours
-from .report import title
+from .report import HEAT_MAPS, title
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -100,7 +100,8 @@ def page(study: Study) -> str:
     trial = best_trial(study) if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) else None
     drawn = draw_all(study)
     mark: Mapping[str, Any] = study.user_attrs.get("fingerprint", {})
-    about = " · ".join(str(mark[key]) for key in ("model", "data", "units") if mark.get(key))
+    about = " · ".join(str(mark[key]) for key in ("model", "data") if mark.get(key))
+    about += f" · {HEAT_MAPS if explains(study) else mark['units']}" if mark.get("units") else ""
     parts = [
         f"<header><h1>{html.escape(study.study_name)}</h1>",
         f"<small>{_text([about, summary.standing(study)])}</small></header>",

@@ -95,7 +95,10 @@ def _report(study: Study, options: Options) -> None:
     where = ("--storage", storing.shown(options.storage))
     named = ("--study", study.study_name, *where)
     click.echo(f"go on:     {shell_command('pxp-optimize', *named, '--trials', str(2 * options.trials))}")
-    click.echo(f"prune:     {shell_command('pxp-optimize', 'prune', *named)}")
+    if best.explains(study):
+        click.echo(f"explain:   {shell_command('pxp-optimize', 'explain', *named, '--images', 'DIR')}")
+    else:
+        click.echo(f"prune:     {shell_command('pxp-optimize', 'prune', *named)}")
     click.echo(f"report:    {shell_command('pxp-optimize', 'report', *named)}")
     click.echo(f"dashboard: {shell_command('pxp-optimize', 'dashboard', *where)}")
 

@@ -84,6 +84,8 @@ def test_what_is_reported(searched):
     assert load_composite(document).groups == load_composite(best.user_attrs["composite"]).groups
     assert f"{holdout['auc']:.4f}" in result.stdout
     assert "gain: " in result.stdout
+    assert "explain:   pxp-optimize explain --study" in result.stdout
+    assert "pxp-optimize prune" not in result.stdout
     assert "not saved" not in result.stderr
     assert "AUC" not in result.stdout + result.stderr
     assert "accuracy" not in result.stdout + result.stderr
