@@ -203,7 +203,7 @@ class Options:
     flat: float = _option(
         0.02,
         PRUNING,
-        "Differences in accuracy that count as none: what lies between is not measured.",
+        "Accuracies so close count as equal: rates between are not measured.",
         "Where two rates, no more than 0.1 apart, differ by no more than that, the one between them gets the mean of "
         "both (with --pruner none, and where no cost is measured). 0 measures the network at every rate.",
         parse=parse_flat,
