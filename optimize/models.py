@@ -82,6 +82,8 @@ def load_model(
         UserError: an unknown model or weights, no network connection, weights that do not fit, a network that
             does not take such images or has fewer logits than the data has classes.
     """
+    if spec.endswith(".py"):
+        raise UserError(f"--model {spec} names a file and no function in it: give {spec}:NAME")
     if ":" not in spec:
         _check_name(spec)
     if image_size is not None and image_size < 1:
@@ -223,8 +225,6 @@ def build_model(
 
 def _check_name(spec: str) -> None:
     names = supported_models()
-    if spec.endswith(".py"):
-        raise UserError(f"--model {spec} names a file and no function in it: give {spec}:NAME")
     if spec not in names:
         near = difflib.get_close_matches(spec, names, n=3, cutoff=0.5)
         hint = f"nearest: {', '.join(near)}; " if near else ""
