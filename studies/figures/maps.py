@@ -43,8 +43,8 @@ def sample_maps(study: Study) -> go.Figure | None:
     )
     for index, row in enumerate(kept.rows):
         for source, x in ((row.image, 0), (row.maps, start)):
-            place = {"x0": x + 0.5, "y0": index * down + 0.5}  # of the first pixel's middle
-            drawn.add_image(source=f"data:image/png;base64,{source}", dx=1, dy=1, hoverinfo="skip", **place)
+            middle = {"x0": x + 0.5, "y0": index * down + 0.5}  # of the first pixel
+            drawn.add_image(source=f"data:image/png;base64,{source}", dx=1, dy=1, hoverinfo="skip", **middle)
     for index, label in enumerate(labels):
         _write(drawn, label, 0, index * down + height / 2, xanchor="right", xshift=-6, yanchor="middle", align="right")
     for index, name in enumerate(names):
