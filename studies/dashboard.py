@@ -47,22 +47,23 @@ def save_views(study: Study, storage: str) -> None:
     from optuna.trial import TrialState
     from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
-    store = _store(storage)
-    for name, figure in draw_all(study).items():
+    store, seen = _store(storage), internals.snapshot(study)
+    drawn = draw_all(seen)
+    if store is not None:
+        _save_file(study, store, "report.html", page(seen, drawn).encode())
+        if seen.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            document = json.dumps(composite_document(seen), indent=2, allow_nan=False, ensure_ascii=False)
+            _save_file(study, store, "best.json", document.encode())
+    for name, figure in drawn.items():
         figure.update_layout(height=None)  # the dashboard's boxes have one of their own
         save_plotly_graph_object(study, figure, graph_object_id=name)
-    if store is not None:
-        _save_file(study, store, "report.html", page(study).encode())
-        if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            document = json.dumps(composite_document(study), indent=2, allow_nan=False, ensure_ascii=False)
-            _save_file(study, store, "best.json", document.encode())
     note = get_note(study)
     if not note or note.startswith(NOTE):
-        save_note(study, study_note(study))
+        save_note(study, study_note(seen))
     noted = internals.noted_trials(study)
-    for trial in study.get_trials(deepcopy=False):
+    for trial in seen.get_trials(deepcopy=False):
         if trial.state.is_finished() and trial._trial_id not in noted:
-            save_note(internals.note_target(study, trial), trial_note(study, trial, _picture(study, trial)))
+            save_note(internals.note_target(study, trial), trial_note(seen, trial, _picture(study, trial)))
 
 
 def refresh(storage: str) -> None:
@@ -84,7 +85,7 @@ def refresh(storage: str) -> None:
 def keep_curve(study: Study, trial: Trial, storage: str) -> None:
     """Keep the picture of a trial's curve with it, beside an SQLite file. Only a trial that has not been told its value
     can be given files."""
-    store, drawn = _store(storage), curve_svg(study, internals.stored(study, trial))
+    store, drawn = _store(storage), curve_svg(internals.snapshot(study), internals.stored(study, trial))
     if store is not None and drawn is not None:
         _save_file(study, store, CURVE, drawn.encode(), trial)
 

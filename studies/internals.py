@@ -6,7 +6,9 @@ version 1. Samplers and storages of other packages use them too.
 
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Container
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +51,30 @@ def set_state(study: Study, trial: Trial | FrozenTrial, state: TrialState) -> No
 def stored(study: Study, trial: Trial | FrozenTrial) -> FrozenTrial:
     """A trial as the storage has it now: a running `Trial` has no public way to what it has reported."""
     return study._storage.get_trial(trial._trial_id)
+
+
+def snapshot(study: Study) -> Study:
+    """The study as it stands now, for what only reads: its trials and attributes are read from the storage once, where
+    Optuna asks the storage whenever somebody asks the study. Nobody may change what it gives."""
+    from optuna.study import Study
+
+    trials, attrs = study.get_trials(deepcopy=False), study.user_attrs
+
+    class Snapshot(Study):
+        def __init__(self) -> None:
+            vars(self).update(vars(study))
+
+        @property
+        def user_attrs(self) -> dict[str, Any]:
+            return attrs
+
+        def get_trials(
+            self, deepcopy: bool = True, states: Container[TrialState] | None = None
+        ) -> list[FrozenTrial]:
+            found = [trial for trial in trials if states is None or trial.state in states]
+            return copy.deepcopy(found) if deepcopy else found
+
+    return Snapshot()
 
 
 def trial_of(study: Study, number: int) -> Trial:

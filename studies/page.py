@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from . import summary
 from .best import best_trial, cost_of, explains
 from .document import check_ours
+from .internals import snapshot
 from .report import HEAT_MAPS, title
 
 if TYPE_CHECKING:
@@ -83,8 +84,8 @@ addEventListener("beforeprint", draw);
 """
 
 
-def page(study: Study) -> str:
-    """The report of a study as it stands, HTML.
+def page(study: Study, drawn: Mapping[str, go.Figure] | None = None) -> str:
+    """The report of a study as it stands, HTML. drawn: its figures (`draw_all`), where they are drawn already.
 
     Raises:
         UserError: another program made the study, or has put trials into it.
@@ -97,8 +98,9 @@ def page(study: Study) -> str:
     from .figures.style import THEMES, template
 
     check_ours(study)
+    study = snapshot(study)
     trial = best_trial(study) if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) else None
-    drawn = draw_all(study)
+    drawn = draw_all(study) if drawn is None else drawn
     mark: Mapping[str, Any] = study.user_attrs.get("fingerprint", {})
     about = " · ".join(str(mark[key]) for key in ("model", "data") if mark.get(key))
     about += f" · {HEAT_MAPS if explains(study) else mark['units']}" if mark.get("units") else ""

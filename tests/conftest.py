@@ -32,6 +32,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("unhurried", deadline=None)  # tests say nothing of time, on machines as busy as may be
 settings.load_profile("unhurried")
 
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n` the tests of a module run in one worker, since they share what the module makes once: a study, mostly.
+    In the order of the folders, where the last modules are short ones, so that workers end together."""
+    if config.getoption("dist") != "load":  # somebody asked for another way
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    config.option.loadscopereorder = False  # which would leave for the end what has few tests, and long ones
+    return LoadScopeScheduling(config, log)
+
+
 CLASSES = ("blue", "green", "red")
 SIZE = 16
 NETWORK = '''
@@ -57,18 +70,26 @@ def transformer():
 
 
 SERVER = """
-import importlib, json, os, pkgutil, signal, sys
-import pxp_optimize, torchvision
-for module in pkgutil.walk_packages(pxp_optimize.__path__, "pxp_optimize."):
-    importlib.import_module(module.name)
+import contextlib, importlib, json, os, runpy, signal, sys
+import torchvision
 from pxp_optimize.optimize.commands.main import main
 for line in sys.stdin:
-    job = json.loads(line)
-    child = os.fork()
+    children, new = [], []
+    for job in (jobs := json.loads(line)):
+        child = os.fork()
+        if child == 0:
+            break
+        children.append(child)
     if child == 0:
         break
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    print(*children, flush=True)
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    for job in jobs:
+        with contextlib.suppress(OSError, ValueError), open(job["imported"]) as file:
+            new += json.load(file)
+    print(*statuses, flush=True)
+    for name in new:
+        importlib.import_module(name)
 else:
     sys.exit()
 for descriptor, path in enumerate((os.devnull, job["out"], job["err"])):
@@ -81,16 +102,23 @@ os.environ.update(job["environment"])
 sys.path[:0] = [job["folder"]]
 sys.argv[1:] = job["arguments"]
 signal.signal(signal.SIGINT, signal.default_int_handler)
-main()
+there = set(sys.modules)
+try:
+    runpy.run_path(job["script"], run_name="__main__") if job["script"] else main()
+finally:
+    new = {name: getattr(sys.modules[name], "__file__", None) for name in set(sys.modules) - there}
+    with open(job["imported"], "w") as file:  # but what is the folder's own
+        json.dump([name for name, path in new.items() if path and not path.startswith(job["folder"])], file)
 """
-"""A process that has imported everything, and forks one for each command: a start of PyTorch takes seconds."""
+"""A process that forks one for each command, and then imports what that one had to: a start of PyTorch takes seconds,
+and so does what a study needs besides."""
 
 
 SLOW = re.compile(r"^[a-z][\w ]*(?: \.\.\.|: done in .*|: \d+ of \d+, .*)\n", re.MULTILINE)
 
 
 class CommandServer:
-    """Runs the real command, each time in a process of its own that need not import anything."""
+    """Runs the real command, each time in a process of its own that need not import what an earlier one had to."""
 
     _running: CommandServer | None = None
 
@@ -106,19 +134,37 @@ class CommandServer:
             [sys.executable, "-c", SERVER], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def run(self, arguments: Sequence[str], folder: Path, environment: dict[str, str]) -> tuple[int, str, str]:
-        """The exit status and what was printed, of a command in a folder."""
+    def run(
+        self,
+        commands: Sequence[Sequence[str]],
+        folder: Path,
+        environment: dict[str, str],
+        meanwhile: Callable[[int], object] = lambda process: None,
+        script: str = "",
+    ) -> list[tuple[int, str, str]]:
+        """The exit statuses and what was printed, of commands in a folder, all at once. meanwhile: is told the process
+        of the last one, and may do something to it. script: what is run in place of the command."""
         assert self._process.stdin is not None and self._process.stdout is not None
         with tempfile.TemporaryDirectory() as own:
-            paths = {name: os.path.join(own, name) for name in ("out", "err")}
-            job = {"arguments": arguments, "folder": str(folder), "environment": environment, **paths}
-            print(json.dumps(job), file=self._process.stdin, flush=True)
-            child = int(self._process.stdout.readline())
-            late = threading.Timer(300, os.kill, (child, signal.SIGKILL))  # or the tests would wait for it for ever
-            late.start()
-            status = int(self._process.stdout.readline())
-            late.cancel()
-            return status, *(Path(path).read_text() for path in paths.values())  # type: ignore[return-value]
+            jobs = [
+                {
+                    **{name: os.path.join(own, f"{index}.{name}") for name in ("out", "err", "imported")},
+                    **{"arguments": arguments, "folder": str(folder), "environment": environment, "script": script},
+                }
+                for index, arguments in enumerate(commands)
+            ]
+            print(json.dumps(jobs), file=self._process.stdin, flush=True)
+            children = [int(child) for child in self._process.stdout.readline().split()]
+            # or the tests would wait for them for ever
+            late = [threading.Timer(300, os.kill, (child, signal.SIGKILL)) for child in children]
+            for timer in late:
+                timer.start()
+            meanwhile(children[-1])
+            statuses = [int(status) for status in self._process.stdout.readline().split()]
+            for timer in late:
+                timer.cancel()
+            said = [[Path(job[name]).read_text() for name in ("out", "err")] for job in jobs]
+            return [(status, *texts) for status, texts in zip(statuses, said, strict=True)]  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
@@ -129,10 +175,11 @@ class Project:
 
     @property
     def options(self) -> list[str]:
-        """What every run of it needs."""
+        """What every run of it needs; a schedule of few steps, since those of the default one take most of the time."""
         return [
             *("--model", "network:small", "--weights", "weights.pt", "--data", "images", "--device", "cpu"),
             *("--image-size", str(SIZE), "--mean", "0.5", "--std", "0.25", "--rates", "0:0.9:0.3"),
+            *("--schedule", "every:0.3"),
         ]
 
     @property
@@ -188,17 +235,41 @@ class Project:
             "XDG_CACHE_HOME": str(self.folder / "cache"),
         }
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, meanwhile: Callable[[int], object] = lambda process: None
+    ) -> subprocess.CompletedProcess[str]:
         """The real command to its end, in a process of its own (`CommandServer`). What it says that it is at while it
-        is slow is left out: which it is depends on the machine."""
+        is slow is left out: which it is depends on the machine. meanwhile: is told the process."""
+        return self.run_at_once([arguments], meanwhile)[0]
+
+    def run_at_once(
+        self, commands: Sequence[Sequence[str]], meanwhile: Callable[[int], object] = lambda process: None
+    ) -> list[subprocess.CompletedProcess[str]]:
+        """Several real commands to their ends, each in a process of its own, begun together. meanwhile: is told the
+        last process."""
         if os.name != "posix":
-            with self.start(*arguments) as process:
-                out, err = process.communicate()
-            status = process.returncode
+            processes = [self.start(*arguments) for arguments in commands]
+            meanwhile(processes[-1].pid)
+            said = [process.communicate() for process in processes]
+            found = [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
         else:
             server = CommandServer.running(self._environment)
-            status, out, err = server.run(arguments, self.folder, self._environment)
-        return subprocess.CompletedProcess(arguments, status, out, re.sub(SLOW, "", err))
+            found = server.run(commands, self.folder, self._environment, meanwhile)
+        return [
+            subprocess.CompletedProcess(arguments, status, out, re.sub(SLOW, "", err))
+            for arguments, (status, out, err) in zip(commands, found, strict=True)
+        ]
+
+    def run_script(self, path: Path) -> subprocess.CompletedProcess[str]:
+        """A Python script to its end, in a process of its own, as `run` does the command."""
+        if os.name != "posix":
+            command = [sys.executable, str(path)]
+            return subprocess.run(
+                command, cwd=self.folder, env=self._environment, capture_output=True, text=True, check=False
+            )
+        server = CommandServer.running(self._environment)
+        ((status, out, err),) = server.run([[]], self.folder, self._environment, script=str(path))
+        return subprocess.CompletedProcess([str(path)], status, out, err)
 
     def files(self) -> dict[str, object]:
         """The content of every file, of databases as SQL; without caches and SQLite's own files."""
@@ -266,6 +337,12 @@ def project(project_source: Project, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("run")
     shutil.copytree(project_source.folder, folder, dirs_exist_ok=True)
     return Project(folder)
+
+
+@pytest.fixture
+def empty_project(tmp_path: Path) -> Project:
+    """An empty folder to run something in."""
+    return Project(tmp_path)
 
 
 @pytest.fixture

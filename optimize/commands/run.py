@@ -15,7 +15,7 @@ from .shell import INTERRUPTED, LOADING, print_table, quiet_optuna, shell_comman
 if TYPE_CHECKING:
     from optuna.study import Study
 
-    from ...studies import best, document, faithfulness, report
+    from ...studies import best, document, faithfulness, internals, report
     from ...studies import storage as storing
     from .. import console
     from ..evaluation import candidate as candidates
@@ -28,6 +28,7 @@ else:
     best = LazyModule("...studies.best", __package__)
     document = LazyModule("...studies.document", __package__)
     faithfulness = LazyModule("...studies.faithfulness", __package__)
+    internals = LazyModule("...studies.internals", __package__)
     report = LazyModule("...studies.report", __package__)
     storing = LazyModule("...studies.storage", __package__)
     candidates = LazyModule("..evaluation.candidate", __package__)
@@ -79,6 +80,7 @@ def run(options: Options, given: Collection[str] = ()) -> int:
 
 def _report(study: Study, options: Options) -> None:
     """The best composite as JSON, and the results on stdout."""
+    study = internals.snapshot(study)
     document.write_json(options.export, document.composite_document(study))
     if best.explains(study):
         print_table(faithfulness.table(study))

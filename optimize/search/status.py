@@ -8,6 +8,7 @@ from optuna.study import Study
 from optuna.trial import TrialState
 
 from ...studies.best import heading_of, score_of, search_best
+from ...studies.internals import snapshot
 from ...studies.report import called, fixed_trials
 
 
@@ -53,6 +54,7 @@ def count_finished(study: Study) -> int:
 
 def standing(study: Study, trials: int) -> SearchStatus:
     """Where a study stands on its way to this many finished trials."""
+    study = snapshot(study)
     done, complete = count_finished(study), count_complete(study)
     measure = heading_of(study)
     if not complete:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -16,17 +14,14 @@ SEARCHES = {"finetune_onnx", "own_model", "own_study", "vit_heads"}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_example_runs(path: Path, tmp_path: Path) -> None:
+def test_example_runs(path: Path, empty_project: Any) -> None:
     """In an empty folder, without a word of complaint; pictures that it writes can be opened and show something."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, path], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900, check=False
-    )
+    done = empty_project.run_script(path)
     assert done.returncode == 0, done.stderr
     assert not any(word in done.stderr for word in ("Traceback", "Warning", "[W "))
     assert done.stderr == "" or path.stem in SEARCHES
     assert done.stdout
-    for picture in tmp_path.glob("*.png"):
+    for picture in empty_project.folder.glob("*.png"):
         with Image.open(picture) as image:
             assert any(low < high for low, high in image.convert("RGB").getextrema())
 

@@ -12,7 +12,10 @@ import optuna
 import pytest
 from optuna.trial import create_trial
 from pxp_optimize.studies.curves import curves
+from pxp_optimize.studies.dashboard import curve_svg
 from pxp_optimize.studies.errors import UserError
+from pxp_optimize.studies.figures import draw_all
+from pxp_optimize.studies.internals import snapshot
 from pxp_optimize.studies.output import FORMATS, check_report, figure, write_report
 from pxp_optimize.studies.page import page
 from pxp_optimize.studies.summary import findings, settings, standing, study_note, trial_note
@@ -46,6 +49,18 @@ def test_the_page_says_what_came_out(finished_study):
         "100 search, 50 holdout",
     ):
         assert part in text, part
+
+
+def test_what_is_read_of_a_snapshot_is_what_is_read_of_the_study(finished_study, monkeypatch):
+    def told(study: optuna.Study) -> list:
+        notes = [text for trial in study.trials for text in (trial_note(study, trial), curve_svg(study, trial))]
+        figures = {name: drawn.to_json() for name, drawn in draw_all(study).items()}
+        return [study_note(study), *notes, figures, visible(page(study, draw_all(study))).partition("<footer>")[0]]
+
+    expected, seen = told(finished_study), snapshot(finished_study)
+    monkeypatch.setattr(finished_study._storage, "get_all_trials", lambda *args, **how: pytest.fail("asked again"))
+    monkeypatch.setattr(finished_study._storage, "get_study_user_attrs", lambda *args: pytest.fail("asked again"))
+    assert told(seen) == expected
 
 
 def test_where_there_is_no_gain_the_page_says_so(finished_study):

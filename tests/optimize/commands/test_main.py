@@ -22,7 +22,7 @@ from pxp_optimize.studies.best import best_trial
 from pxp_optimize.studies.storage import open_storage
 
 NAME = "network:small-images-filters"
-REACH = 30
+REACH = 20
 """Trials of a study that is cut off in between: enough that it is not done before the signal comes."""
 
 
@@ -127,23 +127,25 @@ def test_a_study_that_is_done_only_reports(project, first_run):
 def test_a_run_that_was_stopped_goes_on(project, uninterrupted, how):
     database = f"{how.name}.db"
     command = [*project.options, "--storage", database, "--export", f"{how.name}.json", "--trials", str(REACH)]
-    with project.start(*command) as process:
+
+    def stop(process: int) -> None:
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and process.poll() is None:
+        while time.monotonic() < deadline:
             try:
                 if len(load(project, database).get_trials(states=(TrialState.COMPLETE,))) >= 2:
                     break
             except Exception:  # not there yet
                 pass
             time.sleep(0.02)
-        process.send_signal(how)
-        _, err = process.communicate(timeout=60)
+        os.kill(process, how)
+
+    cut = project.run(*command, meanwhile=stop)
     stopped = values_of_complete(load(project, database))
     assert 2 <= len(stopped) < REACH
     if how == signal.SIGINT:
-        assert process.returncode == 130
-        assert f"Stopped after {len(stopped)} of {REACH} trials." in err
-        assert "Traceback" not in err
+        assert cut.returncode == 130
+        assert f"Stopped after {len(stopped)} of {REACH} trials." in cut.stderr
+        assert "Traceback" not in cut.stderr
         assert load(project, database).user_attrs["phases"]["trials"]["processor"] > 0
     resumed = project.run(*command)
     assert resumed.returncode == 0, resumed.stderr

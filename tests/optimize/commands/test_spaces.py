@@ -58,9 +58,8 @@ def by_type(project) -> optuna.Study:
 def test_processes_that_start_at_once_share_a_study(project, options):
     name = "".join(("shared", *options)).replace("-", "")
     given = command(project, name, "--trials", "16", *options)
-    processes = [project.start(*given) for _ in range(3)]
-    results = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], results
+    results = project.run_at_once([given] * 3)
+    assert [result.returncode for result in results] == [0, 0, 0], results
     study = load(project, f"{name}.db")
     assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
     assert 16 <= len(study.trials) <= 18

@@ -60,7 +60,7 @@ def test_a_comparison_says_the_same_in_table_csv_and_json(studies):
     assert document["shared"] == 0
     assert "none of them the study's own" in result.stdout
     assert "paper   study paper" in result.stderr
-    assert document["pruning"] == {"schedule": "every:0.1", "repair": "least-squares"}
+    assert document["pruning"] == {"schedule": "every:0.3", "repair": "least-squares"}
     assert [row["method"] for row in csv.DictReader((studies.folder / "c.csv").open())] == names
     first, second = result.stdout.split("accuracy at rate")
     for entry in document["methods"]:
