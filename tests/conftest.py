@@ -70,11 +70,12 @@ def transformer():
 
 
 SERVER = """
-import contextlib, importlib, json, os, runpy, signal, sys
+import contextlib, gc, importlib, json, os, runpy, signal, sys
 import torchvision
 from pxp_optimize.optimize.commands.main import main
 for line in sys.stdin:
     children, new = [], []
+    gc.freeze()  # or each child would copy the memory that its collector looks through
     for job in (jobs := json.loads(line)):
         child = os.fork()
         if child == 0:
