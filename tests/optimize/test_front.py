@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 RATES = "0:0.9:0.3"
-HOW = {"rates": RATES, "trials": 6, "device": "cpu", "quiet": True, "batch_size": 32}
+HOW = {"rates": RATES, "schedule": "every:0.3", "trials": 6, "device": "cpu", "quiet": True, "batch_size": 32}
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ RATES = "0:0.9:0.3"
 
 @pytest.fixture(scope="module")
 def prepared(project):
-    return project.prepared(rates=RATES, repair="batchnorm")
+    return project.prepared(rates=RATES, schedule="every:0.3", repair="batchnorm")
 
 
 @pytest.fixture

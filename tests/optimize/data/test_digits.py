@@ -42,6 +42,8 @@ def test_a_small_network_learns_the_digits(data: Dataset) -> None:
     assert train(small_network(), data) >= 0.95
 
 
+@pytest.mark.usefixtures("one_cycle")
+@pytest.mark.filterwarnings("ignore:resnet18 reaches")
 def test_a_named_network_is_trained_once_and_read_back(data: Dataset, tmp_path: Path) -> None:
     seen: list[str] = []
 

