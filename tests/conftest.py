@@ -70,7 +70,7 @@ def transformer():
 
 
 SERVER = """
-import contextlib, gc, importlib, json, os, runpy, signal, sys
+import atexit, contextlib, gc, importlib, json, os, runpy, signal, sqlite3, sys, threading
 import torchvision
 from pxp_optimize.optimize.commands.main import main
 for line in sys.stdin:
@@ -104,12 +104,28 @@ sys.path[:0] = [job["folder"]]
 sys.argv[1:] = job["arguments"]
 signal.signal(signal.SIGINT, signal.default_int_handler)
 there = set(sys.modules)
+status = 0
 try:
     runpy.run_path(job["script"], run_name="__main__") if job["script"] else main()
+except SystemExit as end:
+    if isinstance(end.code, str):
+        raise
+    status = end.code or 0
 finally:
-    new = {name: getattr(sys.modules[name], "__file__", None) for name in set(sys.modules) - there}
-    with open(job["imported"], "w") as file:  # but what is the folder's own
-        json.dump([name for name, path in new.items() if path and not path.startswith(job["folder"])], file)
+    new = {name: getattr(sys.modules[name], "__file__", None) or "" for name in set(sys.modules) - there}
+    # but not what is the folder's own, nor what begins threads of its own when it is imported: a fork has none of them
+    kept = [name for name, path in new.items() if path and not path.startswith(job["folder"])]
+    with open(job["imported"], "w") as file:
+        json.dump([name for name in kept if not name.startswith("onnxruntime")], file)
+# as Python ends, but for what it takes apart of all that the server has imported
+threading._shutdown()
+atexit._run_exitfuncs()
+for thing in gc.get_objects():  # of what a database has in files beside it nothing is left
+    if isinstance(thing, sqlite3.Connection):
+        thing.close()
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(status)
 """
 """A process that forks one for each command, and then imports what that one had to: a start of PyTorch takes seconds,
 and so does what a study needs besides."""
