@@ -68,9 +68,7 @@ def snapshot(study: Study) -> Study:
         def user_attrs(self) -> dict[str, Any]:
             return attrs
 
-        def get_trials(
-            self, deepcopy: bool = True, states: Container[TrialState] | None = None
-        ) -> list[FrozenTrial]:
+        def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
             found = [trial for trial in trials if states is None or trial.state in states]
             return copy.deepcopy(found) if deepcopy else found
 
