@@ -34,8 +34,7 @@ def load(project) -> optuna.Study:
 
 @pytest.fixture(scope="module")
 def searched(project):
-    rates = project.options.index("--rates")
-    options = project.options[:rates] + project.options[rates + 2 :]
+    options = project.options[: project.options.index("--rates")]  # with it those go that say how to prune
     more = ["--storage", "maps.db", "--export", "maps.json", "--objective", "faithfulness", "--trials", str(TRIALS)]
     result = project.run(*options, *more)
     assert result.returncode == 0, result.stderr
