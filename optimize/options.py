@@ -368,6 +368,12 @@ class Options:
         metavar="NAME",
         unset="MODEL-DATA-UNITS",
     )
+    no_pictures: bool = _option(
+        False,
+        STORAGE,
+        "Keep no small pictures of images with the study.",
+        "A run ends with heat maps of four holdout images, 64 pixels wide, for the report.",
+    )
     export: str = _option("best.json", STORAGE, "File that the best composite is written to.", metavar="FILE")
     device: str = _option("auto", HARDWARE, "auto (the fastest), cpu, cuda, cuda:N or mps.", metavar="NAME")
     batch_size: int | str = _option(

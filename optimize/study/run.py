@@ -223,9 +223,10 @@ def run_study(
             raise UserError("no trial finished in time: raise --timeout")
         with alone(options.storage, lambda: screen.line("end     another process scores the best: waits for it")):
             _score(study, options, prepared, tasks, fresh, screen)
-            with phase(MAPS), screen(MAPS, 1) as advance:
-                _shown(screen.line, partial(map_samples, study, prepared))
-                advance(1)
+            if not options.no_pictures:
+                with phase(MAPS), screen(MAPS, 1) as advance:
+                    _shown(screen.line, partial(map_samples, study, prepared))
+                    advance(1)
             keep_phases(study, phases)
             screen.line(f"time    {phases}")
             with screen.waiting("drawing the figures"):
@@ -328,7 +329,7 @@ def _phases_told(options: Options, prepared: Prepared) -> str:
         HOLDOUT,
         *([] if _is_plain(prepared.task) else [f"{PLAIN} (the best ranked once, without repair)"]),
         *([] if options.explains else [f"{SAVED} (what the best saves of each cost)"]),
-        f"{MAPS} (of a few holdout images)",
+        *([] if options.no_pictures else [f"{MAPS} (of a few holdout images)"]),
     ]
     return ", ".join(found)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from dataclasses import fields
 
 import pytest
@@ -19,9 +18,7 @@ from pxp_optimize.pruning import TraceError, trace
 
 
 def test_help_is_complete_and_immediate(project):
-    started = time.monotonic()
     result = project.run("--help")
-    spent = time.monotonic() - started
     assert result.returncode == 0
     for option in fields(Options):
         assert f"--{option.name.replace('_', '-')}" in result.stdout
@@ -30,7 +27,6 @@ def test_help_is_complete_and_immediate(project):
     code = "import sys, pxp_optimize.optimize.commands.main; print({'torch', 'optuna', 'rich'} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "set()"
-    assert spent < 5  # a second on an idle machine; what it must not import is checked above
 
 
 def test_models_are_listed(project):

@@ -95,6 +95,21 @@ def test_the_images_are_the_ones_that_were_explained(result):
         assert (np.array(opened(kept.image)) == expected).all()
 
 
+def test_a_study_may_keep_none(result, tmp_path):
+    found = optimize(
+        network(),
+        reference=data(12),
+        search=data(15),
+        trials=1,
+        rates=[0, 0.5],
+        no_pictures=True,
+        storage=str(tmp_path / "b.db"),
+        device="cpu",
+        quiet=True,
+    )
+    assert kept_maps(found.study) is None
+
+
 def test_they_are_in_the_report(result):
     text = page(result.study)
     assert kept_maps(result.study).rows[0].maps in text
