@@ -236,7 +236,9 @@ def _kind(module: nn.Module) -> type[nn.Module]:
 def _any(source: Tensor, dim: int, images: int) -> Tensor:
     """Whether anything is not zero, for each image and index of a dimension."""
     by_channel = (source != 0).movedim(dim, 1)
-    return by_channel.reshape(images, -1, *by_channel.shape[1:]).movedim(2, 1).flatten(2).any(2)
+    rows, *rest = by_channel.shape
+    # no size is left to be found, which of a layer without units cannot be
+    return by_channel.reshape(images, rows // images, *rest).movedim(2, 1).flatten(2).any(2)
 
 
 def _ones(

@@ -152,3 +152,17 @@ def test_time_is_work_times_its_seconds():
     assert found["inner"].tolist() == [2 * 16 * 4 * 9 + 16 * 4 * 9] * 6
     with pytest.raises(ValueError, match="needs the seconds"):
         unit_prices(graph, layers, "latency")
+
+
+@pytest.mark.parametrize("kind", ["heads", "neurons"])
+def test_a_layer_that_has_lost_all_units_costs_nothing(transformer: nn.Module, kind: str) -> None:
+    graph = trace(transformer)
+    units = graph.units("heads+neurons")
+    emptied = next(name for name in units if graph.kinds[name] == kind)
+    small = compact(graph, {name: torch.full((size,), name != emptied) for name, size in units.items()})
+    found = unit_prices(small, units)
+    assert len(found[emptied]) == 0
+    whole, block = unit_prices(graph, units), emptied.rpartition(".")[0]
+    others = [name for name in units if name.rpartition(".")[0] != block]  # its reader has nothing left to do
+    assert all(torch.equal(found[name], whole[name]) for name in others)
+    assert others
