@@ -266,3 +266,10 @@ def test_prices_are_searched_where_a_cost_counts():
     paper = Space.named("paper", CONVOLUTIONAL, True, mixed=False, prices=prices)
     assert list(paper.fixed_composites()) == list(FIXED)
     assert len(paper.grid(0)) == 4**3
+
+
+@pytest.mark.parametrize("name", ["depth", "type", "layer"])
+def test_sums_of_priced_relevance_are_absolute(name):
+    space = Space.named(name, CONVOLUTIONAL, True, mixed=False, prices=Prices())
+    assert "aggregation" not in space.parameters()
+    assert {composite.aggregation for _, composite in draws(space, 10)} == {"abs"}
