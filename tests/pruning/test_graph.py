@@ -482,7 +482,7 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "shared layer": (lambda s, x: s.fc(s.c(s.c(s.a(x))).mean((2, 3))), "layer c is called more than once"),
     "shared attention": (attend_twice, "layer attention.q_proj is called more than once"),
     "attention's weights": (use_weights, "weights"),
-    "function": (lambda s, x: s.fc(torch.fft.fft(s.a(x)).real.mean((2, 3))), "rule"),
+    "function": (lambda s, x: s.fc(torch.fft.fft(s.a(x)).real.mean((2, 3))), "fft"),
     "method": (lambda s, x: s.fc(s.a(x).mean((2, 3))).cumsum(1), "cumsum"),
     "mean over everything": (lambda s, x: s.fc(s.a(x).mean((2, 3))) + s.b(x).mean(), "mean"),
     "no layer": (lambda s, x: x.mean((2, 3)), "no convolution"),
@@ -496,7 +496,7 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
         "in place and then reads a",
     ),
     "places of maxima": (lambda s, x: s.fc(s.places(s.a(x))[0].mean((2, 3))), "places computes max_pool2d"),
-    "data": (lambda s, x: s.fc(s.a(x).data.mean((2, 3))), "cannot be traced"),
+    "data": (lambda s, x: s.fc(s.a(x).data.mean((2, 3))), "cannot be traced|do not depend"),  # torch 2.6 reads none
     "whole part": (lambda s, x: s.fc((s.a(x) // 1).mean((2, 3))), "floor_divide"),
     "images with images": (
         lambda s, x: s.fc(torch.cat(tensors=[s.a(x), s.b(x)], dim=0).mean((2, 3))),
@@ -514,7 +514,7 @@ def test_what_no_rule_covers_is_refused(name: str) -> None:
     model = written(function, attention=nn.MultiheadAttention(6, 2, batch_first=True), **layers)
     with pytest.raises(TraceError) as caught:
         trace(model)
-    assert message in str(caught.value)
+    assert any(words in str(caught.value) for words in message.split("|"))
     assert "\n" not in str(caught.value)
 
 
