@@ -5,7 +5,7 @@
     python benchmarks/faults.py --throughput     # fast trials a second, by storage and number of processes
 
 After each fault the study is run to its end, opened, and looked through: every finished trial must have its curve, and
-their number must be the one asked for. PostgreSQL is left out where it is not installed.
+their number must be the one asked for. PostgreSQL and MariaDB are left out where they are not installed.
 """
 
 from __future__ import annotations
@@ -43,9 +43,11 @@ from pxp_optimize.optimize.search.status import FINISHED
 from pxp_optimize.optimize.search.warm_start import mixed_composites
 from pxp_optimize.optimize.study.opening import open_study
 from pxp_optimize.studies.errors import UserError
+from pxp_optimize.studies.lasting import lasting
 from pxp_optimize.studies.locks import alone
+from pxp_optimize.studies.signals import whole
 from pxp_optimize.studies.storage import check_storage, disconnect, open_storage, storage_errors
-from servers import free_port, postgresql, postgresql_folder, proxy
+from servers import free_port, mariadb, mariadb_program, postgresql, postgresql_folder, proxy
 
 FORK = multiprocessing.get_context("fork")
 NAME, MARK = "fast", {"model": "fast", "rates": [0, 0.5]}
@@ -79,10 +81,10 @@ def warm() -> None:
 def study_in(storage: str, lag: int = 1, sampler: str = "random") -> optuna.Study:
     """The study of a storage, made where there is none."""
     opened = open_storage(storage)
-    with alone(storage):
+    with alone(storage), whole():
         study = open_study(opened, NAME, MARK, {"rates": MARK["rates"]})
     study.sampler = make_sampler(sampler, 0, lag)
-    return study
+    return lasting(study, storage, lambda text: None)
 
 
 def search(storage: str, trials: int, seconds: float = 0.0, lag: int = 1, sampler: str = "random", **more: Any) -> None:
@@ -168,24 +170,29 @@ def count_in(storage: str) -> int:
 
 
 def finish(storage: str, trials: int) -> Found:
-    """Runs a study to its end, in a process of its own, and looks it through in another one."""
+    """Runs a study to its end, in a process of its own, and looks it through."""
     ended([begun(partial(search, storage, trials))])
+    return look(storage, trials)
+
+
+def look(storage: str, trials: int) -> Found:
+    """Looks a study through, in a process of its own: this one is forked, and so holds no connection."""
     reader, writer = FORK.Pipe(duplex=False)
 
-    def look() -> None:
+    def found() -> None:
         try:
             writer.send(Found.of(storage, trials))
         except BaseException as error:
             writer.send(error)
 
-    process = FORK.Process(target=look)
+    process = FORK.Process(target=found)
     process.start()
-    found = reader.recv()
+    what = reader.recv()
     process.join()
-    if isinstance(found, BaseException):
-        raise found
-    assert isinstance(found, Found)
-    return found
+    if isinstance(what, BaseException):
+        raise what
+    assert isinstance(what, Found)
+    return what
 
 
 def signalled(storage: str, trials: int, times: int, which: signal.Signals, pause: float = 0.3, seed: int = 0) -> int:
@@ -333,40 +340,51 @@ def clock_set_back(storage: str, trials: int, times: int) -> int:
     return times
 
 
+def servers() -> dict[str, Callable[[], contextlib.AbstractContextManager[Any]]]:
+    """What begins each kind of database server that is installed."""
+    found: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {}
+    if postgresql_folder() is not None:
+        found["postgresql"] = postgresql
+    if mariadb_program() is not None:
+        found["mariadb"] = mariadb
+    return found
+
+
 @contextlib.contextmanager
 def every_storage() -> Iterator[dict[str, str]]:
     """A storage of each kind, by its name; those that can be had."""
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pxp-faults-"))
         found = {"sqlite": f"{folder}/a.db", "journal": f"{folder}/a.journal"}
-        if postgresql_folder() is not None:
-            found["postgresql"] = stack.enter_context(postgresql()).url
+        found |= {name: stack.enter_context(begin()).url for name, begin in servers().items()}
         found["proxy"] = stack.enter_context(proxy(f"{folder}/proxied.db"))
         yield found
 
 
-def restarted_server(trials: int, times: int) -> tuple[int, Found]:
-    """PostgreSQL is stopped and started while processes run a study."""
-    with postgresql() as server:
+def restarted_server(begin: Callable[[], contextlib.AbstractContextManager[Any]], times: int) -> tuple[int, Found]:
+    """A database server is stopped and started while processes run a study; they do not end by that."""
+    trials = 60 * times
+    with begin() as server:
+        processes = [begun(partial(search, server.url, trials, 0.05)) for _ in range(2)]
         for _ in range(times):
-            processes = [begun(partial(search, server.url, trials, 0.05)) for _ in range(2)]
             time.sleep(1.5)
-            server.control("restart", "-m", "fast")
-            ended(processes)
-        return times, finish(server.url, trials)
+            server.restart()
+        ended(processes)
+        return times, look(server.url, trials)
 
 
-def restarted_proxy(trials: int, times: int) -> tuple[int, Found]:
-    """The proxy is stopped and started while processes run a study."""
+def restarted_proxy(times: int) -> tuple[int, Found]:
+    """The proxy is stopped and started while processes run a study; they do not end by that."""
+    trials, processes = 100 * times, list[BaseProcess]()
     with tempfile.TemporaryDirectory() as folder:
         storage, port = f"{folder}/a.db", free_port()
         for _ in range(times):
             with proxy(storage, port) as url:
-                processes = [begun(partial(search, url, trials, 0.05)) for _ in range(2)]
+                processes = processes or [begun(partial(search, url, trials, 0.05)) for _ in range(2)]
                 time.sleep(3)
-            ended(processes)
         with proxy(storage, port) as url:
-            return times, finish(url, trials)
+            ended(processes)
+            return times, look(url, trials)
 
 
 def faults(short: bool = False) -> dict[str, Callable[[], tuple[int, Found]]]:
@@ -380,8 +398,10 @@ def faults(short: bool = False) -> dict[str, Callable[[], tuple[int, Found]]]:
             storage = f"{folder}/{name}"
             return inject(storage, count), finish(storage, count)
 
-    def on_server(which: signal.Signals) -> tuple[int, Found]:
-        with postgresql() as server:
+    def on_server(
+        begin: Callable[[], contextlib.AbstractContextManager[Any]], which: signal.Signals
+    ) -> tuple[int, Found]:
+        with begin() as server:
             return signalled(server.url, trials, kills, which), finish(server.url, trials)
 
     def on_proxy() -> tuple[int, Found]:
@@ -403,11 +423,12 @@ def faults(short: bool = False) -> dict[str, Callable[[], tuple[int, Found]]]:
         "watched": partial(in_folder, partial(watched, readers=2), 40 if short else 1000),
         "clock": partial(in_folder, partial(clock_set_back, times=1 if short else 3), 40),
     }
-    if postgresql_folder() is not None:
-        found["postgresql-sigkill"] = partial(on_server, signal.SIGKILL)
-        found["postgresql-restarted"] = partial(restarted_server, 60, 1 if short else 5)
+    for name, begin in servers().items():
+        found[f"{name}-sigkill"] = partial(on_server, begin, signal.SIGKILL)
+        found[f"{name}-sigterm"] = partial(on_server, begin, signal.SIGTERM)
+        found[f"{name}-restarted"] = partial(restarted_server, begin, 1 if short else 5)
     found["proxy-sigkill"] = on_proxy
-    found["proxy-restarted"] = partial(restarted_proxy, 60, 1 if short else 5)
+    found["proxy-restarted"] = partial(restarted_proxy, 1 if short else 5)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Servers for tests and measurements, on this machine only: PostgreSQL, and Optuna's proxy before a storage."""
+"""Servers for tests and measurements, on this machine only: PostgreSQL, MariaDB, Optuna's proxy before a storage."""
 
 from __future__ import annotations
 
@@ -51,6 +51,10 @@ class Postgres:
     def url(self) -> str:
         return f"postgresql+psycopg://pxp:s3cret@127.0.0.1:{self.port}/postgres"
 
+    def restart(self) -> None:
+        """Ends all connections, and is there again a moment later."""
+        self.control("restart", "-m", "fast")
+
     def control(self, *words: str) -> None:
         """Runs pg_ctl: "start", "restart", "stop"."""
         programs = postgresql_folder()
@@ -89,17 +93,74 @@ def postgresql() -> Iterator[Postgres]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def mariadb_program() -> str | None:
+    """MariaDB's server: on the path, or where Debian puts it; None where it is not installed."""
+    return shutil.which("mariadbd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+
+@dataclass
+class MariaDB:
+    """As `Postgres`, but without tables of its own, and so without users: it takes any password."""
+
+    folder: Path
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"mysql://pxp:s3cret@127.0.0.1:{self.port}/pxp"
+
+    def start(self) -> None:
+        options = ["--no-defaults", "--skip-grant-tables", "--bind-address=127.0.0.1", f"--port={self.port}"]
+        options += ["--user=root"] if os.getuid() == 0 else []
+        places = [f"--datadir={self.folder}/data", f"--socket={self.folder}/s", f"--pid-file={self.folder}/pid"]
+        quick = ["--innodb-flush-log-at-trx-commit=0", "--innodb-buffer-pool-size=32M"]
+        (self.folder / "init.sql").write_text("CREATE DATABASE IF NOT EXISTS pxp;")
+        command = [str(mariadb_program()), *options, *places, *quick, f"--init-file={self.folder}/init.sql"]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        _wait_for(self.port, self.process)
+
+    def stop(self) -> None:
+        assert self.process is not None
+        self.process.terminate()
+        self.process.wait(60)
+
+    def restart(self) -> None:
+        """Ends all connections, and is there again a moment later."""
+        self.stop()
+        self.start()
+
+
+@contextlib.contextmanager
+def mariadb() -> Iterator[MariaDB]:
+    """A server that is there within the block."""
+    with tempfile.TemporaryDirectory(prefix="pxp-mariadb-") as name:
+        server = MariaDB(Path(name), free_port())
+        (server.folder / "data").mkdir()
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    """Until a process listens, or has ended."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until and process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.05)
+
+
 @contextlib.contextmanager
 def proxy(storage: str, port: int | None = None) -> Iterator[str]:
     """The URL of Optuna's proxy before a storage, within the block."""
     port = port or free_port()
     with subprocess.Popen([sys.executable, "-W", "ignore", "-c", PROXY, storage, str(port)]) as process:
         try:
-            until = time.monotonic() + 60
-            while time.monotonic() < until and process.poll() is None:
-                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                    break
-                time.sleep(0.05)
+            _wait_for(port, process)
             yield f"grpc://127.0.0.1:{port}"
         finally:
             process.terminate()

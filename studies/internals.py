@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Container
+from collections.abc import Callable, Container
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
     from optuna.study import Study
     from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -94,6 +95,7 @@ def note_target(study: Study, trial: FrozenTrial) -> Any:
     return SimpleNamespace(study=study, storage=study._storage, _trial_id=trial._trial_id)
 
 
-def end_session(study: Study) -> None:
-    """Gives the connection that this thread has to the database back: Optuna keeps one for each."""
-    study._storage.remove_session()
+def replace_storage(study: Study, other: Callable[[BaseStorage], Any]) -> None:
+    """Put another object between a study and its storage: `optuna.load_study` takes Optuna's own classes as they are,
+    and wraps some of them."""
+    study._storage = other(study._storage)

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
+from .lasting import said
 from .locks import alone
+from .signals import whole
 from .urls import (
     DRIVERS,
     database_file,
@@ -178,11 +180,12 @@ def _open_database(storage: str) -> RDBStorage:
     # a server's connections are tried before they are used: it may have been started anew since
     kwargs: dict[str, Any] = {"pool_events": [(_set_pragmas, "connect")]} if file else {"pool_pre_ping": True}
     try:
-        opened = RDBStorage(url, engine_kwargs=kwargs)
+        with whole() if file else contextlib.nullcontext():  # a server may keep it waiting
+            opened = RDBStorage(url, engine_kwargs=kwargs)
+            if file:
+                _lock_at_begin(opened.engine)
     except RuntimeError as error:  # Optuna's check of its tables' version
         raise UserError(f"{shown(storage)}: {' '.join(str(error).split())}") from error
-    if file:
-        _lock_at_begin(opened.engine)
     _opened.add(opened)
     return opened
 
@@ -270,11 +273,9 @@ def storage_errors(storage: str) -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, StorageInternalError, *lost) as error:
-        cause = getattr(error, "orig", None) or error.__cause__ or error
-        cause = getattr(cause, "orig", None) or cause
-        said = cause.details() if grpc is not None and isinstance(cause, grpc.Call) else str(cause)
-        line = shown((said.strip().splitlines() or [type(cause).__name__])[0])
-        raise UserError(f"the storage {shown(storage)} failed ({line}): is it writable, and a database?") from error
+        raise UserError(
+            f"the storage {shown(storage)} failed ({said(error)}): is it writable, and a database?"
+        ) from error
     except OSError as error:
         if journal_file(storage) is None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             raise

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -25,6 +24,7 @@ from ...studies import internals
 from ...studies.best import AUC, UNSEEN, stored_score
 from ...studies.errors import UserError
 from ...studies.report import title
+from ...studies.signals import stop_if_asked
 from ...studies.steps import STEPS
 from ..evaluation.candidate import Pruning, candidate, keep_candidate, pruning_of
 from ..evaluation.faithfulness import Faithful
@@ -149,6 +149,7 @@ def run_search(
         drop_doubled(study)
     pause = PAUSES[0]
     while count_finished(study) < trials:
+        stop_if_asked()
         check_failures(study, since)
         if timeout is not None and time.monotonic() - started >= timeout:
             break
@@ -173,11 +174,9 @@ def run_search(
         except UpdateFinishedTrialError:  # this process was stopped for so long that another one ran its trial
             continue
         except BaseException as error:
-            # What was stopped amid a transaction still has it open, and with it a lock that this waits for in vain.
-            traceback.clear_frames(error.__traceback__)
-            internals.end_session(study)
-            # Ctrl-C is no sign that the trial is at fault; anything else may be.
-            requeue_own(study, blame=not isinstance(error, KeyboardInterrupt))
+            with contextlib.suppress(Exception):  # else whoever goes on finds that this process has ended
+                # Ctrl-C is no sign that the trial is at fault; anything else may be.
+                requeue_own(study, blame=not isinstance(error, KeyboardInterrupt))
             raise
         if watch is not None and outcome is not None:
             watch(standing(study, trials), f"{title(trial)}, {_told(trial, outcome)}")

@@ -114,7 +114,6 @@ def signs_of_life(study: Study, trial: Trial) -> Iterator[None]:
         while not done.wait(BEAT_SECONDS):
             with contextlib.suppress(Exception):  # what is wrong with the storage, the trial will come upon itself
                 give_sign(study, trial)
-        internals.end_session(study)
 
     thread = threading.Thread(target=beat, name="signs of life", daemon=True)
     thread.start()

@@ -169,14 +169,15 @@ def drop_doubled(study: Study) -> None:
 
 
 def requeue_stale(study: Study, silence: Silence | None = None, *, blame: bool = True) -> None:
-    """Put trials back into the queue whose process is provably gone, or has been silent for too long.
+    """Put trials back into the queue whose process is provably gone, or has been silent for too long; and those of
+    this one, which runs none now: it took them and has not heard so, since its server went away.
 
     blame: whether the trial may be at fault.
     """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         owner = trial.user_attrs.get(OWNER, {})
-        if is_gone(owner):
-            _requeue(study, trial, blame=blame)
+        if is_gone(owner) or owner == own_mark():
+            _requeue(study, trial, blame=blame and owner != own_mark())
         elif silence is not None and not is_on_this_machine(owner) and silence.is_over(trial):
             _requeue(study, trial, blame=False)
 

@@ -16,11 +16,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from multiprocessing.process import BaseProcess
-from types import FrameType
 from typing import Any
 
+from ...studies.signals import STOPPING, begin, interrupt
 from ...studies.wording import reason
 from .owners import run_as, run_name
 
@@ -54,7 +54,7 @@ class Workers:
                 with warnings.catch_warnings(), _held_back():
                     warnings.simplefilter("ignore", DeprecationWarning)  # threads that are idle do no harm in a fork
                     process.start()
-                self._at_work[reader] = process
+                    self._at_work[reader] = process  # here: a signal comes at the end of the block, and stops it too
                 writer.close()  # here: so that the end of the process is the end of what can be read
         except BaseException:
             self._stop()
@@ -77,8 +77,9 @@ class Workers:
                 try:
                     what = reader.recv()
                 except (EOFError, OSError):  # it has ended, maybe amid a word
-                    process = self._at_work.pop(ready)
-                    process.join()
+                    process = self._at_work[ready]
+                    _end(process, time.monotonic() + PATIENCE)
+                    del self._at_work[ready]
                     if process.exitcode:
                         why = failed.get(ready) or _why(process.exitcode)
                         ended(why, len(self._at_work))
@@ -95,12 +96,18 @@ class Workers:
                 process.terminate()
             until = time.monotonic() + PATIENCE
             for process in self._at_work.values():
-                process.join(max(0.0, until - time.monotonic()))
+                _end(process, until)
         finally:  # also if somebody presses Ctrl-C again
             for process in self._at_work.values():
-                if process.is_alive():
-                    process.kill()
-                    process.join()
+                _end(process, 0.0)
+
+
+def _end(process: BaseProcess, until: float) -> None:
+    """Waits for the end of a process; that of one that is still there then (by `time.monotonic`) comes at once."""
+    process.join(max(0.0, until - time.monotonic()))
+    if process.is_alive():
+        process.kill()
+        process.join()
 
 
 def _why(status: int) -> str:
@@ -119,23 +126,22 @@ class _Failed:
 
 
 def _work(job: Job, writer: Any, run: str) -> None:
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
+        begin()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal, which the process that watches hears as well
-        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGTERM, interrupt)
         if os.name == "posix":
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
         run_as(run)
         threading.Thread(target=_end_with_parent, daemon=True).start()
-        job(writer.send)
-    except KeyboardInterrupt:
-        pass
-    except Exception as error:
-        with contextlib.suppress(OSError):
-            writer.send(_Failed(f"{type(error).__name__}, {reason(error)}"))
-        sys.exit(1)
-
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+        try:
+            job(writer.send)
+        except Exception as error:
+            with contextlib.suppress(OSError):
+                writer.send(_Failed(f"{type(error).__name__}, {reason(error)}"))
+            sys.exit(1)
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends anyway
 
 
 @contextlib.contextmanager
@@ -144,7 +150,8 @@ def _held_back() -> Iterator[None]:
     if os.name != "posix":
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    resource_tracker.ensure_running()  # which spawned processes share: it would let signals through when it begins
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
     finally:
@@ -156,23 +163,5 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)  # once: what follows puts the trial back into the queue
-    raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """Within the block SIGTERM is what Ctrl-C is: a batch system's way to say that time is up. Not where somebody else
-    already heeds it, or outside of the main thread, where Python does not allow it."""
-    usual = threading.current_thread() is threading.main_thread()
-    if not usual or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(PATIENCE)
+        os._exit(1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,8 +12,8 @@ import optuna
 import torch
 from optuna.study import Study
 
-from ...studies import internals
 from ...studies.errors import UserError
+from ...studies.lasting import lasting
 from ...studies.storage import disconnect, open_storage, storage_errors
 from ..console import Screen
 from ..evaluation.processes import Processes
@@ -103,9 +102,7 @@ def run_crew(
             workers.watch(heard, ended)
             timeout = options.timeout and max(0.0, options.timeout - (time.monotonic() - started))
             search(study, watch, screen.line, timeout, since)  # all, or what is left if the others have ended
-    except KeyboardInterrupt as stop:
-        traceback.clear_frames(stop.__traceback__)  # a transaction that was stopped holds a lock
-        internals.end_session(study)
+    except KeyboardInterrupt:
         requeue_stale(study, blame=False)
         raise
 
@@ -130,7 +127,7 @@ def _forked(study: Study, options: Options, threads: int, search: Search, since:
             sampler=study.sampler,
             pruner=study.pruner,
         )
-        search(own, member.watch, member.line, options.timeout, since)
+        search(lasting(own, options.storage, member.line), member.watch, member.line, options.timeout, since)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,9 @@ from ...attribution.composites import GATES
 from ...studies.best import FAITHFULNESS, best_trial
 from ...studies.dashboard import keep_curve, save_views
 from ...studies.errors import UserError
+from ...studies.lasting import lasting
 from ...studies.report import fixed_trials
+from ...studies.signals import stoppable, whole
 from ...studies.steps import UNITS
 from ...studies.storage import alone, open_storage, shown, storage_errors
 from ...studies.urls import proxy_address
@@ -41,7 +43,7 @@ from ..search.space import Space
 from ..search.spacefile import read_space
 from ..search.status import count_complete, count_finished
 from ..search.warm_start import earlier_composite, mixed_composites
-from ..search.workers import Tell, terminated_as_interrupted
+from ..search.workers import Tell
 from .costs import LAYER_TIMES, prices_of, score_saved, timed
 from .crew import LAG, Line, Member, Watch, keep_lag, run_crew, silent_errors
 from .opening import check_space, check_study, open_study
@@ -95,7 +97,7 @@ def make_space(options: Options, prepared: Prepared, *, conditional: bool = True
     )
 
 
-@terminated_as_interrupted()
+@stoppable()
 def run_study(
     options: Options,
     prepared: Prepared,
@@ -129,7 +131,7 @@ def run_study(
     if options.start_from is not None:
         start_from[options.start_from] = earlier_composite(options.start_from, space, prepared.layers, options.space)
     storage = open_storage(options.storage)
-    with alone(options.storage):  # not while another process makes it
+    with alone(options.storage), whole():  # not while another process makes it
         present = check_study(storage, name, prepared.fingerprint, options.objective)
     prepared = timed(prepared, present)
     space = make_space(options, prepared, conditional=conditional)  # which may have the table's prices now
@@ -152,12 +154,13 @@ def run_study(
         **({} if prepared.task.times is None else {LAYER_TIMES: prepared.task.times.to_dict()}),
     }
     processes = plan_processes(options.workers, options.device, prepared.task.graph.device)
-    with alone(options.storage):
+    with alone(options.storage), whole():
         if member is None or present is None:
             study = open_study(storage, name, prepared.fingerprint, attrs, options.objective)
             lag = keep_lag(study, processes)
         else:
             study, lag = present, present.user_attrs[LAG]
+    lasting(study, options.storage, screen.line if member is None else member.line)
     study.sampler = make_sampler(options.sampler, options.seed, lag)
     study.pruner = make_pruner(options.pruner, len(sizes))
     for line in prepared.description:  # not before it is sure that the run can go on: an error is one line
