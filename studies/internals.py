@@ -76,6 +76,20 @@ def snapshot(study: Study) -> Study:
     return Snapshot()
 
 
+def begin(study: Study, trial: FrozenTrial) -> Trial | None:
+    """This trial, which begins now; None if another process has begun it. `Study.ask` begins whichever waits first.
+
+    Raises:
+        UpdateFinishedTrialError: another process has finished it.
+    """
+    from optuna.trial import Trial, TrialState
+
+    if not study._storage.set_trial_state_values(trial._trial_id, state=TrialState.RUNNING):
+        return None
+    study._thread_local.cached_all_trials = None  # as `ask`: what samplers see is as of now
+    return Trial(study, trial._trial_id)
+
+
 def trial_of(study: Study, number: int) -> Trial:
     """A trial of this number to report to, of a study in memory: `Study.ask` makes new ones only."""
     from optuna.trial import Trial

@@ -44,14 +44,18 @@ def next_trial(study: Study, trials: int, lag: int = 1) -> Trial | None:
     waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
     if not may_start(study, waiting[0].number if waiting else len(study.get_trials(deepcopy=False)), trials, lag):
         return None
-    # Signed while it waits, so that a trial that runs always has an owner, whenever this process is killed.
-    if waiting:
-        with contextlib.suppress(UpdateFinishedTrialError):  # another process was faster, and is done with it
-            internals.set_user_attr(study, waiting[0], OWNER, own_mark())
-    else:
-        _enqueue(study, {}, {OWNER: own_mark()})
-    trial = study.ask()
-    if trial.user_attrs.get(OWNER) != own_mark():  # another process was faster, and this is the next one
+    if not waiting:
+        _enqueue(study, {}, {})
+        waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        if not waiting:  # another process was faster
+            return None
+    # Signed while it waits, so that a trial that runs always has an owner, whenever this process is killed: this one,
+    # or another one that signed it as well and, as it does not run it, puts it back into the queue (`requeue_stale`).
+    internals.set_user_attr(study, waiting[0], OWNER, own_mark())
+    trial = internals.begin(study, waiting[0])
+    if trial is None:
+        return None
+    if trial.user_attrs.get(OWNER) != own_mark():
         trial.set_user_attr(OWNER, own_mark())
     give_sign(study, trial)
     if _number_before(study, trial.number) >= trials:  # where no lock keeps others from the queue
