@@ -126,3 +126,5 @@ def stoppable() -> Iterator[None]:
     finally:
         for number, before in ours.items():
             signal.signal(number, before)
+        if ours:
+            begin()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
+import random
+import shutil
 import signal
 import sys
 import time
@@ -23,7 +27,8 @@ from pxp_optimize.optimize.search.view import lag_of
 from pxp_optimize.optimize.search.workers import Tell, Workers
 from pxp_optimize.pruning import NotFinite
 from pxp_optimize.studies.errors import UserError
-from pxp_optimize.studies.storage import disconnect, open_storage
+from pxp_optimize.studies.signals import stoppable
+from pxp_optimize.studies.storage import alone, disconnect, open_storage
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="forks")
 
@@ -120,6 +125,64 @@ def test_they_are_stopped_with_the_one_that_watches(tmp_path):
         workers.watch(heard, lambda why, left: None)
     assert all(mark.exists() for mark in marks)
     assert time.monotonic() - started < 50
+
+
+@linux
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_signal_while_they_begin_stops_them_too(monkeypatch, method):
+    """It is held back until a process has begun; that one ran on, and was waited for when the command ended."""
+    process = multiprocessing.get_context(method).Process
+    start = process.start
+
+    def stopped(self: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        start(self)
+
+    monkeypatch.setattr(process, "start", stopped)
+    with pytest.raises(KeyboardInterrupt), stoppable(), Workers([sleep] * 2, method):
+        pytest.fail("not stopped")
+    assert not multiprocessing.active_children()
+
+
+def sleep(tell: Tell) -> None:
+    time.sleep(120)
+
+
+@linux
+@pytest.mark.parametrize("ending", [".db", ".journal"])
+def test_a_signal_at_any_moment_leaves_nothing_locked(faults, tmp_path, ending):
+    """At calls drawn at random from all that a search makes, in SQLAlchemy, Optuna, destructors and our code."""
+    base = tmp_path / f"base{ending}"
+    faults.ended([faults.begun(partial(faults.search, str(base), 1))])
+    rng, calls = random.Random(0), 30_000
+
+    def interrupted(path: Path, moment: int) -> None:
+        seen = 0
+
+        def trace(frame: Any, event: str, argument: Any) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == moment:
+                signal.raise_signal(signal.SIGTERM)  # handled when this returns, where the call begins
+
+        study = faults.study_in(str(path))
+        with contextlib.suppress(KeyboardInterrupt), stoppable():
+            sys.setprofile(trace)
+            try:
+                run_search(study, Space(GROUPS), faults.Fast.of, trials=4, alone=partial(alone, str(path)))
+            finally:
+                sys.setprofile(None)
+            os._exit(2)  # it was lost
+        os._exit(0 if not study.get_trials(states=(TrialState.RUNNING,)) else 3)
+
+    for number in range(12):
+        path = tmp_path / f"{number}{ending}"
+        shutil.copy(base, path)
+        process = faults.FORK.Process(target=interrupted, args=(path, rng.randrange(1, calls)))
+        process.start()
+        process.join(60)
+        assert process.exitcode == 0, number
+        assert faults.finish(str(path), 4) == faults.Found(0, 0, 0)
 
 
 def study_in(path: Path) -> optuna.Study:

@@ -1,0 +1,89 @@
+"""Signals stop a run between two steps that must not be cut off, and are never lost."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import sys
+import threading
+
+import pytest
+from pxp_optimize.studies import signals
+from pxp_optimize.studies.signals import STOPPING, stop_if_asked, stoppable, whole
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_a_signal_waits_for_the_end_of_the_outermost_block(number: int):
+    steps = []
+    with pytest.raises(KeyboardInterrupt), stoppable():
+        with whole():
+            with whole():
+                signal.raise_signal(number)
+                steps.append("inner")
+            steps.append("outer")
+        steps.append("after")
+    assert steps == ["inner", "outer"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_who_presses_twice_does_not_wait():
+    with pytest.raises(KeyboardInterrupt), stoppable(), whole():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("still there")
+    stop_if_asked()  # a later run knows nothing of it
+
+
+def test_blocks_of_other_threads_hold_nothing_back():
+    inside, done = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with whole():
+            inside.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    inside.wait(60)
+    try:
+        with pytest.raises(KeyboardInterrupt), stoppable():
+            signal.raise_signal(signal.SIGTERM)
+            pytest.fail("held back")
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_what_python_would_drop_comes_again(monkeypatch: pytest.MonkeyPatch):
+    class Last:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    dropped = []
+    monkeypatch.setattr(sys, "unraisablehook", dropped.append)
+    with pytest.raises(KeyboardInterrupt), stoppable():
+        Last()
+        gc.collect()
+        for _ in range(1000):
+            threading.Event().wait(0.01)
+        pytest.fail("lost")
+    assert not dropped
+
+
+def test_a_run_asks_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(signals, "_drops", lambda frame: False)  # as if Python dropped it elsewhere
+    with stoppable():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            stop_if_asked()
+
+
+def test_somebody_elses_handlers_stay():
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        with stoppable():
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
