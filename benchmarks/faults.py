@@ -117,9 +117,9 @@ def begun(work: Callable[[], object]) -> BaseProcess:
     return process
 
 
-def ended(processes: list[BaseProcess]) -> None:
+def ended(processes: list[BaseProcess], seconds: float = 120) -> None:
     for process in processes:
-        process.join(120)
+        process.join(seconds)
         assert process.exitcode is not None, "a process hangs"
 
 
@@ -308,7 +308,7 @@ def watched(storage: str, trials: int, readers: int) -> int:
 
     ended([begun(partial(search, storage, 1))])
     reading = [begun(read) for _ in range(readers)]
-    ended([begun(partial(search, storage, trials)) for _ in range(4)])
+    ended([begun(partial(search, storage, trials)) for _ in range(4)], 1200)
     for process in reading:
         process.terminate()
     ended(reading)

@@ -44,6 +44,7 @@ class Workers:
         self._jobs = jobs
         self._context = multiprocessing.get_context(method)
         self._at_work: dict[Any, BaseProcess] = {}
+        self._begun: set[Any] = set()
 
     def __enter__(self) -> Workers:
         try:
@@ -84,16 +85,20 @@ class Workers:
                         why = failed.get(ready) or _why(process.exitcode)
                         ended(why, len(self._at_work))
                 else:
-                    if isinstance(what, _Failed):
+                    if isinstance(what, _Begun):
+                        self._begun.add(ready)
+                    elif isinstance(what, _Failed):
                         failed[ready] = what.reason
                     else:
                         heard(what)
 
     def _stop(self) -> None:
-        """Asks those that are at work to stop, and kills those that do not."""
+        """Asks those that are at work to stop, and kills those that do not, or have not begun: one that is spawned
+        loads PyTorch first, and has no trial yet."""
         try:
-            for process in self._at_work.values():
-                process.terminate()
+            for reader, process in self._at_work.items():
+                begun = reader in self._begun or reader.poll()
+                (process.terminate if begun else process.kill)()
             until = time.monotonic() + PATIENCE
             for process in self._at_work.values():
                 _end(process, until)
@@ -118,6 +123,10 @@ def _why(status: int) -> str:
     return f"signal {-status}"
 
 
+class _Begun:
+    """What a process says first."""
+
+
 @dataclass(frozen=True)
 class _Failed:
     """What a process says last that has come upon an error."""
@@ -135,6 +144,7 @@ def _work(job: Job, writer: Any, run: str) -> None:
         run_as(run)
         threading.Thread(target=_end_with_parent, daemon=True).start()
         try:
+            writer.send(_Begun())
             job(writer.send)
         except Exception as error:
             with contextlib.suppress(OSError):

@@ -175,7 +175,7 @@ def test_a_signal_at_any_moment_leaves_nothing_locked(faults, tmp_path, ending):
             os._exit(2)  # it was lost
         os._exit(0 if not study.get_trials(states=(TrialState.RUNNING,)) else 3)
 
-    for number in range(12):
+    for number in range(6):
         path = tmp_path / f"{number}{ending}"
         shutil.copy(base, path)
         process = faults.FORK.Process(target=interrupted, args=(path, rng.randrange(1, calls)))
@@ -269,10 +269,10 @@ def test_faults(faults, name):
 
 
 @linux
-@pytest.mark.parametrize("name", ["postgresql-sigkill", "postgresql-restarted", "proxy-sigkill"])
+@pytest.mark.parametrize("name", ["postgresql-sigkill", "postgresql-restarted", "mariadb-sigkill", "proxy-sigkill"])
 def test_faults_of_servers(faults, name):
     if name not in faults.faults(short=True):
-        pytest.skip("PostgreSQL is not installed")
-    for module in ("grpc", "psycopg"):
+        pytest.skip(f"{name.partition('-')[0]} is not installed")
+    for module in ("grpc", "psycopg", "pymysql"):
         pytest.importorskip(module)
     assert faults.faults(short=True)[name]()[1] == faults.Found(0, 0, 0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from typing import Any
 
 import optuna
@@ -73,3 +75,27 @@ def test_a_study_on_postgresql_shows_its_password_nowhere(project: Any):
 @pytest.mark.parametrize(("asked", "free", "fits"), [(4, 0, 1), (4, 2**50, 4), (1, 2**50, 1)])
 def test_as_many_processes_as_fit(asked: int, free: int, fits: int):
     assert fitting_processes(asked, free) == fits
+
+
+SPAWNED = """
+from pxp_optimize.optimize.commands.main import main
+from pxp_optimize.optimize.evaluation import processes
+
+if __name__ == "__main__":  # a process that is spawned imports this, as it does the installed command
+    processes._survives_fork = lambda: False
+    main()
+"""
+
+
+def test_spawned_workers_try_the_same(project: Any):
+    """As on a GPU: each prepares its own network, from a file of the user's."""
+    few = (*project.options, "--trials", "6", *FEW[2:], "--workers", "2")
+    (project.folder / "spawned.py").write_text(SPAWNED)
+    command = [sys.executable, "spawned.py", *few, "--storage", "spawned.db"]
+    done = subprocess.run(command, cwd=project.folder, env=project._environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "workers one has ended" not in done.stderr
+    forked = project.run(*few, "--storage", "forked.db")
+    assert forked.returncode == 0, forked.stderr
+    assert trials_of(str(project.folder / "spawned.db")) == trials_of(str(project.folder / "forked.db"))
