@@ -169,6 +169,13 @@ def count_in(storage: str) -> int:
     return found
 
 
+def some_more(storage: str) -> None:
+    """Waits for a few more finished trials."""
+    before, until = count_in(storage), time.monotonic() + 120
+    while count_in(storage) < before + 3 and time.monotonic() < until:
+        time.sleep(0.2)
+
+
 def finish(storage: str, trials: int) -> Found:
     """Runs a study to its end, in a process of its own, and looks it through."""
     ended([begun(partial(search, storage, trials))])
@@ -250,6 +257,21 @@ def full_disk(storage: str, trials: int, times: int) -> int:
     for index in range(times):
         ended([begun(partial(work, 100_000 + 30_000 * index)) for _ in range(2)])
     return times
+
+
+def small_disk(name: str, trials: int, times: int, first: int, more: int) -> tuple[int, Found]:
+    """The storage lies on a disk that fills up: of `first` KiB, and a little larger each time. Only root may mount."""
+    with tempfile.TemporaryDirectory(prefix="pxp-faults-") as folder:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={first}k", "pxp", folder], check=True)
+        try:
+            storage = f"{folder}/{name}"
+            for index in range(times):
+                subprocess.run(["mount", "-o", f"remount,size={first + more * index}k", folder], check=True)
+                ended([begun(partial(search, storage, trials)) for _ in range(2)])
+            subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
+            return times, finish(storage, trials)
+        finally:
+            subprocess.run(["umount", folder], check=True)
 
 
 def read_only(storage: str, trials: int, times: int) -> int:
@@ -367,7 +389,7 @@ def restarted_server(begin: Callable[[], contextlib.AbstractContextManager[Any]]
     with begin() as server:
         processes = [begun(partial(search, server.url, trials, 0.05)) for _ in range(2)]
         for _ in range(times):
-            time.sleep(1.5)
+            some_more(server.url)
             server.restart()
         ended(processes)
         return times, look(server.url, trials)
@@ -381,7 +403,7 @@ def restarted_proxy(times: int) -> tuple[int, Found]:
         for _ in range(times):
             with proxy(storage, port) as url:
                 processes = processes or [begun(partial(search, url, trials, 0.05)) for _ in range(2)]
-                time.sleep(3)
+                some_more(url)
         with proxy(storage, port) as url:
             ended(processes)
             return times, look(url, trials)
@@ -418,6 +440,8 @@ def faults(short: bool = False) -> dict[str, Callable[[], tuple[int, Found]]]:
         "full-disk-journal": partial(
             in_folder, partial(full_disk, times=2 if short else 10), 400 - 360 * short, "a.journal"
         ),
+        "small-disk": partial(small_disk, "a.db", 40, 10, 40, 40),
+        "small-disk-journal": partial(small_disk, "a.journal", 400, 10, 40, 40),
         "read-only": partial(in_folder, partial(read_only, times=1), 20),
         "locked": partial(in_folder, partial(locked, times=1, seconds=1 if short else 60), 20),
         "watched": partial(in_folder, partial(watched, readers=2), 40 if short else 1000),

@@ -40,6 +40,12 @@ BUSY_SECONDS = 120
 """How long a process waits for another one that is writing."""
 PROXY_SECONDS = 10
 """How long it waits for Optuna's proxy to answer at first."""
+TABLES = {
+    *("studies", "study_directions", "study_user_attributes", "study_system_attributes"),
+    *("trials", "trial_params", "trial_values", "trial_intermediate_values", "trial_heartbeats"),
+    *("trial_user_attributes", "trial_system_attributes", "version_info", "alembic_version"),
+}
+"""Optuna's."""
 
 
 def check_storage(storage: str, *, must_exist: bool = False) -> None:
@@ -126,14 +132,18 @@ def _check_tables(path: Path) -> None:
     # process may hold on it (POSIX), and another process could then damage the database.
     try:
         with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
-            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            # it has some of them and nothing in them if the disk was full when they were made
+            begun = tables <= TABLES and not any(
+                database.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchone() for name in tables
+            )
     except (sqlite3.Error, UnicodeDecodeError) as error:
         if "not a database" in str(error):
             raise UserError(f"{path} is not an SQLite database, left as it is: give --storage another path") from error
         if "locked" in str(error):
             raise UserError(f"{path} is locked by another program: close that, or give another --storage") from error
         raise UserError(f"{path} is a damaged database ({error}): give --storage another path") from error
-    if tables and not {"studies", "trials", "version_info"} <= tables:
+    if not begun and not {"studies", "trials", "version_info"} <= tables:
         raise UserError(f"{path} is a database of something else, left as it is: give --storage another path")
 
 

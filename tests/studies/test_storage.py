@@ -17,6 +17,7 @@ from pxp_optimize.studies.storage import (
     alone,
     check_storage,
     database_file,
+    disconnect,
     open_storage,
     shown,
     storage_errors,
@@ -160,6 +161,22 @@ def test_processes_wait_for_each_other(tmp_path: Path):
     for other in ("mysql://host/db", "sqlite:////proc/a.db", str(tmp_path / "none" / "a.db")):
         with alone(other):
             pass
+
+
+def test_a_database_whose_tables_were_not_all_made_is_finished(tmp_path: Path):
+    """The disk was full; with a row in it it is somebody else's."""
+    path = tmp_path / "a.db"
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE version_info (a)")
+        database.execute("INSERT INTO version_info VALUES (1)")
+        database.commit()
+        with pytest.raises(UserError, match="a database of something else"):
+            check_storage(str(path))
+        database.execute("DROP TABLE version_info")
+        database.execute("CREATE TABLE trial_heartbeats (a)")
+        database.commit()
+    optuna.create_study(storage=open_storage(str(path)), study_name="one")
+    disconnect("")
 
 
 def test_what_the_database_raises_is_one_line(tmp_path: Path):
