@@ -104,11 +104,13 @@ def search(storage: str, trials: int, seconds: float = 0.0, lag: int = 1, sample
 
 
 def begun(work: Callable[[], object]) -> BaseProcess:
-    """A process that does something as a worker of `--workers` does, silently."""
+    """A process that does something as a worker of `--workers` does, silently. It ends with 1 if the storage failed."""
 
     def job(tell: workers.Tell) -> None:
-        with contextlib.suppress(UserError):
+        try:
             work()
+        except UserError:
+            sys.exit(1)
 
     _, writer = FORK.Pipe(duplex=False)
     process = FORK.Process(target=workers._work, args=(job, writer, f"a run {random.random()}"))
@@ -385,19 +387,20 @@ def every_storage() -> Iterator[dict[str, str]]:
 
 def restarted_server(begin: Callable[[], contextlib.AbstractContextManager[Any]], times: int) -> tuple[int, Found]:
     """A database server is stopped and started while processes run a study; they do not end by that."""
-    trials = 60 * times
+    trials = 20 + 20 * times
     with begin() as server:
         processes = [begun(partial(search, server.url, trials, 0.05)) for _ in range(2)]
         for _ in range(times):
             some_more(server.url)
             server.restart()
         ended(processes)
+        assert all(process.exitcode == 0 for process in processes), "one has ended"
         return times, look(server.url, trials)
 
 
 def restarted_proxy(times: int) -> tuple[int, Found]:
     """The proxy is stopped and started while processes run a study; they do not end by that."""
-    trials, processes = 100 * times, list[BaseProcess]()
+    trials, processes = 20 + 20 * times, list[BaseProcess]()
     with tempfile.TemporaryDirectory() as folder:
         storage, port = f"{folder}/a.db", free_port()
         for _ in range(times):
@@ -406,6 +409,7 @@ def restarted_proxy(times: int) -> tuple[int, Found]:
                 some_more(url)
         with proxy(storage, port) as url:
             ended(processes)
+            assert all(process.exitcode == 0 for process in processes), "one has ended"
             return times, look(url, trials)
 
 

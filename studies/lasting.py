@@ -83,13 +83,15 @@ def lasting(study: Study, name: str, tell: Callable[[str], object]) -> Study:
 def is_away(error: BaseException) -> bool:
     """Whether a storage's error says that its server cannot be reached, and not that something is wrong with it."""
     from optuna.exceptions import StorageInternalError
-    from sqlalchemy.exc import DBAPIError
+    from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+    if isinstance(cause, PendingRollbackError):  # Optuna asks again in another way within the same transaction
+        return True
     if isinstance(cause, DBAPIError):  # one without statement came of connecting
         return cause.connection_invalidated or cause.statement is None
     grpc = sys.modules.get("grpc")  # loaded, if anything of it can be raised
-    return grpc is not None and isinstance(cause, grpc.Call) and cause.code() == grpc.StatusCode.UNAVAILABLE
+    return grpc is not None and isinstance(cause, grpc.Call) and bool(cause.code() == grpc.StatusCode.UNAVAILABLE)
 
 
 def said(error: BaseException) -> str:

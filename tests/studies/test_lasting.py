@@ -9,7 +9,7 @@ import optuna
 import pytest
 from pxp_optimize.studies import lasting as lasts
 from pxp_optimize.studies.lasting import is_away, lasting
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, PendingRollbackError
 
 AWAY = OperationalError(None, None, Exception("refused: mysql://me:s3cret@host/db\nand more"))
 BROKEN = OperationalError("SELECT", None, Exception("no such table"))
@@ -69,5 +69,5 @@ def test_what_says_that_a_server_is_away():
     wrapped = optuna.exceptions.StorageInternalError("failed")
     wrapped.__cause__ = AWAY
     lost = OperationalError("SELECT", None, Exception("gone"), connection_invalidated=True)
-    assert all(map(is_away, (AWAY, wrapped, lost)))
+    assert all(map(is_away, (AWAY, wrapped, lost, PendingRollbackError("asked again"))))
     assert not any(map(is_away, (BROKEN, ValueError("no"), optuna.exceptions.StorageInternalError("no"))))
