@@ -60,7 +60,7 @@ def _drops(frame: FrameType | None) -> bool:
 
 def _again(number: int) -> None:
     time.sleep(0.01)
-    _thread.interrupt_main(number)
+    _thread.interrupt_main(signal.Signals(number))
 
 
 WEAK = (weakref.__file__, _weakrefset.__file__)
