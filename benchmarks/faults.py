@@ -460,7 +460,7 @@ def faults(short: bool = False) -> dict[str, Callable[[], tuple[int, Found]]]:
     return found
 
 
-def throughput(trials: int = 100) -> None:
+def throughput(trials: int = 50) -> None:
     """Prints fast trials a second, of 1, 2 and 4 processes on each storage, in one run."""
     print(f"{'storage':<12} {'1':>8} {'2':>8} {'4':>8}   trials a second, by processes")
     speeds: dict[str, list[float]] = {}
