@@ -6,10 +6,21 @@ import gc
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 
 import pytest
 from pxp_optimize.studies import signals
 from pxp_optimize.studies.signals import STOPPING, stop_if_asked, stoppable, whole
+
+
+@pytest.fixture(autouse=True)
+def usual_handlers() -> Iterator[None]:
+    """Of a program that a person starts: one that a shell runs in the background ignores Ctrl-C."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", STOPPING)
