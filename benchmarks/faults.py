@@ -467,7 +467,10 @@ def throughput(trials: int = 50) -> None:
     for count in (1, 2, 4):
         with every_storage() as storages:
             for name, storage in storages.items():
-                ended([begun(partial(search, storage, 1))])
+                first = begun(partial(search, storage, 1))
+                ended([first])
+                if first.exitcode:
+                    sys.exit(f"{name}: no study there, maybe for want of a driver")
                 started = time.perf_counter()
                 ended([begun(partial(search, storage, trials)) for _ in range(count)])
                 speeds.setdefault(name, []).append((trials - 1) / (time.perf_counter() - started))
