@@ -2,7 +2,6 @@
 
     python benchmarks/faults.py                  # all, some minutes: the table
     python benchmarks/faults.py sqlite-sigkill   # some of them
-    python benchmarks/faults.py --throughput     # fast trials a second, by storage and number of processes
 
 After each fault the study is run to its end, opened, and looked through: every finished trial must have its curve, and
 their number must be the one asked for. PostgreSQL and MariaDB are left out where they are not installed.
@@ -23,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -374,17 +373,6 @@ def servers() -> dict[str, Callable[[], contextlib.AbstractContextManager[Any]]]
     return found
 
 
-@contextlib.contextmanager
-def every_storage() -> Iterator[dict[str, str]]:
-    """A storage of each kind, by its name; those that can be had."""
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pxp-faults-"))
-        found = {"sqlite": f"{folder}/a.db", "journal": f"{folder}/a.journal"}
-        found |= {name: stack.enter_context(begin()).url for name, begin in servers().items()}
-        found["proxy"] = stack.enter_context(proxy(f"{folder}/proxied.db"))
-        yield found
-
-
 def restarted_server(begin: Callable[[], contextlib.AbstractContextManager[Any]], times: int) -> tuple[int, Found]:
     """A database server is stopped and started while processes run a study; they do not end by that."""
     trials = 20 + 20 * times
@@ -460,35 +448,13 @@ def faults(short: bool = False) -> dict[str, Callable[[], tuple[int, Found]]]:
     return found
 
 
-def throughput(trials: int = 50) -> None:
-    """Prints fast trials a second, of 1, 2 and 4 processes on each storage, in one run."""
-    print(f"{'storage':<12} {'1':>8} {'2':>8} {'4':>8}   trials a second, by processes")
-    speeds: dict[str, list[float]] = {}
-    for count in (1, 2, 4):
-        with every_storage() as storages:
-            for name, storage in storages.items():
-                first = begun(partial(search, storage, 1))
-                ended([first])
-                if first.exitcode:
-                    sys.exit(f"{name}: no study there, maybe for want of a driver")
-                started = time.perf_counter()
-                ended([begun(partial(search, storage, trials)) for _ in range(count)])
-                speeds.setdefault(name, []).append((trials - 1) / (time.perf_counter() - started))
-    for name, found in speeds.items():
-        print(f"{name:<12} {' '.join(f'{speed:8.1f}' for speed in found)}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("faults", nargs="*", help="their names; all by default")
     parser.add_argument("--short", action="store_true", help="as in the tests")
-    parser.add_argument("--throughput", action="store_true", help="how fast, instead")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warm()
-    if arguments.throughput:
-        throughput()
-        return
     print(f"{'fault':<22} {'times':>5} {'lost':>5} {'doubled':>7} {'over':>5} {'seconds':>8}", flush=True)
     for name, inject in faults(arguments.short).items():
         if arguments.faults and name not in arguments.faults:

@@ -24,7 +24,7 @@ from pxp_optimize.optimize.evaluation.evaluate import scores
 from pxp_optimize.pruning import Graph, Masks, Plan, mimic, without_constants
 from pxp_optimize.pruning.convolution import plain
 from pxp_optimize.pruning.mimicking import IN_BATCH, LEARNING_RATE
-from rivals import Case, Found, arguments, case_of, measure
+from saved import Case, Found, arguments, case_of, measure
 from torch import Tensor, nn
 
 COMPOSITE = replace(Composite.uniform(RuleSpec("epsilon")), cost_exponent=1.0)
