@@ -74,9 +74,6 @@ SEARCHED_RULES = {name: range_of(name) for name in ("epsilon_relative", "gamma",
 SEARCHED = ("none", "l1", "l2")
 """The normalisations that are searched, where a space of one's own says nothing else."""
 
-UNSIGNED = {"aggregation": ("abs",)}
-"""What is not searched where units have prices: signed sums were worse in all of four searches (docs/objectives.md)."""
-
 # How much more a mean neuron counts, where neurons are ranked together with filters or heads.
 BALANCE = Range("balance", 0.1, 10.0, log=True)
 
@@ -230,14 +227,14 @@ class Space:
         if inputs is not None and name in ("depth", "type"):
             of_layers = zip(parts, layers.values(), strict=True)
             parts = [inputs, *(part for part, layer in of_layers if f"{layer['group']}.{layer['type']}" != inputs.name)]
-        if prices is not None:
-            choices = dict(UNSIGNED)
-        if not ranked:
-            choices = {"aggregation": ("abs",), "normalization": ("none",)}
+        plain = not ranked or name == "layer"
+        if plain or prices is not None:  # with prices signed sums were worse in four of four searches
+            choices["aggregation"] = ("abs",)
+        if plain:
+            choices["normalization"] = ("none",)
         if name == "layer":
             parts = [Part(name, {"gamma": SEARCHED_RULES["gamma"]}, (name,)) for name in layers]
             choices |= {"softmax": ("attnlrp",)} if transformer else {}
-            choices |= {"aggregation": ("abs",), "normalization": ("none",)}
         if name in ("layer", "paper"):
             gates = gates[:1]
         return cls(

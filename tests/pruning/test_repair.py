@@ -410,7 +410,7 @@ def test_tokens_count_by_how_much_the_logits_hang_on_them(transformer: nn.Module
     last = [name for name in weights if name.endswith("out_proj") or ".mlp." in name][-1]
     by_token = weights[last].view(len(photos), -1)
     of_class_token, of_patches = by_token[:, :1], by_token[:, 1:]
-    assert (of_class_token > 2.5 * of_patches).all()  # all hangs on it there
+    assert (of_class_token > 2.5 * of_patches).all()  # the logits are read off it
     assert (of_patches < 0.51).all()
     after = graph.network.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())

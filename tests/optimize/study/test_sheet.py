@@ -40,6 +40,19 @@ def network() -> nn.Module:
     )
 
 
+def one_trial(folder, **more):
+    return optimize(
+        network(),
+        reference=data(6),
+        search=data(6),
+        trials=1,
+        rates=[0, 0.5],
+        storage=str(folder / "a.db"),
+        device="cpu",
+        **more,
+    )
+
+
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sheet")
@@ -95,19 +108,8 @@ def test_the_images_are_the_ones_that_were_explained(result):
         assert (np.array(opened(kept.image)) == expected).all()
 
 
-def test_a_study_may_keep_none(result, tmp_path):
-    found = optimize(
-        network(),
-        reference=data(12),
-        search=data(15),
-        trials=1,
-        rates=[0, 0.5],
-        no_pictures=True,
-        storage=str(tmp_path / "b.db"),
-        device="cpu",
-        quiet=True,
-    )
-    assert kept_maps(found.study) is None
+def test_a_study_may_keep_none(tmp_path):
+    assert kept_maps(one_trial(tmp_path, no_pictures=True).study) is None
 
 
 def test_they_are_in_the_report(result):
@@ -128,15 +130,7 @@ def test_heat_maps_that_cannot_be_made_end_no_run(tmp_path, monkeypatch, capsys)
         raise ValueError("no colours")
 
     monkeypatch.setattr(run, "map_samples", broken)
-    found = optimize(
-        network(),
-        reference=data(6),
-        search=data(6),
-        trials=1,
-        rates=[0, 0.5],
-        storage=str(tmp_path / "a.db"),
-        device="cpu",
-    )
+    found = one_trial(tmp_path)
     assert "ValueError, no colours" in capsys.readouterr().err
     assert kept_maps(found.study) is None
     assert '"maps"' not in page(found.study)
