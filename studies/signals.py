@@ -2,8 +2,9 @@
 
 A handler that raises does so between any two steps of the interpreter. Amid a transaction that left its lock taken, and
 whoever wanted it, this process first, waited for it for two minutes; amid a journal's lines it left some of them out;
-and in a destructor Python drops what is raised. So the handler here raises at once only outside of `whole` blocks, else
-at their end, and a search asks again before each trial (`stop_if_asked`).
+and Python drops what is raised in a destructor, and in what the collector or a weak reference calls. So the handler
+here raises at once only outside of `whole` blocks, else at their end, and again where Python has dropped it; and a
+search asks before each trial (`stop_if_asked`), since other people's code may drop it too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import _thread
 import _weakrefset
 import contextlib
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -102,6 +104,28 @@ def stop_if_asked() -> None:
         raise KeyboardInterrupt
 
 
+@contextlib.contextmanager
+def raising_again(number: int) -> Iterator[None]:
+    """Within the block what `interrupt` has raised comes again, as this signal, where Python drops it all the same: in
+    what the garbage collector calls, or a weak reference of somebody's own. No frame tells of these."""
+    before = sys.unraisablehook
+
+    def heed(dropped: sys.UnraisableHookArgs) -> None:
+        global _asked
+        if not _asked or dropped.exc_type is not KeyboardInterrupt:
+            before(dropped)
+            return
+        _asked = False
+        signal.signal(number, interrupt)
+        _thread.start_new_thread(_again, (number,))
+
+    sys.unraisablehook = heed
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
 def begin() -> None:
     """Forgets what signals have come: of an earlier run, or of the process that this one is a fork of."""
     global _blocks, _waits, _asked
@@ -117,14 +141,16 @@ def stoppable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         usual = {}
     ours = {number: before for number, before in usual.items() if signal.getsignal(number) == before}
-    if ours:
-        begin()
+    if not ours:
+        yield
+        return
+    begin()
     try:
         for number in ours:
             signal.signal(number, interrupt)
-        yield
+        with raising_again(next(iter(ours))):
+            yield
     finally:
         for number, before in ours.items():
             signal.signal(number, before)
-        if ours:
-            begin()
+        begin()

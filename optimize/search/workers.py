@@ -20,7 +20,7 @@ from multiprocessing import connection, resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from ...studies.signals import STOPPING, begin, interrupt
+from ...studies.signals import STOPPING, begin, interrupt, raising_again
 from ...studies.wording import reason
 from .owners import run_as, run_name
 
@@ -145,7 +145,8 @@ def _work(job: Job, writer: Any, run: str) -> None:
         threading.Thread(target=_end_with_parent, daemon=True).start()
         try:
             writer.send(_Begun())
-            job(writer.send)
+            with raising_again(signal.SIGTERM):
+                job(writer.send)
         except Exception as error:
             with contextlib.suppress(OSError):
                 writer.send(_Failed(f"{type(error).__name__}, {reason(error)}"))

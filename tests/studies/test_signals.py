@@ -6,7 +6,8 @@ import gc
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 
 import pytest
 from pxp_optimize.studies import signals
@@ -66,20 +67,57 @@ def test_blocks_of_other_threads_hold_nothing_back():
         thread.join()
 
 
-def test_what_python_would_drop_comes_again(monkeypatch: pytest.MonkeyPatch):
+class Thing:
+    """What is there to be collected."""
+
+
+def in_a_destructor(number: int) -> None:
     class Last:
         def __del__(self) -> None:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
 
+    Last()
+
+
+def in_a_weak_references_call(number: int) -> None:
+    thing = Thing()
+    reference = weakref.ref(thing, lambda _: signal.raise_signal(number))
+    del thing
+    assert reference() is None
+
+
+def in_the_collector(number: int) -> None:
+    def called(phase: str, _: object) -> None:
+        gc.callbacks.remove(called)
+        signal.raise_signal(number)
+
+    gc.callbacks.append(called)
+    gc.collect()
+
+
+@pytest.mark.parametrize("number", STOPPING)
+@pytest.mark.parametrize("drop", [in_a_destructor, in_a_weak_references_call, in_the_collector])
+def test_what_python_would_drop_comes_again(drop: Callable, number: int, monkeypatch: pytest.MonkeyPatch):
     dropped = []
     monkeypatch.setattr(sys, "unraisablehook", dropped.append)
     with pytest.raises(KeyboardInterrupt), stoppable():
-        Last()
-        gc.collect()
+        drop(number)
         for _ in range(1000):
             threading.Event().wait(0.01)
         pytest.fail("lost")
     assert not dropped
+
+
+def test_what_else_python_drops_is_told(monkeypatch: pytest.MonkeyPatch):
+    class Last:
+        def __del__(self) -> None:
+            raise ValueError("mine")
+
+    dropped = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: dropped.append(str(what.exc_value)))
+    with stoppable():
+        Last()
+    assert dropped == ["mine"]
 
 
 def test_a_run_asks_again(monkeypatch: pytest.MonkeyPatch):
