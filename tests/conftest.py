@@ -98,7 +98,8 @@ for line in sys.stdin:
             new += json.load(file)
     print(*statuses, flush=True)
     for name in new:
-        importlib.import_module(name)
+        with contextlib.suppress(Exception):  # then each imports it for itself
+            importlib.import_module(name)
 else:
     sys.exit()
 for descriptor, path in enumerate((os.devnull, job["out"], job["err"])):
@@ -120,7 +121,8 @@ except SystemExit as end:
         raise
     status = end.code or 0
 finally:
-    new = {name: getattr(sys.modules[name], "__file__", None) or "" for name in set(sys.modules) - there}
+    # in their order: some of them refuse to be imported before others
+    new = {name: getattr(module, "__file__", None) or "" for name, module in list(sys.modules.items()) if name not in there}
     # but not what is the folder's own, nor what begins threads of its own when it is imported: a fork has none of them
     kept = [name for name, path in new.items() if path and not path.startswith(job["folder"])]
     with open(job["imported"], "w") as file:
@@ -149,8 +151,8 @@ class CommandServer:
 
     @classmethod
     def running(cls, environment: dict[str, str]) -> CommandServer:
-        """The one of this process, started when it is first asked for."""
-        if cls._running is None:
+        """The one of this process, started when it is first asked for, and again where the last test has ended it."""
+        if cls._running is None or cls._running._process.poll() is not None:
             cls._running = cls(environment)
         return cls._running
 
