@@ -203,10 +203,19 @@ def look(storage: str, trials: int) -> Found:
     return what
 
 
-def signalled(storage: str, trials: int, times: int, which: signal.Signals, pause: float = 0.3, seed: int = 0) -> int:
-    """Processes are hit at random moments, and others begin in their place; how many were hit."""
+def signalled(
+    storage: str,
+    trials: int,
+    times: int,
+    which: signal.Signals,
+    pause: float = 0.3,
+    seconds: float = 0.05,
+    seed: int = 0,
+) -> int:
+    """Processes are hit at random moments, and others begin in their place; how many were hit. pause: the longest
+    between two. seconds: of a trial."""
     rng = random.Random(seed)
-    work = partial(search, storage, trials, 0.05)
+    work = partial(search, storage, trials, seconds)
     processes = [begun(work) for _ in range(3)]
     hit = 0
     while hit < times and count_in(storage) < trials:
@@ -217,6 +226,7 @@ def signalled(storage: str, trials: int, times: int, which: signal.Signals, paus
             os.kill(process.pid, which)
             hit += 1
         process.join(60)
+        assert not process.is_alive(), "a signal was lost"
         processes.append(begun(work))
     for process in processes:
         process.terminate()
@@ -403,7 +413,7 @@ def restarted_proxy(times: int) -> tuple[int, Found]:
 
 def faults(short: bool = False) -> dict[str, Callable[[], tuple[int, Found]]]:
     """By its name what injects a fault, and says how often and what was found."""
-    kills, trials = (6, 30) if short else (50, 150)
+    kills, trials = (6, 30) if short else (50, 300)
 
     disk = partial(full_disk, times=2 if short else 10)
 
@@ -426,7 +436,10 @@ def faults(short: bool = False) -> dict[str, Callable[[], tuple[int, Found]]]:
     found: dict[str, Callable[[], tuple[int, Found]]] = {
         "sqlite-sigkill": partial(in_folder, kill),
         "sqlite-sigterm": partial(in_folder, term),
-        "journal-sigkill": partial(in_folder, kill, name="a.journal"),
+        "sigterm-series": partial(
+            in_folder, partial(signalled, times=3 * kills, which=signal.SIGTERM, pause=0.1, seconds=0.01), 10 * trials
+        ),
+        "journal-sigkill": partial(in_folder, kill, 2 * trials, "a.journal"),
         "stopped": partial(in_folder, partial(stopped_for_long, times=1 if short else 6), 20),
         "full-disk": partial(in_folder, disk, 40),
         "full-disk-journal": partial(

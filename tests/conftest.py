@@ -122,7 +122,7 @@ except SystemExit as end:
     status = end.code or 0
 finally:
     # in their order: some of them refuse to be imported before others
-    new = {name: getattr(module, "__file__", None) or "" for name, module in list(sys.modules.items()) if name not in there}
+    new = {name: getattr(sys.modules[name], "__file__", None) or "" for name in list(sys.modules) if name not in there}
     # but not what is the folder's own, nor what begins threads of its own when it is imported: a fork has none of them
     kept = [name for name, path in new.items() if path and not path.startswith(job["folder"])]
     with open(job["imported"], "w") as file:
