@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,9 @@ PATIENCE = 2.0
 AGAIN = 30.0
 """Seconds between the lines by which it says how far it is."""
 
+INDENT = " " * len("pruning ")
+"""What lines begin with that go on: they are under each other behind a word that says what they are about."""
+
 Advance = Callable[[int], None]
 
 
@@ -51,7 +55,13 @@ class Screen:
         self.live = self.console.is_terminal and not quiet
 
     def line(self, text: str) -> None:
-        """A plain line, also amid a bar."""
+        """A plain line, also amid a bar; on a terminal it is cut between words, and goes on under its first one."""
+        if self.live:
+            text = "\n".join(
+                textwrap.wrap(
+                    text, self.console.width, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False
+                )
+            )
         if not self.quiet:
             self.console.print(escape(text))
 

@@ -34,6 +34,20 @@ def test_work_that_is_quick_says_nothing_in_a_file():
     assert file.getvalue() == ""
 
 
+def test_a_long_line_goes_on_under_its_first_word_on_a_terminal(terminal, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    text = "phases  trials, scoring again (the best [3]), --reference-samples, holdout"
+    Screen(file=terminal).line(text)
+    assert terminal.getvalue().splitlines() == [
+        "phases  trials, scoring again (the best",
+        "        [3]), --reference-samples,",
+        "        holdout",
+    ]
+    file = io.StringIO()
+    Screen(file=file).line(text)
+    assert file.getvalue() == f"{text}\n"
+
+
 def test_work_that_takes_long_says_when_it_starts_and_ends(monkeypatch):
     monkeypatch.setattr(progress, "PATIENCE", 0.05)
     file = io.StringIO()
