@@ -105,7 +105,12 @@ def _check_kaleido() -> None:
 
 def _picture(study: Study, name: str, kind: str) -> bytes:
     drawn = figure(study, name)
-    size = {**SIZE, "height": max(SIZE["height"], drawn.layout.height or 0)}
+    ratio, margin = (drawn.layout.meta or {}).get("ratio"), drawn.layout.margin
+    if ratio is None:
+        height = max(SIZE["height"], drawn.layout.height or 0)
+    else:  # of what is drawn, whose height follows from its width
+        height = round(margin.t + margin.b + (SIZE["width"] - margin.l - margin.r) * ratio)
+    size = {**SIZE, "height": height}
     try:
         return bytes(drawn.to_image(format=kind, **size))
     except Exception as error:  # kaleido's own, of many kinds: no Chrome, one that does not start
