@@ -109,7 +109,7 @@ def note_target(study: Study, trial: FrozenTrial) -> Any:
     return SimpleNamespace(study=study, storage=study._storage, _trial_id=trial._trial_id)
 
 
-def replace_storage(study: Study, other: Callable[[BaseStorage], Any]) -> None:
+def replace_storage(study: Study, other: Callable[[BaseStorage, int], Any]) -> None:
     """Put another object between a study and its storage: `optuna.load_study` takes Optuna's own classes as they are,
-    and wraps some of them."""
-    study._storage = other(study._storage)
+    and wraps some of them. other: makes it from the storage and the study's number there."""
+    study._storage = other(study._storage, study._study_id)

@@ -30,8 +30,9 @@ class _Lasting:
     one that was taken unheard goes back into it (`queue.requeue_stale`).
     """
 
-    def __init__(self, storage: BaseStorage, waits: bool, tell: Callable[[str], object]) -> None:
+    def __init__(self, storage: BaseStorage, study: int, waits: bool, tell: Callable[[str], object]) -> None:
         self._storage = storage
+        self._study = study
         self._waits = waits
         self._tell = tell
         self._away_since: float | None = None
@@ -39,6 +40,16 @@ class _Lasting:
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._storage, name)
         return partial(self._call, found) if callable(found) else found
+
+    def set_trial_param(self, trial: int, *what: Any) -> None:
+        """As Optuna's. A proxy that was started anew knows no trial to take a parameter of, until it has read those of
+        the study (Optuna 5.0, `_CachedStorage.set_trial_param`)."""
+        again = partial(self._call, self._storage.set_trial_param, trial, *what)
+        try:
+            again()
+        except KeyError:
+            self._call(self._storage.get_all_trials, self._study, deepcopy=False)
+            again()
 
     def __reduce__(self) -> Any:  # a copy is nobody's run
         return _itself, (self._storage,)
@@ -76,7 +87,7 @@ def lasting(study: Study, name: str, tell: Callable[[str], object]) -> Study:
 
     name: of its storage, as the user gave it. tell: told when the server goes away, and comes back.
     """
-    internals.replace_storage(study, lambda storage: _Lasting(storage, storage_file(name) is None, tell))
+    internals.replace_storage(study, lambda *of: _Lasting(*of, storage_file(name) is None, tell))
     return study
 
 

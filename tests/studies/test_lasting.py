@@ -60,6 +60,20 @@ def test_other_errors_and_files_are_not_waited_for(study: Any):
     assert study.told == []
 
 
+def test_a_proxy_that_begins_anew_reads_the_trials_it_is_to_change(tmp_path: Any):
+    """It keeps a cache before its database, as this storage does here."""
+    made = optuna.create_study(storage=f"sqlite:///{tmp_path / 'a.db'}")
+    study = lasting(made, "grpc://host:1", lambda text: None)
+    trial = study.ask()
+    storage = study._storage._storage
+    study._storage._storage = type(storage)(storage._backend)  # with nothing in its cache
+    within = optuna.distributions.FloatDistribution(0, 1)
+    study._storage.set_trial_param(trial._trial_id, "x", 0.5, within)
+    assert study.trials[0].params == {"x": 0.5}
+    with pytest.raises(KeyError):
+        study._storage.set_trial_param(99, "y", 0.5, within)
+
+
 def test_a_copy_of_the_study_has_its_own_storage(study: Any):
     study._storage._storage.get_all_trials = None
     assert isinstance(copy.deepcopy(study)._storage, optuna.storages.InMemoryStorage)
