@@ -11,7 +11,7 @@ from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any
 
 from ..pruning.names import PRECISIONS
-from ..studies.best import FAITHFULNESS
+from ..studies.best import AUC, FAITHFULNESS
 from ..studies.errors import UserError
 from ..studies.wording import did_you_mean
 from .parsers import (
@@ -268,7 +268,8 @@ class Options:
         "saved, up to 80 %; then units are ranked by relevance over a power of what they cost. With two "
         "(`auc,macs`) the front of the trials that none beats in both is listed, and the one with the "
         "highest AUC exported. `faithfulness` prunes nothing: it judges heat maps, by the target's probability while "
-        "image regions are removed, least relevant first against most relevant first.",
+        "image regions are removed, least relevant first against most relevant first; `faithfulness,auc` also prunes, "
+        "and its front has composites for both.",
         parse=parse_objective,
         metavar="NAME[,NAME]",
         shown="auc",
@@ -446,16 +447,21 @@ class Options:
 
     @property
     def explains(self) -> bool:
-        """Whether heat maps are judged, and nothing is pruned."""
+        """Whether heat maps are judged."""
         return self.objective[0] == FAITHFULNESS
+
+    @property
+    def prunes(self) -> bool:
+        """Whether networks are pruned."""
+        return not self.explains or AUC in self.objective
 
     def _check_objective(self) -> None:
         """Refuse options that the objective has no use for."""
-        unused = OF_PRUNING if self.explains else OF_HEATMAPS
+        unused = (*(() if self.prunes else OF_PRUNING), *(() if self.explains else OF_HEATMAPS))
         given = [option for option in fields(self) if option.name in unused]
         wrong = next((option for option in given if getattr(self, option.name) != option.default), None)
         if wrong is not None:
-            why = "prunes nothing" if self.explains else "judges no heat maps"
+            why = "prunes nothing" if wrong.name in OF_PRUNING else "judges no heat maps"
             name = wrong.name.replace("_", "-")
             raise UserError(f"--objective {','.join(self.objective)} {why}, and has no use for --{name}: leave it out")
 

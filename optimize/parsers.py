@@ -13,7 +13,7 @@ from ..pruning.cost import COSTS
 from ..pruning.names import NO_GATES, UNIT_KINDS, unit_kinds
 from ..pruning.registry import Registry
 from ..pruning.repair import NONE, REPAIRS, check_repair
-from ..studies.best import FAITHFULNESS
+from ..studies.best import AUC, FAITHFULNESS
 
 SPACES = ("auto", "depth", "type", "layer", "paper")
 DEFAULT_RATES = "0:0.95:0.05"
@@ -26,11 +26,12 @@ QUALITIES: Registry[Callable[..., Any]] = Registry(
     {
         "complexity": ".evaluation.faithfulness:complexity",
         "stability": ".evaluation.faithfulness:stability",
+        AUC: ".evaluation.evaluate:pruned_by",
     },
     __package__,
 )
-"""What else heat maps may be judged by, as a second objective: from a task, a method, samples and their targets a value
-of each image, the higher, the better."""
+"""What else a composite of heat maps may be judged by, as a second objective: from a task, a method, samples and their
+targets a value of each image, the higher, the better."""
 register_quality = QUALITIES.register
 
 Parser = Callable[[object], Any]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ...attribution import Composite, collect_relevance, collect_scores
@@ -95,11 +96,11 @@ def evaluate(
         ValueError: relevance that is not finite.
     """
     samples = task.search if samples is None else samples
+    if isinstance(method, Candidate):
+        return evaluate(task.pruned_as(method.pruning), method.composite, samples, stop, unseen)
     if task.explaining is not None:
         assert isinstance(method, Composite)
         return evaluate_maps(task, method, samples, stop, unseen)
-    if isinstance(method, Candidate):
-        return evaluate(task.pruned_as(method.pruning), method.composite, samples, stop, unseen)
     start = time.perf_counter()
     plan = plan_of(task, method)
     digest = task.digest(plan)
@@ -120,6 +121,11 @@ def evaluate(
         area=curve.area if task.by_cost else None,
         beyond=list(curve.beyond),
     )
+
+
+def pruned_by(task: Task, method: Composite, samples: Samples, targets: Tensor) -> Tensor:
+    """A quality of `QUALITIES`: what a composite of heat maps is worth for pruning, the AUC, of all samples at once."""
+    return torch.tensor([evaluate(replace(task, explaining=None), method, samples).auc], dtype=torch.float64)
 
 
 def _score(task: Task, curve: Curve) -> Score:

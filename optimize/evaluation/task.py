@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...pruning import Graph, LayerTimes, Plan, Repair, Schedule, area_saved, make_repair
+from ...studies.best import AUC
 from ..data.prefetch import Prefetcher
 from .candidate import Pruning
 from .explaining import Explaining
@@ -150,6 +151,11 @@ class Task:
     def parts(self) -> tuple[float, ...]:
         """What curves run over: the rates, or the parts of an image's regions."""
         return self.rates if self.explaining is None else self.explaining.parts
+
+    @property
+    def prunes(self) -> bool:
+        """Whether a trial prunes networks."""
+        return self.explaining is None or self.explaining.quality == AUC
 
     @property
     def repair_name(self) -> str:

@@ -16,6 +16,7 @@ from ...pruning import Graph, Schedule, TraceError, make_repair, repair_rows, tr
 from ...pruning.graph import logits_of
 from ...pruning.names import NO_GATES
 from ...pruning.repair import REPAIRS, check_repair
+from ...studies.best import AUC, FAITHFULNESS
 from ...studies.document import layers_of
 from ...studies.errors import UserError
 from ...studies.fingerprint import Fingerprint, fingerprint
@@ -188,7 +189,7 @@ def assemble(
         UserError: they do not fit each other, or the options.
     """
     graph, device = subject.graph, subject.graph.device
-    if options.explains:  # nothing is pruned
+    if not options.prunes:
         options = replace(options, schedule=("oneshot",), repair=("none",))
     samples = {name: source.read(SPLITS[name], indices, False) for name, indices in source.drawn.items()}
     if options.repair_samples is not None:
@@ -216,7 +217,7 @@ def assemble(
         precision=options.precision,
         cost=None if options.explains else next((cost for cost in options.objective if cost != "auc"), None),
         by_cost="auc" not in options.objective and not options.explains,
-        flat=options.flat if options.objective == ("auc",) and between(options.rates) else 0.0,
+        flat=options.flat if options.objective in MEASURED_SPARSELY and between(options.rates) else 0.0,
         explaining=_explaining(options, samples["search"]) if options.explains else None,
         repair=make_repair(repairs[0], graph, repair_from),
         repair_images=repair_from,
@@ -258,6 +259,8 @@ def _explaining(options: Options, samples: Samples) -> Explaining:
     return Explaining(flipping, options.explain_target, next(iter(options.objective[1:]), None))
 
 
+MEASURED_SPARSELY = ((AUC,), (FAITHFULNESS, AUC))
+"""Objectives that leave out rates where the curve is flat: a cost is measured at each of them."""
 AUTO_SCHEDULE, AUTO_REPAIR = "every:0.1", "least-squares"
 
 
@@ -369,9 +372,9 @@ def _describe(
     apart = ", others only feed gates" if kinds != task.units else ""
     counted = f"{sum(units.values())} {kinds} in {len(units)} layers{apart}, "
     drawn, named = f"{len(task.reference)} reference{draws}, ", "--reference-samples, "
-    if task.explaining is not None:
+    if not task.prunes:
         counted = drawn = named = ""
-    how = (
+    pruned = (
         f"pruning {' or '.join(pruning['schedule'])}, repair {' or '.join(pruning['repair'])}{unlabelled_images}"
         f"{' (--schedule, --repair, --repair-samples)' * by_name}",
     )
@@ -381,7 +384,8 @@ def _describe(
         f"data    {dataset.name}, {n_classes} classes at {height} x {width}{masked}"
         f"{' (--data DIR for your own)' * by_name}",
         *([_image_told(subject.image)] if by_name and dataset.name != "digits" else []),
-        *(how if task.explaining is None else task.explaining.described(by_name)),
+        *(pruned if task.prunes else ()),
+        *(() if task.explaining is None else task.explaining.described(by_name)),
         f"samples {drawn}{len(task.search)} search, {len(task.holdout)} holdout"
         f"{f' ({named}--search-samples, --holdout-samples)' * by_name}{where}",
     )

@@ -87,13 +87,13 @@ def make_space(options: Options, prepared: Prepared, *, conditional: bool = True
         options.space,
         prepared.layers,
         conditional,
-        mixed="+" in task.units and not explains,
+        mixed="+" in task.units and task.prunes,
         pruning=prepared.pruning,
         gates=gates,
         prices=prices_of(task),
         given={ZBOX: pixel_bounds(task.search.inputs)},
         inputs=input_part(prepared.layers) if explains else None,
-        ranked=not explains,
+        ranked=task.prunes,
     )
 
 

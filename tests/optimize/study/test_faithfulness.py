@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import numpy as np
@@ -21,6 +22,7 @@ from pxp_optimize.studies.comparison import is_csv, is_document
 from pxp_optimize.studies.faithfulness import interval
 from pxp_optimize.studies.figures import FIGURES, draw_all
 from pxp_optimize.studies.output import write_report
+from pxp_optimize.studies.report import fixed_trials
 from pxp_optimize.studies.storage import open_storage
 from scipy.stats import sem
 
@@ -172,13 +174,14 @@ def test_a_study_of_other_regions_is_refused(searched):
         ({"objective": "faithfulness", "repair": "none"}, "no use for --repair"),
         ({"objective": "faithfulness,complexity", "draws": 2}, "no use for --draws"),
         ({"objective": "faithfulness", "units": "filters"}, "no use for --units"),
+        ({"objective": "faithfulness,auc", "regions": 4, "units": "filters", "rates": "0,0.5"}, None),
         ({"objective": "auc", "regions": 4}, "judges no heat maps, and has no use for --regions"),
         ({"objective": "macs", "replace": "mean"}, "no use for --replace"),
         ({"explain_target": "true"}, "no use for --explain-target"),
     ],
 )
 def test_options_of_another_objective_are_refused(options, message):
-    with pytest.raises(UserError, match=message):
+    with contextlib.nullcontext() if message is None else pytest.raises(UserError, match=message):
         Options.parsed(**options).check()
 
 
@@ -257,6 +260,25 @@ def test_second_objectives_make_a_front(tmp_path):
             assert {line.name for line in result.compare()} >= {"epsilon", "random"}
         with pytest.raises(UserError, match="prunes nothing"):
             result.prune(rate=0.5)
+
+
+def test_one_composite_for_heat_maps_and_for_pruning(tmp_path):
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()]
+    model = torch.nn.Sequential(*layers, torch.nn.Linear(8, 2)).eval()
+    data = torch.randn(24, 3, 8, 8), torch.arange(24) % 2
+    how = {"reference": data, "search": data, "trials": 4, "rates": (0.0, 0.5, 0.75), "quiet": True}
+    both = optimize(model, objective="faithfulness,auc", storage=str(tmp_path / "both.db"), **how)
+    assert both.study.metric_names == ["SRG", "auc"]
+    pruned = optimize(model, objective="auc", storage=str(tmp_path / "auc.db"), **how)
+    fixed = [
+        {name: trial.values[-1] for name, trial in fixed_trials(of.study).items() if trial.values}
+        for of in (both, pruned)
+    ]
+    common = sorted(set(fixed[0]) & set(fixed[1]))
+    assert len(common) == 4
+    assert [fixed[0][name] for name in common] == pytest.approx([fixed[1][name] for name in common])
+    assert {"aggregation", "normalization"} <= set(make_space(Options.parsed(), both.prepared).parameters())
 
 
 def test_an_interval_of_paired_differences():
