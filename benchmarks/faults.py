@@ -437,7 +437,7 @@ def faults(short: bool = False) -> dict[str, Callable[[], tuple[int, Found]]]:
         "sqlite-sigkill": partial(in_folder, kill),
         "sqlite-sigterm": partial(in_folder, term),
         "sigterm-series": partial(
-            in_folder, partial(signalled, times=3 * kills, which=signal.SIGTERM, pause=0.1, seconds=0.01), 10 * trials
+            in_folder, partial(signalled, times=3 * kills, which=signal.SIGTERM, pause=0.1, seconds=0.01), 4 * trials
         ),
         "journal-sigkill": partial(in_folder, kill, 2 * trials, "a.journal"),
         "stopped": partial(in_folder, partial(stopped_for_long, times=1 if short else 6), 20),
