@@ -35,6 +35,8 @@ def input_part(network: Layers) -> Part | None:
     return Part(INPUT, {**SEARCHED_RULES, "flat": None, "wsquare": None, ZBOX: None})
 
 
+ATTNLRP: Mapping[str, Any] = {"rule": "gamma", "gamma": 0.05}
+"""Of all linear layers of a vision transformer, as the authors of AttnLRP use it with their rule for the softmax."""
 KNOWN: Mapping[str, tuple[Mapping[str, Any], str]] = {
     # zennit's composites of these names, and the one with z-box in the place of its flat rule
     "epsilon-plus-flat": (ZPLUS, "flat"),
@@ -54,9 +56,11 @@ def known_heat_maps(space: Space, network: Layers, bounds: Mapping[str, Any]) ->
         composite = space.composite(rules)
         if composite not in found.values():
             found[name] = composite
+    transformer = any(layer["type"] in ATTENTION_TYPES for layer in network.values())
+    if transformer:
+        found["attnlrp-gamma"] = space.composite(dict.fromkeys(GROUPS, ATTNLRP))
     if input_part(network) is None:
         return found
-    transformer = any(layer["type"] in ATTENTION_TYPES for layer in network.values())
     depths = dict.fromkeys(layer["group"] for layer in network.values())
     for name, (rule, first) in KNOWN.items():
         groups = {depth: EPSILON if depth == "classifier" else rule for depth in depths}

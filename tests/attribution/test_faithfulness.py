@@ -9,7 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pxp_optimize.attribution import EXPLAINERS, REPLACEMENTS, heat_maps, load_composite, relevance_gain
-from pxp_optimize.attribution.faithfulness import Flipping, Patches, gini, similarity
+from pxp_optimize.attribution.faithfulness import (
+    Flipping,
+    Patches,
+    flip,
+    gini,
+    measure_ends,
+    probabilities,
+    similarity,
+)
 from pxp_optimize.pruning.graph import trace
 from torch import Tensor, nn
 from zennit.attribution import Gradient
@@ -83,6 +91,29 @@ def test_the_gain_is_that_of_a_plain_loop(replace, edge, steps, residual, images
     ]
     assert found.tolist() == pytest.approx(expected, abs=1e-5)
     assert found.abs().max() > 1e-3
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_curves_are_those_of_quantus():
+    """By its region perturbation. It takes the mean of what is left of the image: here no region changes that."""
+    quantus = pytest.importorskip("quantus", exc_type=ImportError)  # without a screen's libraries it is not importable
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 3)]
+    model = nn.Sequential(*layers).eval()
+    inputs = torch.randn(6, 1, 4, 4, 4, 4)
+    inputs = (inputs - inputs.mean((3, 5), keepdim=True)).reshape(6, 1, 16, 16)
+    maps = torch.randn(6, 16, 16)
+    flipping = Flipping.of((16, 16), 4, "mean", steps=16)
+    probability = probabilities(model, None)
+    ends = measure_ends(probability, inputs, None, flipping, 8)
+    found = flip(probability, inputs, flipping.patches.sums(maps), ends, flipping, 8)
+    for order, ours in (("morf", found.most), ("lerf", found.least)):
+        metric = quantus.RegionPerturbation(
+            patch_size=4, order=order, regions_evaluation=16, perturb_baseline="mean", normalise=False
+        )
+        lost = metric(model, inputs.numpy(), ends.targets.numpy(), maps.unsqueeze(1).numpy(), device="cpu")
+        theirs = ends.whole.unsqueeze(1) - torch.tensor(lost)
+        torch.testing.assert_close(ours[:, 1:], theirs.float(), atol=1e-6, rtol=0)
 
 
 def test_maps_upside_down_have_the_negative_gain(residual, images):

@@ -14,7 +14,7 @@ from pxp_optimize.attribution import heat_maps, load_composite, relevance_gain
 from pxp_optimize.optimize import UserError, optimize
 from pxp_optimize.optimize.evaluation.evaluate import evaluate
 from pxp_optimize.optimize.options import Options
-from pxp_optimize.optimize.search.explained import KNOWN, input_part, pixel_bounds
+from pxp_optimize.optimize.search.explained import KNOWN, input_part, known_heat_maps, pixel_bounds
 from pxp_optimize.optimize.study.explain import coloured
 from pxp_optimize.optimize.study.run import make_space
 from pxp_optimize.studies.best import best_trial
@@ -227,6 +227,17 @@ def test_the_space_finds_known_composites_again(prepared):
     assert composite.groups["low.stem"].parameters == {name: tuple(of) for name, of in bounds.items()}
     assert space.params_of(composite) == trial.params
     assert input_part({"fc": {"group": "classifier", "type": "linear"}}) is None
+
+
+def test_a_transformer_is_explained_as_by_the_authors_of_attnlrp(project):
+    prepared = project.prepared(model="network:transformer", weights="default", objective=("faithfulness",))
+    space = make_space(Options.parsed(objective="faithfulness"), prepared)
+    known = known_heat_maps(space, prepared.layers, pixel_bounds(prepared.task.search.inputs))
+    composite = known["attnlrp-gamma"]
+    assert {(spec.rule, spec.parameters["gamma"]) for spec in composite.groups.values()} == {("gamma", 0.05)}
+    assert composite.softmax == "attnlrp"
+    assert space.suggest(optuna.trial.FixedTrial(space.params_of(composite))) == composite
+    assert evaluate(prepared.task, composite).auc != 0
 
 
 def test_second_objectives_make_a_front(tmp_path):
