@@ -117,6 +117,9 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
     cache = cache_folder()
     dataset = open_dataset(options.data, seed=options.seed, cache=cache, progress=progress)
     classes = pick_classes(dataset, options.classes, options.seed)
+    if not options.prunes:  # then they only tell what a batch of them needs: whatever there is does
+        fewest = min(int((dataset.train.labels == label).sum()) for label in classes)
+        options = replace(options, reference_samples=max(1, min(options.reference_samples, fewest)))
     drawn = draw_splits(
         dataset,
         classes,
