@@ -168,6 +168,18 @@ def test_a_study_of_other_regions_is_refused(searched):
     assert project.files() == before
 
 
+def test_a_training_image_of_each_class_is_enough(project):
+    options = ["--objective", "faithfulness", "--trials", "1", "--rescore", "1", "--storage", "few.db"]
+    images = project.folder / "few"
+    shutil.copytree(project.folder / "images", images)
+    for folder in (images / "train").iterdir():
+        for path in sorted(folder.iterdir())[1:]:
+            path.unlink()
+    model = ["--model", "network:small", "--weights", "weights.pt", "--data", "few", "--device", "cpu"]
+    done = project.run(*model, "--image-size", "16", "--mean", "0.5", "--std", "0.25", *options)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -181,18 +193,6 @@ def test_a_study_of_other_regions_is_refused(searched):
         ({"explain_target": "true"}, "no use for --explain-target"),
     ],
 )
-def test_a_training_image_of_each_class_is_enough(project):
-    options = ["--objective", "faithfulness", "--trials", "1", "--rescore", "1", "--storage", "few.db"]
-    images = project.folder / "few"
-    shutil.copytree(project.folder / "images", images)
-    for folder in (images / "train").iterdir():
-        for path in sorted(folder.iterdir())[1:]:
-            path.unlink()
-    model = ["--model", "network:small", "--weights", "weights.pt", "--data", "few", "--device", "cpu"]
-    done = project.run(*model, "--image-size", "16", "--mean", "0.5", "--std", "0.25", *options)
-    assert done.returncode == 0, done.stderr
-
-
 def test_options_of_another_objective_are_refused(options, message):
     with contextlib.nullcontext() if message is None else pytest.raises(UserError, match=message):
         Options.parsed(**options).check()
