@@ -83,7 +83,8 @@ def check_prunes(study: Study) -> None:
 def prunes_nothing(what: str) -> UserError:
     """The error of what judges heat maps where something is to be pruned."""
     return UserError(
-        f"{what} judges heat maps (--objective {FAITHFULNESS}) and prunes nothing: take one of another objective"
+        f"{what} judges heat maps (--objective {FAITHFULNESS}) and prunes nothing: "
+        "a study of another objective, which may begin with its composite (--from best.json), does"
     )
 
 
