@@ -58,6 +58,9 @@ def next_trial(study: Study, trials: int, lag: int = 1) -> Trial | None:
     if trial.user_attrs.get(OWNER) != own_mark():
         trial.set_user_attr(OWNER, own_mark())
     give_sign(study, trial)
+    if _is_doubled(study, internals.stored(study, trial)):
+        _fail_doubled(study, trial)
+        return None
     if _number_before(study, trial.number) >= trials:  # where no lock keeps others from the queue
         internals.set_state(study, trial, TrialState.WAITING)
         return None
@@ -156,20 +159,31 @@ def drop_waiting(study: Study, space: Space) -> None:
 
 def drop_doubled(study: Study) -> None:
     """Fail what waits with a composite, or parameters, that another trial before it was given. Where no lock keeps
-    others from the queue, two processes may put the same into it."""
-    kept: list[Any] = []
-    for trial in study.get_trials(deepcopy=False):
-        given = trial.system_attrs.get("fixed_params")
-        if "given" in trial.user_attrs:
-            given = trial.user_attrs["composite"], trial.user_attrs.get("fixed")
-        if not given or trial.state == TrialState.FAIL:
-            continue
-        if trial.state == TrialState.WAITING and given in kept:
-            with contextlib.suppress(UpdateFinishedTrialError):
-                internals.set_user_attr(study, trial, "error", "another process had put the same into the queue")
-                internals.set_state(study, trial, TrialState.FAIL)
-        else:
-            kept.append(given)
+    others from the queue, or a server that begins anew has forgotten it, two processes may put the same into it. One
+    that is taken before it is dropped is failed by who takes it (`next_trial`)."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        if _is_doubled(study, trial):
+            _fail_doubled(study, trial)
+
+
+def _is_doubled(study: Study, trial: FrozenTrial) -> bool:
+    """Whether a trial before this one was given the same, and has not failed."""
+    given = _given(trial)
+    before = (other for other in study.get_trials(deepcopy=False) if other.number < trial.number)
+    return bool(given) and any(other.state != TrialState.FAIL and _given(other) == given for other in before)
+
+
+def _given(trial: FrozenTrial) -> Any:
+    """What a trial was put into the queue with; nothing for one that the sampler proposes."""
+    if "given" in trial.user_attrs:
+        return trial.user_attrs["composite"], trial.user_attrs.get("fixed")
+    return trial.system_attrs.get("fixed_params")
+
+
+def _fail_doubled(study: Study, trial: Trial | FrozenTrial) -> None:
+    with contextlib.suppress(UpdateFinishedTrialError):
+        internals.set_user_attr(study, trial, "error", "another process had put the same into the queue")
+        internals.set_state(study, trial, TrialState.FAIL)
 
 
 def requeue_stale(study: Study, silence: Silence | None = None, *, blame: bool = True) -> None:

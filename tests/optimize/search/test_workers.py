@@ -213,6 +213,22 @@ def test_what_two_put_into_the_queue_is_tried_once(tmp_path):
     assert states == [TrialState.WAITING] * 2 + [TrialState.FAIL] * 2 + [TrialState.WAITING] * 2
 
 
+def test_who_takes_what_is_tried_already_leaves_it(tmp_path):
+    """It may be taken before it is dropped: a server that begins anew has forgotten who was alone with the queue."""
+    study = study_in(tmp_path / "a.db")
+    attrs = {"given": {}, "composite": {"a": 1}, "fixed": "a"}
+    study.enqueue_trial({}, user_attrs=attrs)
+    first = next_trial(study, 9, 3)
+    assert first is not None and first.number == 0
+    study.enqueue_trial({}, user_attrs=attrs)
+    assert next_trial(study, 9, 3) is None
+    assert [trial.state for trial in study.trials] == [TrialState.RUNNING, TrialState.FAIL]
+    study.tell(first, state=TrialState.FAIL)
+    study.enqueue_trial({}, user_attrs=attrs)
+    again = next_trial(study, 9, 3)
+    assert again is not None and again.number == 2
+
+
 def test_a_trial_of_another_machine_is_given_up_after_a_while(tmp_path, monkeypatch):
     study = study_in(tmp_path / "a.db")
     assert next_trial(study, 9) is not None
