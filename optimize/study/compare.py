@@ -14,6 +14,7 @@ from optuna.study import Study
 
 from ...attribution import CRITERIA, Composite
 from ...pruning import NotFinite
+from ...studies.best import AUC
 from ...studies.comparison import Line, compare
 from ...studies.document import complete_trial
 from ...studies.errors import UserError
@@ -52,11 +53,13 @@ def stored_options(study: Study, device: str | None = None) -> Options:
             "use the methods of what optimize() returns there"
         )
     known = {option.name for option in fields(Options)}
-    values = {"flat": 0.0, **{name: value for name, value in config.items() if name in known}}
-    # what `auto` stood for then, which may be another thing by now
-    mark = study.user_attrs["fingerprint"]
-    values |= {key: mark.get(key, values.get(key)) for key in ("units", "schedule", "repair")}
-    options = Options.parsed(**{key: value for key, value in values.items() if value is not None})
+    values = {name: value for name, value in config.items() if name in known and value is not None}
+    if Options.parsed(objective=values.get("objective", AUC)).prunes:
+        # what `auto` stood for then, which may be another thing by now
+        mark = study.user_attrs["fingerprint"]
+        values |= {key: mark[key] for key in ("units", "schedule", "repair") if key in mark}
+        values.setdefault("flat", 0.0)
+    options = Options.parsed(**values)
     return options if device is None else replace(options, device=device)
 
 

@@ -100,6 +100,15 @@ def test_what_is_reported(searched):
     assert not {"holdout", "search", "layers", "trials"} & set(draw_all(study))
 
 
+def test_it_goes_on_by_its_name(searched):
+    project, _, _ = searched
+    shutil.copy(project.folder / "maps.db", project.folder / "more.db")
+    more = project.run("--study", STUDY, "--storage", "more.db", "--export", "more.json", "--trials", str(TRIALS + 1))
+    assert more.returncode == 0, more.stderr
+    study = optuna.load_study(study_name=STUDY, storage=open_storage(str(project.folder / "more.db")))
+    assert len(study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))) == TRIALS + 1
+
+
 def test_its_files_are_written_again(searched):
     project, _, _ = searched
     for name in ("maps.html", "maps.csv", "maps-report.json"):
