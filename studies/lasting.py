@@ -87,7 +87,8 @@ def lasting(study: Study, name: str, tell: Callable[[str], object]) -> Study:
 
     name: of its storage, as the user gave it. tell: told when the server goes away, and comes back.
     """
-    internals.replace_storage(study, lambda *of: _Lasting(*of, storage_file(name) is None, tell))
+    waits = storage_file(name) is None
+    internals.replace_storage(study, lambda storage, number: _Lasting(storage, number, waits, tell))
     return study
 
 
