@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -102,14 +103,21 @@ def search(storage: str, trials: int, seconds: float = 0.0, lag: int = 1, sample
         )
 
 
-def begun(work: Callable[[], object]) -> BaseProcess:
-    """A process that does something as a worker of `--workers` does, silently. It ends with 1 if the storage failed."""
+def begun(work: Callable[[], object], loud: bool = False) -> BaseProcess:
+    """A process that does something as a worker of `--workers` does. It ends with 1 if the storage failed.
+
+    loud: says why, where that is not expected.
+    """
 
     def job(tell: workers.Tell) -> None:
         try:
             work()
-        except UserError:
-            sys.exit(1)
+        except Exception as error:
+            if loud:
+                traceback.print_exc()
+            if isinstance(error, UserError):
+                sys.exit(1)
+            raise
 
     _, writer = FORK.Pipe(duplex=False)
     process = FORK.Process(target=workers._work, args=(job, writer, f"a run {random.random()}"))
@@ -387,7 +395,7 @@ def restarted_server(begin: Callable[[], contextlib.AbstractContextManager[Any]]
     """A database server is stopped and started while processes run a study; they do not end by that."""
     trials = 20 + 20 * times
     with begin() as server:
-        processes = [begun(partial(search, server.url, trials, 0.05)) for _ in range(2)]
+        processes = [begun(partial(search, server.url, trials, 0.05), loud=True) for _ in range(2)]
         for _ in range(times):
             some_more(server.url)
             server.restart()
@@ -403,7 +411,7 @@ def restarted_proxy(times: int) -> tuple[int, Found]:
         storage, port = f"{folder}/a.db", free_port()
         for _ in range(times):
             with proxy(storage, port) as url:
-                processes = processes or [begun(partial(search, url, trials, 0.05)) for _ in range(2)]
+                processes = processes or [begun(partial(search, url, trials, 0.05), loud=True) for _ in range(2)]
                 some_more(url)
         with proxy(storage, port) as url:
             ended(processes)
