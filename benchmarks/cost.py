@@ -29,21 +29,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from arguments import add_task
+
 PHASES = ("relevance", "curve")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="resnet18")
+    add_task(parser)
     parser.add_argument("--units", default="auto")
-    parser.add_argument("--weights", default="default")
-    parser.add_argument("--data", default="digits")
-    parser.add_argument("--image-size", type=int, default=None)
-    parser.add_argument("--mean", default=None, help="of images, as 0.5,0.5,0.5")
-    parser.add_argument("--std", default=None)
-    parser.add_argument("--reference-samples", type=int, default=10)
-    parser.add_argument("--search-samples", type=int, default=None)
-    parser.add_argument("--holdout-samples", type=int, default=None)
     parser.add_argument("--flat", type=float, default=0.02)
     parser.add_argument("--methods", default="epsilon", help="names of fixed composites")
     parser.add_argument("--seeds", type=int, default=1)

@@ -19,6 +19,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from arguments import add_task
 from pxp_optimize.attribution import CRITERIA
 from pxp_optimize.attribution.composites import GATES, NORMALIZATIONS
 from pxp_optimize.optimize.evaluation.curve import networks_of
@@ -36,19 +37,11 @@ EVERY_REPAIR = ("none", "batchnorm", "least-squares", "batchnorm+least-squares")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="resnet18")
+    add_task(parser)
     parser.add_argument("--units", default="auto")
-    parser.add_argument("--weights", default="default")
-    parser.add_argument("--data", default="digits")
-    parser.add_argument("--image-size", type=int, default=None)
-    parser.add_argument("--mean", default=None, help="of images, as 0.5,0.5,0.5")
-    parser.add_argument("--std", default=None)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0, help="to measure the others later, or elsewhere")
-    parser.add_argument("--reference-samples", type=int, default=10)
     parser.add_argument("--repair-samples", type=int, default=None, help="unlabelled images for repairs")
-    parser.add_argument("--search-samples", type=int, default=None)
-    parser.add_argument("--holdout-samples", type=int, default=None)
     parser.add_argument("--rates", default=DEFAULT_RATES)
     parser.add_argument("--schedules", default="oneshot,every:0.1")
     parser.add_argument("--repairs", default=None, help="default: those that the network can take")

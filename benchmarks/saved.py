@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from arguments import add_task
 from pxp_optimize.optimize.evaluation.task import Task
 from pxp_optimize.optimize.options import Options
 from pxp_optimize.optimize.study.prepare import Prepared, prepare
@@ -64,15 +65,7 @@ class Case:
 def arguments(text: str | None) -> argparse.ArgumentParser:
     """The options of a table of networks at the same multiply-adds."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="resnet18")
-    parser.add_argument("--weights", default="default")
-    parser.add_argument("--data", default="digits")
-    parser.add_argument("--image-size", type=int, default=None)
-    parser.add_argument("--mean", default=None, help="of images, as 0.5,0.5,0.5")
-    parser.add_argument("--std", default=None)
-    parser.add_argument("--reference-samples", type=int, default=10)
-    parser.add_argument("--search-samples", type=int, default=100)
-    parser.add_argument("--holdout-samples", type=int, default=None)
+    add_task(parser, search_samples=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--saved", default="0.3,0.5,0.7")
     parser.add_argument("--only", default="", help="regular expression: the layers that may lose units")

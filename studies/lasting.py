@@ -41,10 +41,10 @@ class _Lasting:
         found = getattr(self._storage, name)
         return partial(self._call, found) if callable(found) else found
 
-    def set_trial_param(self, trial: int, *what: Any) -> None:
+    def set_trial_param(self, *what: Any, **more: Any) -> None:
         """As Optuna's. A proxy that was started anew knows no trial to take a parameter of, until it has read those of
         the study (Optuna 5.0, `_CachedStorage.set_trial_param`)."""
-        again = partial(self._call, self._storage.set_trial_param, trial, *what)
+        again = partial(self._call, self._storage.set_trial_param, *what, **more)
         try:
             again()
         except KeyError:

@@ -105,11 +105,9 @@ def _check_kaleido() -> None:
 
 def _picture(study: Study, name: str, kind: str) -> bytes:
     drawn = figure(study, name)
-    ratio, margin = (drawn.layout.meta or {}).get("ratio"), drawn.layout.margin
-    if ratio is None:
-        height = max(SIZE["height"], drawn.layout.height or 0)
-    else:  # of what is drawn, whose height follows from its width
-        height = round(margin.t + margin.b + (SIZE["width"] - margin.l - margin.r) * ratio)
+    height, meta, margin = max(SIZE["height"], drawn.layout.height or 0), drawn.layout.meta or {}, drawn.layout.margin
+    if "ratio" in meta:  # heat maps are as high as their width makes them
+        height = round(margin.t + margin.b + (SIZE["width"] - margin.l - margin.r) * meta["ratio"])
     size = {**SIZE, "height": height}
     try:
         return bytes(drawn.to_image(format=kind, **size))

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...attribution import GROUPS, Composite
-from ...attribution.composites import ATTENTION_TYPES
 from ..evaluation.task import Images
 from .space import FIXED, SEARCHED_RULES, Layers, Part, Space
 from .warm_start import ALPHA_BETA, EPSILON, GAMMA, MIXED, ZPLUS
@@ -56,8 +55,7 @@ def known_heat_maps(space: Space, network: Layers, bounds: Mapping[str, Any]) ->
         composite = space.composite(rules)
         if composite not in found.values():
             found[name] = composite
-    transformer = any(layer["type"] in ATTENTION_TYPES for layer in network.values())
-    if transformer:
+    if space.transformer:
         found["attnlrp-gamma"] = space.composite(dict.fromkeys(GROUPS, ATTNLRP))
     if input_part(network) is None:
         return found
@@ -65,6 +63,6 @@ def known_heat_maps(space: Space, network: Layers, bounds: Mapping[str, Any]) ->
     for name, (rule, first) in KNOWN.items():
         groups = {depth: EPSILON if depth == "classifier" else rule for depth in depths}
         groups[INPUT] = {"rule": first, **(bounds if first == ZBOX else {})}
-        more: dict[str, Any] = {"attention": {"softmax": "attnlrp"}} if transformer else {}
+        more: dict[str, Any] = {"attention": {"softmax": "attnlrp"}} if space.transformer else {}
         found[name] = Composite.from_dict({"groups": groups, **more})
     return found

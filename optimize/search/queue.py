@@ -58,7 +58,7 @@ def next_trial(study: Study, trials: int, lag: int = 1) -> Trial | None:
     if trial.user_attrs.get(OWNER) != own_mark():
         trial.set_user_attr(OWNER, own_mark())
     give_sign(study, trial)
-    if _is_doubled(study, internals.stored(study, trial)):
+    if _is_doubled(waiting[0], study.get_trials(deepcopy=False)):
         _fail_doubled(study, trial)
         return None
     if _number_before(study, trial.number) >= trials:  # where no lock keeps others from the queue
@@ -161,15 +161,16 @@ def drop_doubled(study: Study) -> None:
     """Fail what waits with a composite, or parameters, that another trial before it was given. Where no lock keeps
     others from the queue, or a server that begins anew has forgotten it, two processes may put the same into it. One
     that is taken before it is dropped is failed by who takes it (`next_trial`)."""
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-        if _is_doubled(study, trial):
+    trials = study.get_trials(deepcopy=False)
+    for trial in trials:
+        if trial.state == TrialState.WAITING and _is_doubled(trial, trials):
             _fail_doubled(study, trial)
 
 
-def _is_doubled(study: Study, trial: FrozenTrial) -> bool:
-    """Whether a trial before this one was given the same, and has not failed."""
+def _is_doubled(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> bool:
+    """Whether one of these before a trial was given the same, and has not failed."""
     given = _given(trial)
-    before = (other for other in study.get_trials(deepcopy=False) if other.number < trial.number)
+    before = (other for other in trials if other.number < trial.number)
     return bool(given) and any(other.state != TrialState.FAIL and _given(other) == given for other in before)
 
 

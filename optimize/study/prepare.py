@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from platformdirs import user_cache_path
 from torch import Tensor
@@ -118,7 +119,7 @@ def prepare(options: Options, progress: Progress = no_progress) -> Prepared:
     dataset = open_dataset(options.data, seed=options.seed, cache=cache, progress=progress)
     classes = pick_classes(dataset, options.classes, options.seed)
     if not options.prunes:  # then they only tell what a batch of them needs: whatever there is does
-        fewest = min(int((dataset.train.labels == label).sum()) for label in classes)
+        fewest = int(np.bincount(dataset.train.labels, minlength=len(dataset.classes))[list(classes)].min())
         options = replace(options, reference_samples=max(1, min(options.reference_samples, fewest)))
     drawn = draw_splits(
         dataset,
