@@ -154,6 +154,9 @@ class Realign(nn.Module):
     source: position in the input of each output channel, or -1 for zeros; shape (channels out,).
     """
 
+    source: Tensor
+    target: Tensor | None
+
     def __init__(self, dim: int, source: Tensor) -> None:
         super().__init__()
         self.dim = dim
@@ -165,12 +168,12 @@ class Realign(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         dim = self.dim % x.dim()
         if self.target is None:
-            return x.index_select(dim, self.source)  # type: ignore[arg-type]
+            return x.index_select(dim, self.source)
         shape = [*x.shape[:dim], self.size, *x.shape[dim + 1 :]]
         result = x.new_zeros(shape)
         if dim == 1 and x.dim() == 4:
             result = result.contiguous(memory_format=_memory_format(x))
-        return result.index_copy_(dim, self.target, x.index_select(dim, self.source))  # type: ignore[arg-type]
+        return result.index_copy_(dim, self.target, x.index_select(dim, self.source))
 
 
 class ScatterAdd(nn.Module):
@@ -195,17 +198,19 @@ class ScatterAdd(nn.Module):
         if a.dtype != b.dtype:  # under autocast
             dtype = torch.promote_types(a.dtype, b.dtype)
             a, b = a.to(dtype), b.to(dtype)
+        if dim == 1 and a.dim() == 4 and _memory_format(a) == torch.channels_last:
+            # a pixel a row: the same sums, which take up to nine times as long as maps in this order. Not written into
+            # a view of the result, which torch.jit.trace would not see
+            batch, _, height, width = a.shape
+            rows = self._added(_rows(a), _rows(b), 1)
+            return rows.view(batch, height, width, self.size).permute(0, 3, 1, 2)
+        return self._added(a, b, dim)
+
+    def _added(self, a: Tensor, b: Tensor, dim: int) -> Tensor:
         if self.first is None:
             return a.index_add(dim, self.second, b)  # type: ignore[arg-type]
         if self.second is None:
             return b.index_add(dim, self.first, a)  # type: ignore[arg-type]
-        if dim == 1 and a.dim() == 4 and _memory_format(a) == torch.channels_last:
-            # a pixel a row: the same sums as below, which take almost twice as long in this order. Not written into a
-            # view of the result, which torch.jit.trace would not see
-            batch, _, height, width = a.shape
-            rows = a.new_zeros(batch * height * width, self.size)
-            rows = rows.index_copy_(1, self.first, _rows(a)).index_add_(1, self.second, _rows(b))  # type: ignore
-            return rows.view(batch, height, width, self.size).permute(0, 3, 1, 2)
         result = a.new_zeros([*a.shape[:dim], self.size, *a.shape[dim + 1 :]])
         return result.index_copy_(dim, self.first, a).index_add_(dim, self.second, b)  # type: ignore[arg-type]
 

@@ -176,3 +176,66 @@ def test_any_masks(data: st.DataObject) -> None:
     expected = masked_model(graph, cut)(IMAGES)
     assert relative(without_constants(network)(IMAGES), expected) < 1e-5
     assert relative(compact_model(graph, cut)(IMAGES), expected) < 1e-5
+
+
+class Separable(nn.Module):
+    """Depthwise convolutions of several kinds: with a bias or none, two outputs a channel, padded by a step of its own;
+    read by a convolution without padding, with padding, by two, and by another depthwise one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand = nn.ModuleList(nn.Conv2d(3, 6, 1) for _ in range(5))
+        self.depthwise = nn.ModuleList(
+            nn.Conv2d(6, 12 if k == 1 else 6, 3, padding=int(k != 2), groups=6, bias=k != 1) for k in range(5)
+        )
+        self.project = nn.ModuleList(nn.Conv2d(12 if k == 1 else 6, 4, 3 if k == 2 else 1) for k in range(3))
+        self.padded, self.second = nn.Conv2d(6, 4, 3, padding=1), nn.Conv2d(6, 4, 1, bias=False)
+        self.again = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.last = nn.Conv2d(6, 4, 1)
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c, d, e = (torch.nn.functional.relu6(expand(x)) for expand in self.expand)
+        c = torch.nn.functional.pad(c, (1, 1, 1, 1))
+        a, b, c, d, e = (f(y) for f, y in zip(self.depthwise, (a, b, c, d, e), strict=True))
+        parts = [f(y) for f, y in zip(self.project, (torch.nn.functional.hardswish(a), torch.relu(b), c), strict=True)]
+        parts += [self.padded(torch.sigmoid(d)), self.second(torch.relu(d)), self.last(self.again(torch.tanh(e)))]
+        return self.fc(sum(part.mean((2, 3)) for part in parts))
+
+
+@settings(max_examples=30)
+@given(st.data())
+def test_any_masks_of_depthwise_convolutions(data: st.DataObject) -> None:
+    torch.manual_seed(6)
+    graph = trace(Separable().eval())
+    cut = {
+        name: torch.tensor(data.draw(st.lists(st.booleans(), min_size=size, max_size=size), label=name))
+        for name, size in graph.units("filters").items()
+    }
+    expected = masked_model(graph, cut)(IMAGES)
+    lean = without_constants(compact(graph, cut).network)
+    assert relative(lean(IMAGES), expected) < 1e-5
+    assert relative(compact_model(graph, cut)(IMAGES), expected) < 1e-5
+    modules = lean.modules_by_step()
+    for k in (0, 2):  # what has two outputs a channel fills them up
+        left = int((cut[f"expand.{k}"] & cut[f"depthwise.{k}"]).sum())
+        if left and cut[f"project.{k}"].any():
+            assert modules[f"depthwise.{k}"].groups == modules[f"expand.{k}"].out_channels == left
+            assert f"depthwise.{k}_realign" not in modules
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "shufflenet_v2_x0_5", "mnasnet0_5"])
+def test_of_separable_layers_only_what_is_read_and_written_is_left(
+    name: str, randomise: Callable[..., nn.Module]
+) -> None:
+    torch.manual_seed(0)
+    graph = trace(randomise(torchvision.models.get_model(name, num_classes=5)))
+    generator = torch.Generator().manual_seed(0)
+    cut = {name: torch.rand(size, generator=generator) > 0.4 for name, size in graph.units("filters").items()}
+    network = compact(graph, cut).network
+    lean = without_constants(network)
+    assert relative(lean(IMAGES), network(IMAGES)) < 1e-5
+    assert without_constants(lean) is lean
+    assert parameters(lean) < 0.9 * parameters(network)
+    if name != "shufflenet_v2_x0_5":  # which shuffles
+        assert not any(isinstance(module, ops.Realign) for module in lean.modules())
