@@ -28,7 +28,7 @@ from pxp_optimize.optimize.options import Options
 from pxp_optimize.optimize.parsers import DEFAULT_RATES, parse_rates
 from pxp_optimize.optimize.search.space import Space
 from pxp_optimize.optimize.study.prepare import prepare
-from pxp_optimize.pruning import Schedule, area_saved, macs, make_repair, sparsity_at, without_constants
+from pxp_optimize.pruning import Schedule, area_saved, macs, make_repair, sparsity_at
 from pxp_optimize.pruning.repair import least_squares, tokens
 from pxp_optimize.pruning.repair.tokens import EVEN
 
@@ -110,7 +110,7 @@ def main() -> None:
                     seconds = time.process_time() - start
                     costs = []
                     if args.macs:
-                        networks = map(without_constants, networks_of(variant, plan_of(variant, method)))
+                        networks = networks_of(variant, plan_of(variant, method))
                         costs = [macs(network, task.holdout.inputs[0:1]) for network in networks]
                     area = area_saved([cost / costs[0] for cost in costs], found.accuracy) if costs else float("nan")
                     figures.setdefault((schedule, repair, name), []).append(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -270,6 +270,11 @@ def is_sigmoid(module: nn.Module) -> bool:
 def gates_of(network: nn.Module) -> list[Multiply]:
     """The products of a network in which a gate is a factor."""
     return [module for module in network.modules() if isinstance(module, Multiply) and module.gate is not None]
+
+
+def is_depthwise(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
+    """Whether a module is a convolution each of whose outputs reads one channel of its own."""
+    return isinstance(module, nn.Conv2d) and module.groups > 1 and module.weight.shape[1] == 1
 
 
 def zero_preserving(module: nn.Module) -> bool | None:

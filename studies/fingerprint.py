@@ -18,7 +18,10 @@ COSTS_KEY, GATE_COSTS = "gate costs", 1
 """Raised whenever what is left of gates costs another part; kept with the studies of networks that have gates whose
 second objective is what networks cost."""
 
-VERSIONS = ("definitions", "least-squares", "gates", COSTS_KEY)
+SEPARABLE_KEY, SEPARABLE_COSTS = "depthwise costs", 1
+"""Raised whenever depthwise convolutions and the layers beside them cost another part; kept likewise."""
+
+VERSIONS = ("definitions", "least-squares", "gates", COSTS_KEY, SEPARABLE_KEY)
 """Keys that say how a version of the project measures, not what."""
 
 ADDED = {"precision": "fp32", "draws": 1, "flat": 0.0}
@@ -43,6 +46,7 @@ def fingerprint(
     draws: int = 1,
     flat: float = 0.0,
     gated: bool = False,
+    separable: bool = False,
     costs: bool = False,
     explaining: Mapping[str, Any] | None = None,
 ) -> Fingerprint:
@@ -62,6 +66,7 @@ def fingerprint(
         draws: of the reference samples, which a trial's value is the mean over.
         flat: differences in accuracy that count as none.
         gated: whether the network has gates.
+        separable: whether it has depthwise convolutions.
         costs: whether what networks cost is an objective.
         explaining: what heat maps are judged by, in studies of these.
     """
@@ -82,6 +87,7 @@ def fingerprint(
         **({"flat": flat} if flat else {}),
         **({"gates": GATES} if gated else {}),
         **({COSTS_KEY: GATE_COSTS} if gated and costs else {}),
+        **({SEPARABLE_KEY: SEPARABLE_COSTS} if separable and costs else {}),
         **({"explaining": dict(explaining)} if explaining else {}),
         **({"least-squares": LEAST_SQUARES} if "least-squares" in repair else {}),
     }

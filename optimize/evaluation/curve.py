@@ -103,8 +103,10 @@ def _curve(task: Task, counts: Sequence[list[float]], rows: Sequence[Tensor], co
 
 
 def networks_of(task: Task, plan: Plan, rates: Sequence[float] | None = None) -> Iterator[Network]:
-    """The network at each of the rates (None: the task's), built when it is asked for."""
-    return (graph.network for graph in plan.networks(task.graph, rates or task.rates, task.repair))
+    """The network at each of the rates (None: the task's), built when it is asked for; the pruned ones as they are
+    used, without constants."""
+    graphs = plan.networks(task.graph, rates or task.rates, task.repair)
+    return (graph.network if graph is task.graph else without_constants(graph.network) for graph in graphs)
 
 
 def networks_of_curve(task: Task, plan: Plan, costs: list[float]) -> Iterator[Network]:
@@ -131,7 +133,7 @@ def _networks_beyond(task: Task, plan: Plan, costs: Sequence[float]) -> Iterator
         if 1 - costs[-1] / costs[0] >= END:
             return
         rate = 1 - (1 - last) / 2**index
-        yield next(plan.networks(task.graph, [rate], task.repair)).network
+        yield next(networks_of(task, plan, [rate]))
 
 
 def _with_costs(task: Task, cost: Cost, networks: Iterable[Network], costs: list[float]) -> Iterator[Network]:
@@ -143,7 +145,7 @@ def _with_costs(task: Task, cost: Cost, networks: Iterable[Network], costs: list
             return cost(network, images)
 
     for network in networks:
-        costs.append(task.batching.run(partial(measured, without_constants(network))))
+        costs.append(task.batching.run(partial(measured, network)))
         yield network
 
 

@@ -242,6 +242,7 @@ def assemble(
         draws=options.draws,
         flat=task.flat,
         gated=graph.gated,
+        separable=graph.separable,
         costs=task.cost is not None,
         explaining=None if task.explaining is None else task.explaining.mark(),
     )

@@ -58,6 +58,12 @@ def test_costs_of_gates_matter_where_both_are():
     assert difference(gated, fingerprint(**BASE, gated=True, costs=True)) == ["gate costs: stored nothing, now 1"]
 
 
+def test_costs_of_depthwise_convolutions_matter_where_both_are():
+    assert fingerprint(**BASE, separable=True) == fingerprint(**BASE)
+    named = difference(fingerprint(**BASE, costs=True), fingerprint(**BASE, separable=True, costs=True))
+    assert named == ["depthwise costs: stored nothing, now 1"]
+
+
 def test_lists_of_the_same_ends_still_tell_apart():
     named = difference({"rates": [0, 0.1, 0.2, 0.9]}, {"rates": [0, 0.1, 0.3, 0.9]})
     assert named == ["rates number 3: stored 0.2, now 0.3"]
