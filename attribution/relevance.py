@@ -74,11 +74,11 @@ def collect_relevance(
             competing=logits,
             input_gradient=reference,
         )
-    found = balance(normalize(totals, composite.normalization), graph.kinds, composite.balance)
-    if composite.cost_exponent == 0:
-        return found
-    seconds = composite.seconds if composite.cost == "latency" else None
-    return priced(found, unit_prices(graph, found, composite.cost, seconds), composite.cost_exponent)
+    found = normalize(totals, composite.normalization)
+    if composite.cost_exponent:
+        seconds = composite.seconds if composite.cost == "latency" else None
+        found = priced(found, unit_prices(graph, found, composite.cost, seconds), composite.cost_exponent)
+    return balance(found, graph.kinds, composite.balance)  # last: a head costs a hundred neurons
 
 
 Score = Callable[[Tensor, Tensor], Tensor]

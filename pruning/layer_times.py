@@ -7,8 +7,7 @@ give. A table is of one network, one device and one batch size.
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,11 +19,12 @@ from .graph import Graph
 from .modules import AttentionValue, QueryKey, Realign, ScatterAdd
 from .network import BATCH, Network, clone
 from .operations.attention import MatrixProduct
-from .work import wait
+from .work import fastest
 
 WIDTHS = (0.0625, 0.25, 0.5, 1.0)
 """Parts of a layer's inputs and outputs that are measured."""
-ROUNDS = 3
+ENOUGH = 0.01
+"""Seconds that one of them is measured for."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class LayerTimes:
                 layers[step.name] = alike[key]
             elif inputs and isinstance(module, nn.Module):
                 values = [_random(shape, network, graph.device) for shape in inputs]
-                seconds = _seconds(module, values, graph.device)
+                seconds = fastest(module, values, graph.device, ENOUGH)
                 spent.setdefault(_name(module), []).append((seconds, torch.Size(shapes[step.output]).numel()))
         largest = max(shapes.values(), key=lambda shape: torch.Size(shape).numel() if len(shape) > 2 else 0)
         dim = 1 if len(largest) == 4 else len(largest) - 1
@@ -77,7 +77,7 @@ class LayerTimes:
             (Realign(dim, torch.where(index % 2 == 0, index, -1)), [value]),
             (ScatterAdd(dim, size, None, index), [value, value]),
         ):
-            seconds = _seconds(added.to(graph.device), values, graph.device)
+            seconds = fastest(added.to(graph.device), values, graph.device, ENOUGH)
             spent.setdefault(_name(added), []).append((seconds, value.numel()))
         others = {
             name: sum(seconds for seconds, _ in found) / max(1, sum(numbers for _, numbers in found))
@@ -164,17 +164,5 @@ def _grid(module: nn.Conv2d | nn.Linear, source: tuple[int, ...], network: Netwo
                 sizes = {"in_features": column, "out_features": row}
                 shape = (*source[:-1], column)
             narrow = clone(module, weight=part, bias=bias, **sizes)
-            seconds[-1].append(_seconds(narrow, [_random(shape, network, device)], device))
+            seconds[-1].append(fastest(narrow, [_random(shape, network, device)], device, ENOUGH))
     return Grid(rows, columns, seconds)
-
-
-def _seconds(run: Callable[..., Any], values: list[Tensor], device: torch.device) -> float:
-    """The median of `ROUNDS`, after one that does not count."""
-    found = []
-    for _ in range(ROUNDS + 1):
-        wait(device)
-        start = time.perf_counter()
-        run(*values)
-        wait(device)
-        found.append(time.perf_counter() - start)
-    return statistics.median(found[1:])

@@ -21,7 +21,10 @@ second objective is what networks cost."""
 SEPARABLE_KEY, SEPARABLE_COSTS = "depthwise costs", 1
 """Raised whenever depthwise convolutions and the layers beside them cost another part; kept likewise."""
 
-VERSIONS = ("definitions", "least-squares", "gates", COSTS_KEY, SEPARABLE_KEY)
+MIXED_KEY, MIXED_PRICES = "prices of several kinds", 1
+"""Raised whenever prices rank units of several kinds together in another way; kept with the studies that do."""
+
+VERSIONS = ("definitions", "least-squares", "gates", COSTS_KEY, SEPARABLE_KEY, MIXED_KEY)
 """Keys that say how a version of the project measures, not what."""
 
 ADDED = {"precision": "fp32", "draws": 1, "flat": 0.0}
@@ -88,6 +91,7 @@ def fingerprint(
         **({"gates": GATES} if gated else {}),
         **({COSTS_KEY: GATE_COSTS} if gated and costs else {}),
         **({SEPARABLE_KEY: SEPARABLE_COSTS} if separable and costs else {}),
+        **({MIXED_KEY: MIXED_PRICES} if "+" in units and costs else {}),
         **({"explaining": dict(explaining)} if explaining else {}),
         **({"least-squares": LEAST_SQUARES} if "least-squares" in repair else {}),
     }

@@ -854,6 +854,19 @@ def test_relevance_over_a_power_of_the_price():
     assert found["c"].tolist() == []
 
 
+def test_kinds_are_balanced_after_prices(vision_transformer: Callable[..., nn.Module]):
+    """Else heads, of which each costs many neurons, would all go first."""
+    images, targets = torch.randn(6, 3, 32, 32), torch.arange(6) % 4
+    composite = Composite.uniform(RuleSpec("epsilon"), softmax="attnlrp", cost_exponent=1.0)
+    graph = trace(vision_transformer())
+    found = collect_relevance(graph, composite, images, targets, "heads+neurons")
+    means = [
+        torch.cat([values.abs() for name, values in found.items() if graph.kinds[name] == kind]).mean()
+        for kind in ("heads", "neurons")
+    ]
+    assert means == pytest.approx([1.0, 1.0])
+
+
 def test_prices_are_those_of_the_network_as_it_is():
     """In steps masks stay nested, and each step's ranking has the prices of what is left."""
     torch.manual_seed(0)

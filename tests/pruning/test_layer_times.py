@@ -21,12 +21,12 @@ def model() -> nn.Module:
 def test_times_in_proportion_to_work_give_the_multiply_adds(monkeypatch):
     """Between the widths that were measured too: work is bilinear in them, and so is what is looked up."""
 
-    def seconds(run, values, device):
+    def seconds(run, values, device, enough):
         if not isinstance(run, (nn.Conv2d, nn.Linear)):
             return 0.0
         return run(*values).numel() * run.weight[0].numel() * 1e-9
 
-    monkeypatch.setattr(layer_times, "_seconds", seconds)
+    monkeypatch.setattr(layer_times, "fastest", seconds)
     image = torch.randn(1, 3, 8, 8)
     graph = trace(model(), image.expand(2, -1, -1, -1))
     times = LayerTimes.measure(graph, 7)

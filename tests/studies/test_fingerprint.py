@@ -64,6 +64,12 @@ def test_costs_of_depthwise_convolutions_matter_where_both_are():
     assert named == ["depthwise costs: stored nothing, now 1"]
 
 
+def test_prices_of_several_kinds_matter_where_both_are():
+    mixed = {**BASE, "units": "heads+neurons"}
+    named = difference(fingerprint(**mixed), fingerprint(**mixed, costs=True))
+    assert named == ["prices of several kinds: stored nothing, now 1"]
+
+
 def test_lists_of_the_same_ends_still_tell_apart():
     named = difference({"rates": [0, 0.1, 0.2, 0.9]}, {"rates": [0, 0.1, 0.3, 0.9]})
     assert named == ["rates number 3: stored 0.2, now 0.3"]
