@@ -856,7 +856,7 @@ def test_relevance_over_a_power_of_the_price():
 
 def test_kinds_are_balanced_after_prices(vision_transformer: Callable[..., nn.Module]):
     """Else heads, of which each costs many neurons, would all go first."""
-    images, targets = torch.randn(6, 3, 32, 32), torch.arange(6) % 4
+    images, targets = torch.randn(6, 3, 16, 16), torch.arange(6) % 4
     composite = Composite.uniform(RuleSpec("epsilon"), softmax="attnlrp", cost_exponent=1.0)
     graph = trace(vision_transformer())
     found = collect_relevance(graph, composite, images, targets, "heads+neurons")
