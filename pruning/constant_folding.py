@@ -19,7 +19,16 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from .modules import Activation, Affine, Multiply, Realign, gates_of, is_depthwise, zero_preserving
+from .modules import (
+    Activation,
+    Affine,
+    Multiply,
+    Realign,
+    gates_of,
+    is_depthwise,
+    reads_without_padding,
+    zero_preserving,
+)
 from .network import Network, Step, clone, needed_steps, readers_of
 from .operations.routing import Move
 
@@ -129,7 +138,7 @@ def _without_unwritten(network: Network, steps: list[Step], modules: dict[str, n
         depthwise = modules[chain[0].name] if chain else None
         count = sum(1 for _ in takewhile(lambda each: _of_each_channel(modules[each.name]), chain[1:])) + 1
         reader = modules[chain[count].name] if len(chain) > count else None
-        if not is_depthwise(depthwise) or not _reads_without_padding(reader):
+        if not is_depthwise(depthwise) or not reads_without_padding(reader):
             continue
         rows = torch.arange(depthwise.out_channels, device=written.device).view(depthwise.groups, -1)
         unwritten = written.new_ones(depthwise.groups, dtype=torch.bool).index_fill_(0, written, False)
@@ -149,10 +158,6 @@ def _without_unwritten(network: Network, steps: list[Step], modules: dict[str, n
         if len(filled.source) == shapes[step.inputs[0]][1]:
             same[step.output] = step.inputs[0]
     return _renamed(steps, same)
-
-
-def _reads_without_padding(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
-    return isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding == (0, 0)
 
 
 def _renamed(steps: list[Step], same: Mapping[int, int]) -> list[Step]:

@@ -277,6 +277,11 @@ def is_depthwise(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
     return isinstance(module, nn.Conv2d) and module.groups > 1 and module.weight.shape[1] == 1
 
 
+def reads_without_padding(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
+    """Whether a module is a convolution in which a constant channel has the same part in every output."""
+    return isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding == (0, 0)
+
+
 def zero_preserving(module: nn.Module) -> bool | None:
     """Whether an elementwise module maps zero to zero; None for a module that is not elementwise."""
     return module.zero_preserving if isinstance(module, (Activation, Affine)) else None

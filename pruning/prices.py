@@ -4,6 +4,8 @@ A unit's own row of weights goes, with every reader's weights for the channels t
 several units are added (a residual stream) only goes with all of them, so its readers' work is shared out among those
 that are left: the prices of such a group are in all what is saved when it goes.
 
+A depthwise convolution's filter and the one that writes its channel go together: without either, the channel is gone.
+
 Which channels a unit writes is found by running all but the layers with weights: these give ones in the place of a
 unit, or zeros, in as many images as tell all units apart (their number in binary digits, and its complement). Where
 something mixes channels or fills zeros up, both digits arrive, and no single unit is paid for that channel.
@@ -11,14 +13,14 @@ something mixes channels or fills zeros up, both digits arrive, and no single un
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from .graph import Graph
-from .modules import AttentionValue, HeadSoftmax, QueryKey
+from .modules import AttentionValue, HeadSoftmax, QueryKey, is_depthwise, reads_without_padding
 from .network import BATCH
 from .operations.attention import MatrixProduct
 from .operations.layers import real_rows
@@ -62,9 +64,38 @@ def unit_prices(
             column = _of_column(modules[step.name], shapes[step.inputs[0]], shapes[step.output]) * rate[step.name]
             for name, (channel, unit, share) in written[step.name].items():
                 found[name].index_add_(0, unit, share * column[channel])
+    _pair(graph, found, written, modules, lambda name: _own(graph, name, modules, shapes, rate, cost))
     every = torch.cat([*found.values()]) if found else torch.zeros(0)
     least = float(every.mean()) * LEAST if len(every) else 0.0
     return {name: values.clamp(min=least or 1.0).to(graph.device, torch.float32) for name, values in found.items()}
+
+
+def _pair(
+    graph: Graph,
+    found: dict[str, Tensor],
+    written: Mapping[str, Writers],
+    modules: Mapping[str, nn.Module],
+    own: Callable[[str], Tensor],
+) -> None:
+    """A depthwise convolution's filter goes with the filter that alone writes its channel, and that one with it
+    (`without_constants`): each is paid for both, and where the other has gone already nothing is left to save."""
+    for name, writers in written.items():
+        depthwise = modules[name]
+        if not is_depthwise(depthwise) or name not in found or len(writers) != 1:
+            continue
+        ((writer, (channel, unit, _)),) = writers.items()
+        mine = found[name]
+        if len(mine) != depthwise.groups or writer not in found or sum(writer in of for of in written.values()) > 1:
+            continue
+        readers = [modules[reader] for reader, of in written.items() if name in of]
+        unwritten = torch.ones(len(mine), dtype=torch.bool).index_fill_(0, channel, False)
+        unread = torch.ones(len(found[writer]), dtype=torch.bool).index_fill_(0, unit, False)
+        of_writer, alone = own(writer), mine.clone()
+        if len(readers) == 1 and reads_without_padding(readers[0]):
+            found[writer][unit] += (alone - own(name))[channel]
+            mine[unwritten] = 0.0
+        found[writer][unread] = 0.0
+        mine[channel] += of_writer[unit]
 
 
 def _shapes(graph: Graph) -> dict[int, tuple[int, ...]]:

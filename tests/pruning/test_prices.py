@@ -7,7 +7,8 @@ from functools import partial
 import pytest
 import torch
 import torchvision.models as tv
-from pxp_optimize.pruning import compact, macs, params, trace, unit_prices
+from pxp_optimize.pruning import compact, macs, params, trace, unit_prices, without_constants
+from pxp_optimize.pruning.prices import LEAST
 from torch import Tensor, nn
 from torchvision.models import densenet
 
@@ -37,8 +38,29 @@ def test_groups_by_hand():
     )
     found = prices(model, 4)
     assert found["0"] == [16 * 3 + 16 * 9] * 8  # read by one filter of its own
-    assert found["2"] == [16 * 9 + 16 * 2 * 9] * 8  # read by the two of its group
+    assert found["2"] == [16 * 3 + 16 * 9 + 16 * 2 * 9] * 8  # with what only it reads; read by the two of its group
     assert found["4"] == [16 * 4 * 9 + 5] * 4
+
+
+def test_pairs_by_hand():
+    """Without either filter of a pair the channel is gone, with its filters and what reads it."""
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 1), nn.ReLU6(), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.ReLU6()),
+        *(nn.Conv2d(8, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)),
+    )
+    image = torch.randn(1, 3, 4, 4)
+    graph = trace(model.eval(), image.expand(2, -1, -1, -1))
+    found = unit_prices(graph, graph.units(None))
+    assert found["0"].tolist() == found["2"].tolist() == [16 * (3 + 9 + 4)] * 8
+    assert found["4"].tolist() == [16 * 8 + 5] * 4
+    for name in ("0", "2"):
+        small = without_constants(compact(graph, {name: torch.arange(8) != 3}).network)
+        assert macs(graph.network, image) - macs(small, image) == found[name][3]
+    small = compact(graph, {"0": torch.arange(8) > 1, "2": torch.arange(8) != 7})
+    found = unit_prices(small, small.units(None))
+    least = sum(float(values.sum()) for values in found.values()) / 17 * LEAST
+    assert found["0"].tolist() == pytest.approx([256.0] * 5 + [least], rel=1e-3)
+    assert found["2"].tolist() == pytest.approx([least] * 2 + [256.0] * 5, rel=1e-3)
 
 
 class Residual(nn.Module):
