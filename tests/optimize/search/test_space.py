@@ -272,4 +272,5 @@ def test_prices_are_searched_where_a_cost_counts():
 def test_sums_of_priced_relevance_are_absolute(name):
     space = Space.named(name, CONVOLUTIONAL, True, mixed=False, prices=Prices())
     assert "aggregation" not in space.parameters()
+    assert space.parameters().get("normalization", ("none", "l1")) == ("none", "l1")
     assert {composite.aggregation for _, composite in draws(space, 10)} == {"abs"}

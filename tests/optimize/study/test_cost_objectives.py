@@ -111,7 +111,7 @@ def test_the_search_has_an_exponent(searched):
     assert len(trials) == 4
     for trial in trials:
         exponent = trial.params["cost_exponent"]
-        assert 0 <= exponent <= 2
+        assert 0 <= exponent <= 1.5
         assert trial.user_attrs["composite"]["ranking"]["cost_exponent"] == exponent
 
 
