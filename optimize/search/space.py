@@ -77,7 +77,7 @@ SEARCHED = ("none", "l1", "l2")
 # How much more a mean neuron counts, where neurons are ranked together with filters or heads.
 BALANCE = Range("balance", 0.1, 10.0, log=True)
 
-# Above 1.5 was the worst quarter of ten searches over costs, and "l2" never the best normalisation (docs/objectives.md).
+# Exponents above 1.5 and the "l2" norm were worst in searches over costs (docs/objectives.md).
 COST_EXPONENT = Range("cost_exponent", 0.0, 1.5, log=False)
 PRICED = ", priced"
 """What the names of known composites end with where units are ranked by relevance over their price."""
