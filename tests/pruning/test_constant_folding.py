@@ -163,15 +163,20 @@ class Gates(nn.Module):
         return self.fc(torch.cat([part.mean((2, 3)) for part in parts], 1))
 
 
+def drawn(data: st.DataObject, graph: Graph) -> dict[str, Tensor]:
+    """Any masks of a graph's filters."""
+    return {
+        name: torch.tensor(data.draw(st.lists(st.booleans(), min_size=size, max_size=size), label=name))
+        for name, size in graph.units("filters").items()
+    }
+
+
 @settings(max_examples=40)
 @given(st.data())
 def test_any_masks(data: st.DataObject) -> None:
     torch.manual_seed(5)
     graph = trace(Gates().eval())
-    cut = {
-        name: torch.tensor(data.draw(st.lists(st.booleans(), min_size=size, max_size=size), label=name))
-        for name, size in graph.units("filters").items()
-    }
+    cut = drawn(data, graph)
     network = compact(graph, cut).network
     expected = masked_model(graph, cut)(IMAGES)
     assert relative(without_constants(network)(IMAGES), expected) < 1e-5
@@ -208,10 +213,7 @@ class Separable(nn.Module):
 def test_any_masks_of_depthwise_convolutions(data: st.DataObject) -> None:
     torch.manual_seed(6)
     graph = trace(Separable().eval())
-    cut = {
-        name: torch.tensor(data.draw(st.lists(st.booleans(), min_size=size, max_size=size), label=name))
-        for name, size in graph.units("filters").items()
-    }
+    cut = drawn(data, graph)
     expected = masked_model(graph, cut)(IMAGES)
     lean = without_constants(compact(graph, cut).network)
     assert relative(lean(IMAGES), expected) < 1e-5
