@@ -13,7 +13,7 @@ something mixes channels or fills zeros up, both digits arrive, and no single un
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,27 +55,29 @@ def unit_prices(
     }
     with computed_in("fp32"):
         written = _written(graph, {name: size for name, size in sizes.items() if size and name in modules}, shapes)
-    found = {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}
-    for name, values in found.items():
-        if len(values) and name in modules:
-            values += _own(graph, name, modules, shapes, rate, cost)
+    own = {
+        name: _own(graph, name, modules, shapes, rate, cost)
+        if size and name in modules
+        else torch.zeros(size, dtype=torch.float64)
+        for name, size in sizes.items()
+    }
+    found = {name: values.clone() for name, values in own.items()}
     for step in graph.network.steps:
         if step.name in written:
             column = _of_column(modules[step.name], shapes[step.inputs[0]], shapes[step.output]) * rate[step.name]
             for name, (channel, unit, share) in written[step.name].items():
                 found[name].index_add_(0, unit, share * column[channel])
-    _pair(graph, found, written, modules, lambda name: _own(graph, name, modules, shapes, rate, cost))
+    _pair(found, own, written, modules)
     every = torch.cat([*found.values()]) if found else torch.zeros(0)
     least = float(every.mean()) * LEAST if len(every) else 0.0
     return {name: values.clamp(min=least or 1.0).to(graph.device, torch.float32) for name, values in found.items()}
 
 
 def _pair(
-    graph: Graph,
-    found: dict[str, Tensor],
+    found: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
     written: Mapping[str, Writers],
     modules: Mapping[str, nn.Module],
-    own: Callable[[str], Tensor],
 ) -> None:
     """A depthwise convolution's filter goes with the filter that alone writes its channel, and that one with it
     (`without_constants`): each is paid for both, and where the other has gone already nothing is left to save."""
@@ -90,12 +92,11 @@ def _pair(
         readers = [modules[reader] for reader, of in written.items() if name in of]
         unwritten = torch.ones(len(mine), dtype=torch.bool).index_fill_(0, channel, False)
         unread = torch.ones(len(found[writer]), dtype=torch.bool).index_fill_(0, unit, False)
-        of_writer, alone = own(writer), mine.clone()
         if len(readers) == 1 and reads_without_padding(readers[0]):
-            found[writer][unit] += (alone - own(name))[channel]
+            found[writer][unit] += (mine - own[name])[channel]
             mine[unwritten] = 0.0
         found[writer][unread] = 0.0
-        mine[channel] += of_writer[unit]
+        mine[channel] += own[writer][unit]
 
 
 def _shapes(graph: Graph) -> dict[int, tuple[int, ...]]:

@@ -145,7 +145,8 @@ def _with_costs(task: Task, cost: Cost, networks: Iterable[Network], costs: list
             return cost(network, images)
 
     for network in networks:
-        costs.append(task.batching.run(partial(measured, network)))
+        used = without_constants(network) if network is task.graph.network else network
+        costs.append(task.batching.run(partial(measured, used)))
         yield network
 
 

@@ -163,24 +163,24 @@ class Gates(nn.Module):
         return self.fc(torch.cat([part.mean((2, 3)) for part in parts], 1))
 
 
-def drawn(data: st.DataObject, graph: Graph) -> dict[str, Tensor]:
-    """Any masks of a graph's filters."""
-    return {
+def check_any_masks(data: st.DataObject, graph: Graph) -> tuple[dict[str, Tensor], Network]:
+    """Holds what masks leave, without constants, against the masked model. Gives the masks and that network back."""
+    cut = {
         name: torch.tensor(data.draw(st.lists(st.booleans(), min_size=size, max_size=size), label=name))
         for name, size in graph.units("filters").items()
     }
+    expected = masked_model(graph, cut)(IMAGES)
+    lean = without_constants(compact(graph, cut).network)
+    assert relative(lean(IMAGES), expected) < 1e-5
+    assert relative(compact_model(graph, cut)(IMAGES), expected) < 1e-5
+    return cut, lean
 
 
 @settings(max_examples=40)
 @given(st.data())
 def test_any_masks(data: st.DataObject) -> None:
     torch.manual_seed(5)
-    graph = trace(Gates().eval())
-    cut = drawn(data, graph)
-    network = compact(graph, cut).network
-    expected = masked_model(graph, cut)(IMAGES)
-    assert relative(without_constants(network)(IMAGES), expected) < 1e-5
-    assert relative(compact_model(graph, cut)(IMAGES), expected) < 1e-5
+    check_any_masks(data, trace(Gates().eval()))
 
 
 class Separable(nn.Module):
@@ -212,12 +212,7 @@ class Separable(nn.Module):
 @given(st.data())
 def test_any_masks_of_depthwise_convolutions(data: st.DataObject) -> None:
     torch.manual_seed(6)
-    graph = trace(Separable().eval())
-    cut = drawn(data, graph)
-    expected = masked_model(graph, cut)(IMAGES)
-    lean = without_constants(compact(graph, cut).network)
-    assert relative(lean(IMAGES), expected) < 1e-5
-    assert relative(compact_model(graph, cut)(IMAGES), expected) < 1e-5
+    cut, lean = check_any_masks(data, trace(Separable().eval()))
     modules = lean.modules_by_step()
     for k in (0, 2):  # what has two outputs a channel fills them up
         left = int((cut[f"expand.{k}"] & cut[f"depthwise.{k}"]).sum())
