@@ -6,6 +6,7 @@ layer type within one ("mid.downsample"). `layers` names single layers and wins 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ from ..pruning.graph import Graph
 from ..pruning.names import UNIT_KINDS, unit_kinds
 from ..pruning.repair import check_repair
 from ..pruning.schedule import Schedule
+from ..pruning.widths import Pace
 from . import rules
 from .attention import SOFTMAX_RULES
 from .between import hook_for
@@ -135,8 +137,8 @@ class Composite:
     reduction: how positions (space or tokens) become one number a unit: see `relevance.per_unit`.
     start: where relevance starts: see `relevance.start_relevance`.
     cost_exponent: units are ranked by relevance / price^cost_exponent, with what a unit's removal saves as its price
-    (`pruning.unit_prices`). cost: in what, "macs", "params" or "latency". seconds: for "latency", the seconds that each
-    layer takes for a multiply-add.
+    (`pruning.unit_prices`). cost: in what, "macs", "params" or "latency". paces: for "latency", how fast
+    each layer is.
     """
 
     groups: Mapping[str, RuleSpec]
@@ -151,7 +153,7 @@ class Composite:
     start: str = "logit"
     cost_exponent: float = 0.0
     cost: str = "macs"
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    paces: Mapping[str, Pace] = field(default_factory=dict)
 
     @classmethod
     def uniform(cls, spec: RuleSpec, groups: Iterable[str] = GROUPS, **options: Any) -> Composite:
@@ -221,7 +223,7 @@ class Composite:
                 ranking.get("cost_exponent", 0.0), *NUMBERS["cost_exponent"], "ranking.cost_exponent"
             ),
             cost=cost,  # type: ignore[arg-type]
-            seconds={name: _number(value, 0, 1e9, f"ranking.seconds.{name}") for name, value in seconds.items()},
+            paces={name: _pace(value, f"ranking.seconds.{name}") for name, value in seconds.items()},
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -245,8 +247,8 @@ class Composite:
             data["ranking"]["cost_exponent"] = self.cost_exponent
             if self.cost != "macs":
                 data["ranking"]["cost"] = self.cost
-            if self.seconds:
-                data["ranking"]["seconds"] = dict(self.seconds)
+            if self.paces:
+                data["ranking"]["seconds"] = {name: _pace_dict(pace) for name, pace in self.paces.items()}
         if self.layers:
             data["layers"] = {name: spec.to_dict() for name, spec in self.layers.items()}
         return data
@@ -369,6 +371,26 @@ def _numbers(values: Sequence[Any], low: float, high: float, path: str) -> tuple
     if not values:
         raise CompositeError(f"{path}: must be a number, or one for each channel, not an empty list")
     return tuple(_number(value, low, high, f"{path}.{index}") for index, value in enumerate(values))
+
+
+def _pace(value: Any, path: str) -> Pace:
+    if not isinstance(value, Mapping):
+        return Pace(_number(value, 0, 1e9, path))
+    refuse_unknown(_mapping(value, path), ("seconds", "rows", "parts"), path)
+    rows, parts = value.get("rows"), value.get("parts")
+    if not isinstance(rows, list) or not isinstance(parts, list) or not rows or len(rows) != len(parts):
+        raise CompositeError(f"{path}: needs rows and parts, two lists of one length")
+    counts = tuple(int(_number(row, 1, 1e9, f"{path}.rows.{index}")) for index, row in enumerate(rows))
+    if any(left >= right for left, right in itertools.pairwise(counts)):
+        raise CompositeError(f"{path}.rows: must ascend")
+    shares = _numbers(parts, 0, 1e9, f"{path}.parts")
+    return Pace(_number(value.get("seconds"), 0, 1e9, f"{path}.seconds"), counts, shares)
+
+
+def _pace_dict(pace: Pace) -> float | dict[str, Any]:
+    if not pace.rows:
+        return pace.seconds
+    return {"seconds": pace.seconds, "rows": list(pace.rows), "parts": list(pace.parts)}
 
 
 def _choice(entries: Mapping[str, Any], key: str, allowed: tuple[str, ...], default: Any, path: str) -> str | None:

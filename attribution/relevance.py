@@ -15,7 +15,8 @@ from ..pruning.curve import Batches, check_targets, checked_samples
 from ..pruning.graph import Graph, trace
 from ..pruning.operations.layers import real_rows
 from ..pruning.precision import computed_in
-from ..pruning.prices import unit_prices
+from ..pruning.prices import surplus, unit_prices
+from ..pruning.widths import in_blocks
 from .composites import Composite, load_composite
 from .foreign import on_graph
 
@@ -76,8 +77,9 @@ def collect_relevance(
         )
     found = normalize(totals, composite.normalization)
     if composite.cost_exponent:
-        seconds = composite.seconds if composite.cost == "latency" else None
-        found = priced(found, unit_prices(graph, found, composite.cost, seconds), composite.cost_exponent)
+        paces = composite.paces if composite.cost == "latency" else None
+        together = {} if paces is None else surplus(graph, found, paces)
+        found = priced(found, unit_prices(graph, found, composite.cost, paces), composite.cost_exponent, together)
     return balance(found, graph.kinds, composite.balance)  # last: a head costs a hundred neurons
 
 
@@ -253,9 +255,20 @@ def balance(relevance: Mapping[str, Tensor], kinds: Mapping[str, str], factor: f
     return {name: value * scale[kinds[name]] for name, value in relevance.items()}
 
 
-def priced(relevance: Mapping[str, Tensor], prices: Mapping[str, Tensor], exponent: float) -> dict[str, Tensor]:
-    """Relevance divided by a power of the units' prices, each in units of the mean one; shapes (units,)."""
+def priced(
+    relevance: Mapping[str, Tensor],
+    prices: Mapping[str, Tensor],
+    exponent: float,
+    together: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Relevance divided by a power of the units' prices, each in units of the mean one; shapes (units,).
+
+    together: by layer, what units save besides if they go together (`pruning.prices.surplus`): see
+    `pruning.widths.in_blocks`."""
     if not any(len(values) for values in prices.values()):
         return dict(relevance)
     mean = torch.cat([*prices.values()]).mean()
-    return {name: values / (prices[name] / mean).to(values) ** exponent for name, values in relevance.items()}
+    found = {name: values / (prices[name] / mean).to(values) ** exponent for name, values in relevance.items()}
+    for name, more in (together or {}).items():
+        found[name] = in_blocks(relevance[name], prices[name] / mean, more / mean.double().cpu(), exponent)
+    return found

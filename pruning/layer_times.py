@@ -6,6 +6,7 @@ give. A table is of one network, one device and one batch size.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,10 +20,15 @@ from .graph import Graph
 from .modules import AttentionValue, QueryKey, Realign, ScatterAdd
 from .network import BATCH, Network, clone
 from .operations.attention import MatrixProduct
+from .widths import Pace
 from .work import fastest
 
 WIDTHS = (0.0625, 0.25, 0.5, 1.0)
 """Parts of a layer's inputs and outputs that are measured."""
+BLOCK = 16
+"""Outputs that kernels compute together: of the vectors that processors have (8 or 16 numbers), and of matrix units."""
+BLOCKS = 4
+"""Of wider layers, this many parts of whole blocks are measured."""
 ENOUGH = 0.01
 """Seconds that one of them is measured for."""
 
@@ -99,17 +105,20 @@ class LayerTimes:
                 total += self.others.get(_name(module), usual) * torch.Size(shapes[step.output]).numel()
         return total
 
-    def seconds_of_work(self, graph: Graph) -> dict[str, float]:
-        """The seconds for a multiply-add of each layer, and of each product of attention, at its full width."""
+    def paces(self, graph: Graph) -> dict[str, Pace]:
+        """How fast each layer is, and each product of attention."""
         modules, shapes = graph.network.modules_by_step(), _shapes(graph.network, self.batch)
-        found: dict[str, float] = {}
+        found: dict[str, Pace] = {}
         for step in graph.network.steps:
             module, numbers = modules[step.name], torch.Size(shapes[step.output]).numel()
             if step.name in self.layers:
                 weight: Tensor = module.weight  # type: ignore[assignment]
-                found[step.name] = self.layers[step.name].at(*weight.shape[:2]) / (numbers * weight[0].numel())
+                grid = self.layers[step.name]
+                whole = grid.at(*weight.shape[:2])
+                parts = tuple(grid.at(row, weight.shape[1]) / whole for row in grid.rows)
+                found[step.name] = Pace(whole / (numbers * weight[0].numel()), tuple(grid.rows), parts)
             elif isinstance(module, (QueryKey, MatrixProduct, AttentionValue)):
-                found[step.name] = self.others[_name(module)] / shapes[step.inputs[0]][-1]
+                found[step.name] = Pace(self.others[_name(module)] / shapes[step.inputs[0]][-1])
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -142,11 +151,11 @@ def _grid(module: nn.Conv2d | nn.Linear, source: tuple[int, ...], network: Netwo
     weight = module.weight
     groups = module.groups if isinstance(module, nn.Conv2d) else 1
     if groups > 1:  # of grouped layers whole groups go
-        kept = sorted({max(1, round(groups * part)) for part in WIDTHS})
+        kept = _columns(groups) if weight.shape[1] > 1 else _rows(groups)
         rows, columns = [len(weight) // groups * count for count in kept], [weight.shape[1]]
     else:
         kept = []
-        rows, columns = (sorted({max(1, round(size * part)) for part in WIDTHS}) for size in weight.shape[:2])
+        rows, columns = _rows(len(weight)), _columns(weight.shape[1])
     seconds: list[list[float]] = []
     for index, row in enumerate(rows):
         seconds.append([])
@@ -165,4 +174,23 @@ def _grid(module: nn.Conv2d | nn.Linear, source: tuple[int, ...], network: Netwo
                 shape = (*source[:-1], column)
             narrow = clone(module, weight=part, bias=bias, **sizes)
             seconds[-1].append(fastest(narrow, [_random(shape, network, device)], device, ENOUGH))
-    return Grid(rows, columns, seconds)
+    return Grid(rows, columns, _without_delays(seconds))
+
+
+def _columns(size: int) -> list[int]:
+    return sorted({max(1, round(size * part)) for part in WIDTHS})
+
+
+def _rows(size: int) -> list[int]:
+    """Outputs that are measured: one, all, and on both sides of each multiple of a kernel's block."""
+    step = BLOCK * math.ceil(size / BLOCK / BLOCKS)
+    edges = range(step, size, step)
+    return sorted({1, *edges, *(edge + 1 for edge in edges), size})
+
+
+def _without_delays(seconds: list[list[float]]) -> list[list[float]]:
+    """Where more outputs or inputs took less time, something else ran when there were fewer."""
+    found = np.array(seconds)
+    for axis in (0, 1):
+        found = np.flip(np.minimum.accumulate(np.flip(found, axis), axis), axis)
+    return found.tolist()

@@ -25,6 +25,7 @@ from .network import BATCH
 from .operations.attention import MatrixProduct
 from .operations.layers import real_rows
 from .precision import computed_in
+from .widths import Pace
 
 WEIGHTED = (nn.Conv2d, nn.Linear)
 MEMORY = 2**24
@@ -35,22 +36,23 @@ LEAST = 1e-3
 
 @torch.inference_mode()
 def unit_prices(
-    graph: Graph, layers: Iterable[str], cost: str = "macs", seconds: Mapping[str, float] | None = None
+    graph: Graph, layers: Iterable[str], cost: str = "macs", paces: Mapping[str, Pace] | None = None
 ) -> dict[str, Tensor]:
     """What the removal of each unit saves, by layer: a float tensor, shape (units,), on the graph's device.
 
     graph: whole or compact, the network as it is. layers: those whose units may go. cost: "macs", multiply-adds of one
-    image; "params", weights and biases; or, with `seconds`, time. seconds: of one multiply-add, by step.
+    image; "params", weights and biases; or, with `paces`, time: of a layer that is faster at some widths, a unit's part
+    of the whole. paces: how fast layers are, by step.
 
     Raises:
-        ValueError: another cost without `seconds`.
+        ValueError: another cost without `paces`.
     """
-    if seconds is None and cost not in ("macs", "params"):
-        raise ValueError(f"the price of a unit in {cost} needs the seconds of each layer")
+    if paces is None and cost not in ("macs", "params"):
+        raise ValueError(f"the price of a unit in {cost} needs the pace of each layer")
     sizes = {name: graph.sizes[name] for name in layers}
     modules, shapes = graph.network.modules_by_step(), _shapes(graph)
     rate = {
-        step.name: _rate(modules[step.name], shapes[step.output], cost) * (seconds or {}).get(step.name, 1.0)
+        step.name: _rate(modules[step.name], shapes[step.output], cost) * _seconds(modules[step.name], step.name, paces)
         for step in graph.network.steps
     }
     with computed_in("fp32"):
@@ -71,6 +73,29 @@ def unit_prices(
     every = torch.cat([*found.values()]) if found else torch.zeros(0)
     least = float(every.mean()) * LEAST if len(every) else 0.0
     return {name: values.clamp(min=least or 1.0).to(graph.device, torch.float32) for name, values in found.items()}
+
+
+def surplus(graph: Graph, layers: Iterable[str], paces: Mapping[str, Pace]) -> dict[str, Tensor]:
+    """What 0, 1, 2 and so on of a layer's units save in seconds, if they go together, besides the sum of their prices
+    (`unit_prices`); double, shape (units + 1,). Only of layers that are faster at some widths."""
+    modules, shapes = graph.network.modules_by_step(), _shapes(graph)
+    outputs = {step.name: shapes[step.output] for step in graph.network.steps}
+    found = {}
+    for name in layers:
+        module, size = modules.get(name), graph.sizes[name]
+        if size and isinstance(module, WEIGHTED) and len(module.weight) == size and name in paces and paces[name].rows:
+            weight = module.weight
+            work = weight.numel() * _rate(module, outputs[name], "latency") * _seconds(module, name, paces)
+            parts = paces[name].saved(size)
+            found[name] = (parts - torch.arange(size + 1) / size) * work
+    return found
+
+
+def _seconds(module: nn.Module, name: str, paces: Mapping[str, Pace] | None) -> float:
+    """What a multiply-add of a step takes at its present width."""
+    if paces is None or name not in paces:
+        return 1.0
+    return paces[name].seconds * (paces[name].slowdown(len(module.weight)) if isinstance(module, WEIGHTED) else 1.0)
 
 
 def _pair(

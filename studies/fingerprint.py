@@ -24,7 +24,11 @@ SEPARABLE_KEY, SEPARABLE_COSTS = "depthwise costs", 1
 MIXED_KEY, MIXED_PRICES = "prices of several kinds", 1
 """Raised whenever prices rank units of several kinds together in another way; kept with the studies that do."""
 
-VERSIONS = ("definitions", "least-squares", "gates", COSTS_KEY, SEPARABLE_KEY, MIXED_KEY)
+TIMES_KEY, TIMES = "layer times", 1
+"""Raised whenever the time of a network, or the price of a unit in it, is another; kept with the studies that trials are
+judged by it in."""
+
+VERSIONS = ("definitions", "least-squares", "gates", COSTS_KEY, SEPARABLE_KEY, MIXED_KEY, TIMES_KEY)
 """Keys that say how a version of the project measures, not what."""
 
 ADDED = {"precision": "fp32", "draws": 1, "flat": 0.0}
@@ -51,6 +55,7 @@ def fingerprint(
     gated: bool = False,
     separable: bool = False,
     costs: bool = False,
+    timed: bool = False,
     explaining: Mapping[str, Any] | None = None,
 ) -> Fingerprint:
     """The fingerprint as plain JSON values.
@@ -71,6 +76,7 @@ def fingerprint(
         gated: whether the network has gates.
         separable: whether it has depthwise convolutions.
         costs: whether what networks cost is an objective.
+        timed: whether the time that they take is the only one.
         explaining: what heat maps are judged by, in studies of these.
     """
     return {
@@ -92,6 +98,7 @@ def fingerprint(
         **({COSTS_KEY: GATE_COSTS} if gated and costs else {}),
         **({SEPARABLE_KEY: SEPARABLE_COSTS} if separable and costs else {}),
         **({MIXED_KEY: MIXED_PRICES} if "+" in units and costs else {}),
+        **({TIMES_KEY: TIMES} if timed else {}),
         **({"explaining": dict(explaining)} if explaining else {}),
         **({"least-squares": LEAST_SQUARES} if "least-squares" in repair else {}),
     }

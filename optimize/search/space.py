@@ -12,6 +12,7 @@ from ...attribution import GROUPS, Composite, CompositeError, RuleSpec
 from ...attribution.attention import SOFTMAX_RULES
 from ...attribution.composites import AGGREGATIONS, ATTENTION_TYPES, GATES, keys_of, resolve
 from ...attribution.rules import RULES
+from ...pruning.widths import Pace
 from ..evaluation.candidate import Pruning
 
 if TYPE_CHECKING:
@@ -85,14 +86,14 @@ PRICED = ", priced"
 
 @dataclass(frozen=True)
 class Prices:
-    """What units are priced in, where trials are judged by a cost: see `Composite.cost` and `Composite.seconds`."""
+    """What units are priced in, where trials are judged by a cost: see `Composite.cost` and `Composite.paces`."""
 
     cost: str = "macs"
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    paces: Mapping[str, Pace] = field(default_factory=dict)
 
     def on(self, composite: Composite, exponent: float) -> Composite:
         """The composite, ranked by relevance / price^exponent."""
-        return replace(composite, cost_exponent=exponent, cost=self.cost, seconds=self.seconds)
+        return replace(composite, cost_exponent=exponent, cost=self.cost, paces=self.paces)
 
     def known(self, composites: Mapping[str, Composite]) -> dict[str, Composite]:
         """Known composites as they are, and with the exponent 1."""

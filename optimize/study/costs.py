@@ -42,7 +42,7 @@ def prices_of(task: Task) -> Prices | None:
     if not task.by_cost or task.cost is None:
         return None
     if task.times is not None:
-        return Prices("latency", task.times.seconds_of_work(task.graph))
+        return Prices("latency", task.times.paces(task.graph))
     return Prices(task.cost if task.cost in PRICES else "macs")
 
 

@@ -342,6 +342,9 @@ def test_attention_hooks(transformer: Graph) -> None:
         assert whole == [bias == "whole", bias == "whole", False]
 
 
+PACE = {"seconds": 2e-9, "rows": [1, 4], "parts": [0.5, 1.0]}
+
+
 def test_prices_in_json():
     data = {"groups": {"low": {"rule": "zplus"}}, "ranking": {"aggregation": "abs", "normalization": "none"}}
     plain = Composite.from_dict(data)
@@ -351,6 +354,7 @@ def test_prices_in_json():
         {"cost_exponent": 1.5},
         {"cost_exponent": 0.5, "cost": "params"},
         {"cost_exponent": 4.0, "cost": "latency", "seconds": {"conv1": 1e-10, "fc": 2e-9}},
+        {"cost_exponent": 1.0, "cost": "latency", "seconds": {"conv1": 1e-10, "fc": PACE}},
     ):
         written = {**data, "ranking": {**data["ranking"], **priced}}
         composite = Composite.from_dict(json.loads(json.dumps(written)))
@@ -368,6 +372,13 @@ def test_prices_in_json():
         ({"cost": "latency"}, "ranking.seconds: missing"),
         ({"seconds": {"fc": 1e-9}}, "ranking.seconds: only with cost latency"),
         ({"cost": "latency", "seconds": {"fc": -1}}, "ranking.seconds.fc: must be in"),
+        ({"cost": "latency", "seconds": {"fc": "fast"}}, "ranking.seconds.fc: must be a number, not 'fast'"),
+        ({"cost": "latency", "seconds": {"fc": {"seconds": 1.0}}}, "ranking.seconds.fc: needs rows and parts"),
+        ({"cost": "latency", "seconds": {"fc": PACE | {"pace": 1}}}, "ranking.seconds.fc.*pace"),
+        ({"cost": "latency", "seconds": {"fc": PACE | {"seconds": None}}}, "ranking.seconds.fc.seconds: must be a num"),
+        ({"cost": "latency", "seconds": {"fc": PACE | {"rows": [4, 1]}}}, "ranking.seconds.fc.rows: must ascend"),
+        ({"cost": "latency", "seconds": {"fc": PACE | {"rows": [1]}}}, "ranking.seconds.fc: needs rows and parts"),
+        ({"cost": "latency", "seconds": {"fc": PACE | {"parts": [0.5, -1]}}}, "ranking.seconds.fc.parts.1: must be in"),
     ],
 )
 def test_prices_that_are_none(ranking, message):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
-from pxp_optimize.pruning import LayerTimes, compact, layer_times, macs, trace, without_constants
+from pxp_optimize.pruning import LayerTimes, compact, layer_times, macs, trace, unit_prices, without_constants
+from pxp_optimize.pruning.prices import surplus
 from torch import nn
 
 
@@ -34,7 +36,10 @@ def test_times_in_proportion_to_work_give_the_multiply_adds(monkeypatch):
     for first, second in ((3, 11), (9, 32), (16, 5)):
         small = compact(graph, {"0": torch.arange(16) < first, "2": torch.arange(32) < second}).network
         assert times.latency(small) == pytest.approx(7e-9 * macs(small, image))
-    assert times.seconds_of_work(graph) == pytest.approx(dict.fromkeys(("0", "2", "6"), 1e-9))
+    for name in ("0", "2", "6"):
+        pace = times.paces(graph)[name]
+        assert pace.seconds == pytest.approx(1e-9)
+        assert pace.parts == pytest.approx([row / pace.rows[-1] for row in pace.rows])
 
 
 def test_a_table_is_json(everything, images):
@@ -45,12 +50,60 @@ def test_a_table_is_json(everything, images):
     half = compact(graph, {name: torch.arange(size) % 2 == 0 for name, size in graph.sizes.items()})
     small = without_constants(half.network)
     assert 0 < again.latency(small) == times.latency(small)
-    assert set(times.seconds_of_work(graph)) >= {name for name in graph.sizes if name in times.layers}
-    assert all(value > 0 for value in times.seconds_of_work(graph).values())
+    paces = times.paces(graph)
+    assert set(paces) >= {name for name in graph.sizes if name in times.layers}
+    assert all(pace.seconds > 0 and min(pace.parts, default=1) > 0 for pace in paces.values())
 
 
 def test_attention_has_times_too(transformer):
     graph = trace(transformer, torch.randn(2, 3, 16, 16))
     times = LayerTimes.measure(graph, 4)
-    products = set(times.seconds_of_work(graph)) - set(times.layers)
+    products = set(times.paces(graph)) - set(times.layers)
     assert len(products) == 4  # two of each of the two layers
+
+
+def in_blocks_of_16(run, values, device, enough):
+    """Kernels that compute sixteen outputs together."""
+    if not isinstance(run, (nn.Conv2d, nn.Linear)):
+        return 0.0
+    blocks = math.ceil(run.weight.shape[0] / 16) * 16
+    return run(*values).numel() / run.weight.shape[0] * blocks * run.weight[0].numel() * 1e-9
+
+
+@pytest.mark.parametrize("size", [32, 128, 1000])
+def test_a_table_knows_the_widths_that_are_fast(monkeypatch, size):
+    monkeypatch.setattr(layer_times, "fastest", in_blocks_of_16)
+    network = nn.Sequential(nn.Conv2d(3, size, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(size, 4)).eval()
+    grid = LayerTimes.measure(trace(network, torch.randn(2, 3, 4, 4)), 1).layers["0"]
+    edge = next(row for row in grid.rows if row > 1)
+    assert edge % 16 == 0
+    assert len(grid.rows) <= 9
+    for row in (edge, edge + 1, size):
+        assert grid.at(row, 3) == pytest.approx(16 * 3 * 1e-9 * 16 * math.ceil(row / 16))
+
+
+def test_what_delays_a_measurement_is_left_out(monkeypatch):
+    """Fewer outputs or inputs never take longer."""
+    late = iter([3.0, 1.0, 2.0, 1.0, 1.0, 4.0, 5.0, 6.0, 7.0])
+    monkeypatch.setattr(layer_times, "fastest", lambda *_: next(late, 0.0))
+    network = nn.Sequential(nn.Conv2d(2, 17, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(17, 4)).eval()
+    grid = LayerTimes.measure(trace(network, torch.randn(2, 2, 4, 4)), 1).layers["0"]
+    assert (grid.rows, grid.columns) == ([1, 16, 17], [1, 2])
+    assert grid.seconds == [[1.0, 1.0], [1.0, 1.0], [1.0, 4.0]]
+
+
+def test_what_units_save_together_is_what_the_table_says(monkeypatch):
+    """Of the whole network and of a narrower one: prices and what comes besides are the difference of its times."""
+    monkeypatch.setattr(layer_times, "fastest", in_blocks_of_16)
+    image = torch.randn(1, 3, 8, 8)
+    whole = trace(model(), image.expand(2, -1, -1, -1))
+    times = LayerTimes.measure(whole, 1)
+    paces = times.paces(whole)
+    for graph in (whole, compact(whole, {"0": torch.arange(16) < 9, "2": torch.arange(32) < 21})):
+        sizes = graph.units("filters")
+        prices, more = unit_prices(graph, sizes, "latency", paces), surplus(graph, sizes, paces)
+        for name, size in sizes.items():
+            for gone in (1, 4, 5, size - 2):
+                masks = {other: torch.arange(count) >= (gone if other == name else 0) for other, count in sizes.items()}
+                saved = times.latency(graph.network) - times.latency(compact(graph, masks).network)
+                assert float(prices[name][:gone].sum() + more[name][gone]) == pytest.approx(saved, rel=1e-4)

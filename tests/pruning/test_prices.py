@@ -9,6 +9,7 @@ import torch
 import torchvision.models as tv
 from pxp_optimize.pruning import compact, macs, params, trace, unit_prices, without_constants
 from pxp_optimize.pruning.prices import LEAST
+from pxp_optimize.pruning.widths import Pace
 from torch import Tensor, nn
 from torchvision.models import densenet
 
@@ -166,13 +167,13 @@ def test_no_channel_is_paid_to_what_does_not_write_it_alone(everything, images):
 def test_time_is_work_times_its_seconds():
     graph = trace(Residual().eval(), torch.randn(2, 3, 4, 4))
     layers = graph.units(None)
-    ones = dict.fromkeys(("stem", "inner", "outer", "fc"), 1.0)
+    ones = dict.fromkeys(("stem", "inner", "outer", "fc"), Pace(1.0))
     for name, values in unit_prices(graph, layers, "latency", ones).items():
         assert torch.equal(values, unit_prices(graph, layers)[name])
-    found = unit_prices(graph, layers, "latency", {**ones, "inner": 2.0})
+    found = unit_prices(graph, layers, "latency", {**ones, "inner": Pace(2.0)})
     assert found["stem"].tolist() == [16 * 3 + 2 * 16 * 6 * 9 + 5 / 2] * 4
     assert found["inner"].tolist() == [2 * 16 * 4 * 9 + 16 * 4 * 9] * 6
-    with pytest.raises(ValueError, match="needs the seconds"):
+    with pytest.raises(ValueError, match="needs the pace"):
         unit_prices(graph, layers, "latency")
 
 

@@ -70,6 +70,11 @@ def test_prices_of_several_kinds_matter_where_both_are():
     assert named == ["prices of several kinds: stored nothing, now 1"]
 
 
+def test_times_of_layers_matter_where_trials_are_judged_by_them():
+    named = difference(fingerprint(**BASE, costs=True), fingerprint(**BASE, costs=True, timed=True))
+    assert named == ["layer times: stored nothing, now 1"]
+
+
 def test_lists_of_the_same_ends_still_tell_apart():
     named = difference({"rates": [0, 0.1, 0.2, 0.9]}, {"rates": [0, 0.1, 0.3, 0.9]})
     assert named == ["rates number 3: stored 0.2, now 0.3"]

@@ -1,0 +1,82 @@
+"""Widths at which a layer is fast, and which units should go together so that it gets there.
+
+Kernels compute outputs in blocks, so that a layer of 17 filters may take as long as one of 32: the time that a filter
+saves depends on how many go with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Numbers = NDArray[np.float64]
+LEAST = 1e-3
+"""The least that units which go together save, as a part of the sum of their prices: nothing is divided by zero."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a layer is.
+
+    seconds: that a multiply-add takes at its full width. rows: numbers of outputs, ascending, the last one its full
+    width. parts: the time with so many, as parts of that at full width. Without these, the time is in proportion.
+    """
+
+    seconds: float
+    rows: tuple[int, ...] = ()
+    parts: tuple[float, ...] = ()
+
+    def part(self, rows: Numbers) -> Numbers:
+        """The time with so many outputs, as parts of that at full width."""
+        return np.interp(rows, (0, *self.rows), (0.0, *self.parts))
+
+    def slowdown(self, rows: int) -> float:
+        """How much longer a multiply-add takes with so many outputs than at full width."""
+        return float(self.part(np.array(rows))) * self.rows[-1] / rows if self.rows and rows else 1.0
+
+    def saved(self, rows: int) -> Tensor:
+        """What is saved when 0, 1, 2 and so on of so many outputs go, as parts of the layer's time with all of them;
+        double, shape (rows + 1,)."""
+        times = self.part(np.arange(rows, -1, -1, dtype=np.float64))
+        return torch.from_numpy(1 - times / times[0])
+
+
+def in_blocks(relevance: Tensor, prices: Tensor, surplus: Tensor, exponent: float) -> Tensor:
+    """Relevance / price^exponent of a layer's units, where several that go together save more than each for itself.
+
+    The units go in the order of their own quotients. The first block is as many of them as have the least quotient in
+    all, and so on with the others: for the exponent 1 the lower convex hull of relevance lost over cost saved. All units
+    of a block get its quotient, and keep their order.
+
+    relevance, prices: of the units, shape (units,). surplus: what 0, 1, 2 and so on of them save besides the sum of
+    their prices, shape (units + 1,).
+    """
+    lost, price, more = (value.detach().double().cpu().numpy() for value in (relevance, prices, surplus))
+    order = np.argsort(lost / price**exponent, kind="stable")
+    lost, worth, price = (_sums(values[order]) for values in (lost, price**exponent, price))
+    found, start, before = np.empty(len(order), np.float32), 0, -np.inf
+    while start < len(order):
+        gained, spent = (values[start + 1 :] - values[start] for values in (price + more, price))
+        share = np.maximum(gained / spent, LEAST) ** exponent
+        quotients = (lost[start + 1 :] - lost[start]) / ((worth[start + 1 :] - worth[start]) * share)
+        size = len(quotients) - int(quotients[::-1].argmin())
+        block = _ascending(float(np.maximum(before, quotients[size - 1])), size)  # not a number stays so
+        found[order[start : start + size]] = block
+        before = float(np.nextafter(block[-1], np.float32(np.inf)))
+        start += size
+    return torch.from_numpy(found).to(relevance)
+
+
+def _sums(values: Numbers) -> Numbers:
+    """Of the first 0, 1, 2 and so on."""
+    return np.concatenate([[0.0], values.cumsum()])
+
+
+def _ascending(value: float, count: int) -> NDArray[np.float32]:
+    """A value and those that follow it in float32, one after the other."""
+    bits = np.array(value + 0.0, np.float32).view(np.int32)
+    return (bits + np.arange(count, dtype=np.int32) * (1 if value >= 0 else -1)).view(np.float32)
