@@ -26,7 +26,7 @@ from .work import fastest
 WIDTHS = (0.0625, 0.25, 0.5, 1.0)
 """Parts of a layer's inputs and outputs that are measured."""
 BLOCK = 16
-"""Outputs that kernels compute together: of the vectors that processors have (8 or 16 numbers), and of matrix units."""
+"""Outputs that kernels compute together, or twice as many: processors' vectors have 8 or 16 numbers."""
 BLOCKS = 4
 """Of wider layers, this many parts of whole blocks are measured."""
 ENOUGH = 0.01
@@ -183,7 +183,7 @@ def _columns(size: int) -> list[int]:
 
 def _rows(size: int) -> list[int]:
     """Outputs that are measured: one, all, and on both sides of each multiple of a kernel's block."""
-    step = BLOCK * math.ceil(size / BLOCK / BLOCKS)
+    step = BLOCK // 2 if size <= 2 * BLOCK else BLOCK * math.ceil(size / BLOCK / BLOCKS)
     edges = range(step, size, step)
     return sorted({1, *edges, *(edge + 1 for edge in edges), size})
 

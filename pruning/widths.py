@@ -49,8 +49,8 @@ def in_blocks(relevance: Tensor, prices: Tensor, surplus: Tensor, exponent: floa
     """Relevance / price^exponent of a layer's units, where several that go together save more than each for itself.
 
     The units go in the order of their own quotients. The first block is as many of them as have the least quotient in
-    all, and so on with the others: for the exponent 1 the lower convex hull of relevance lost over cost saved. All units
-    of a block get its quotient, and keep their order.
+    all, and so on with the others: for the exponent 1 the lower convex hull of relevance lost over cost saved. All
+    units of a block get its quotient, and keep their order.
 
     relevance, prices: of the units, shape (units,). surplus: what 0, 1, 2 and so on of them save besides the sum of
     their prices, shape (units + 1,).
@@ -66,7 +66,8 @@ def in_blocks(relevance: Tensor, prices: Tensor, surplus: Tensor, exponent: floa
         size = len(quotients) - int(quotients[::-1].argmin())
         block = _ascending(float(np.maximum(before, quotients[size - 1])), size)  # not a number stays so
         found[order[start : start + size]] = block
-        before = float(np.nextafter(block[-1], np.float32(np.inf)))
+        with np.errstate(invalid="ignore"):
+            before = float(np.nextafter(block[-1], np.float32(np.inf)))
         start += size
     return torch.from_numpy(found).to(relevance)
 

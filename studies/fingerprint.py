@@ -25,8 +25,8 @@ MIXED_KEY, MIXED_PRICES = "prices of several kinds", 1
 """Raised whenever prices rank units of several kinds together in another way; kept with the studies that do."""
 
 TIMES_KEY, TIMES = "layer times", 1
-"""Raised whenever the time of a network, or the price of a unit in it, is another; kept with the studies that trials are
-judged by it in."""
+"""Raised whenever the time that networks or their units take is found in another way; kept with the studies whose
+trials are judged by it."""
 
 VERSIONS = ("definitions", "least-squares", "gates", COSTS_KEY, SEPARABLE_KEY, MIXED_KEY, TIMES_KEY)
 """Keys that say how a version of the project measures, not what."""

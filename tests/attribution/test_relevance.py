@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,9 @@ from pxp_optimize.pruning import (
     trace,
     unit_prices,
 )
+from pxp_optimize.pruning.masks import rank
 from pxp_optimize.pruning.modules import Affine
+from pxp_optimize.pruning.widths import Pace
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 from zennit.composites import LayerMapComposite, NameMapComposite
@@ -865,6 +867,29 @@ def test_kinds_are_balanced_after_prices(vision_transformer: Callable[..., nn.Mo
         for kind in ("heads", "neurons")
     ]
     assert means == pytest.approx([1.0, 1.0])
+
+
+def test_layers_lose_whole_blocks_where_these_are_what_saves_time():
+    """Of a layer that is as fast with 17 filters as with 32 sixteen go one after the other, in the order of ever."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(32 * 16, 5)),
+    ).eval()
+    images, targets = torch.randn(6, 3, 4, 4), torch.arange(6) % 5
+    even = {name: Pace(1e-9) for name in ("0", "2", "5")}
+    blocks = {name: Pace(1e-9, (1, 16, 17, 32), (0.5, 0.5, 1.0, 1.0)) for name in ("0", "2")}
+    composite = Composite.uniform(RuleSpec("zplus"), cost_exponent=1.0, cost="latency", paces=even)
+    usual = collect_relevance(model, composite, images, targets)
+    found = collect_relevance(model, replace(composite, paces=even | blocks), images, targets)
+
+    def runs(scores: dict[str, Tensor]) -> list[int]:
+        of_second = [unit >= 32 for unit in rank(scores).order.tolist()]
+        return [len([*run]) for second, run in groupby(of_second) if second]
+
+    assert runs(found) == [16, 16]
+    assert len(runs(usual)) > 2
+    assert all(torch.equal(values.argsort(), usual[name].argsort()) for name, values in found.items())
 
 
 def test_prices_are_those_of_the_network_as_it_is():

@@ -12,6 +12,7 @@ from pxp_optimize.optimize.evaluation.task import Task
 from pxp_optimize.optimize.study.apply import prune
 from pxp_optimize.optimize.study.prepare import prepare
 from pxp_optimize.pruning import accuracy, auc, correct_each, masked_model, pruned, rank
+from pxp_optimize.pruning.widths import Pace
 
 RATES = (0.0, 0.2, 0.4, 0.6, 0.8)
 
@@ -150,10 +151,17 @@ def test_the_smaller_network_is_the_one_that_was_measured(make_task, schedule, r
 
 @pytest.mark.parametrize("cost", ["macs", "params", "latency"])
 def test_prices_rank_the_same_from_the_document(make_task, cost, project):
-    """By what is in the document alone: also the seconds of the layers, which no second measurement would give."""
+    """By what is in the document alone: also the pace of the layers, which no second measurement would give."""
     task: Task = make_task(schedule="every:0.2", repair="least-squares")
-    seconds = {name: 1e-9 * (1 + index) for index, name in enumerate(task.graph.groups)} if cost == "latency" else {}
-    priced = replace(GAMMA, cost_exponent=1.5, cost=cost, seconds=seconds)
+    paces = (
+        {}
+        if cost != "latency"
+        else {
+            name: Pace(1e-9 * (1 + index), *(((4, 5, size), (0.5, 1.0, 1.0)) if size > 5 else ()))
+            for index, (name, size) in enumerate(task.graph.sizes.items())
+        }
+    )
+    priced = replace(GAMMA, cost_exponent=1.5, cost=cost, paces=paces)
     module = project.network()
     module.load_state_dict(torch.load(project.folder / "weights.pt", weights_only=True))
     how = {"schedule": "every:0.2", "repair": "least-squares"}
