@@ -193,7 +193,7 @@ class Objective:
             settings = settings.changed(units=units)
         screen = Screen(quiet=settings.quiet, verbose=settings.verbose)
         prepared = prepare_given(settings, model, reference, search, search, per_class=per_class, progress=screen)
-        self.prepared = prepared = timed(prepared, None)
+        self.prepared = prepared = timed(prepared, None, screen)
         self.tasks = tasks_of(prepared, settings.draws)
         self.space = make_space(settings, prepared)
         self.chunks = [len(rows) for rows in chunks(prepared.task.search.targets)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -57,14 +57,17 @@ class LayerTimes:
 
     @classmethod
     @torch.inference_mode()
-    def measure(cls, graph: Graph, batch: int) -> LayerTimes:
-        """Measure a network's layers, on its device, with so many images. Layers that are alike are measured once."""
+    def measure(cls, graph: Graph, batch: int, advance: Callable[[int], object] = lambda steps: None) -> LayerTimes:
+        """Measure a network's layers, on its device, with so many images. Layers that are alike are measured once.
+
+        advance: is told of each step of the network that is done."""
         network = graph.network
         modules, shapes = network.modules_by_step(), _shapes(network, batch)
         layers: dict[str, Grid] = {}
         alike: dict[str, Grid] = {}
         spent: dict[str, list[tuple[float, int]]] = {}
         for step in network.steps:
+            advance(1)
             module, inputs = modules[step.name], [shapes[slot] for slot in step.inputs]
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 key = f"{module} {inputs[0]}"

@@ -16,6 +16,7 @@ from ...studies.report import KEPT
 from ..evaluation.candidate import pruning_of
 from ..evaluation.evaluate import plan_of
 from ..evaluation.task import Task
+from ..progress import Progress, no_progress
 from ..search.space import Prices
 from .prepare import Prepared
 
@@ -23,7 +24,7 @@ LAYER_TIMES = "layer_times"
 """The study attribute that holds the table of layer times (`pruning.LayerTimes`)."""
 
 
-def timed(prepared: Prepared, study: Study | None) -> Prepared:
+def timed(prepared: Prepared, study: Study | None, progress: Progress = no_progress) -> Prepared:
     """The task with its table of layer times, where trials are judged by the latency: the study's, else measured
     now."""
     task = prepared.task
@@ -33,7 +34,12 @@ def timed(prepared: Prepared, study: Study | None) -> Prepared:
     if kept is not None:
         times = LayerTimes.from_dict(kept)
     else:
-        times = task.batching.run(lambda size: LayerTimes.measure(task.graph, min(size, len(task.search))))
+
+        def measured(size: int) -> LayerTimes:
+            with progress("time layers", len(task.graph.network.steps)) as advance:
+                return LayerTimes.measure(task.graph, min(size, len(task.search)), advance)
+
+        times = task.batching.run(measured)
     return replace(prepared, task=replace(task, times=times))
 
 

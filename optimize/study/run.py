@@ -133,7 +133,7 @@ def run_study(
     storage = open_storage(options.storage)
     with alone(options.storage), whole():  # not while another process makes it
         present = check_study(storage, name, prepared.fingerprint, options.objective)
-    prepared = timed(prepared, present)
+    prepared = timed(prepared, present, screen)
     space = make_space(options, prepared, conditional=conditional)  # which may have the table's prices now
     fixed, known = space.fixed_composites(), mixed_composites(space)
     if options.explains:

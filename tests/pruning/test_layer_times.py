@@ -105,3 +105,10 @@ def test_what_units_save_together_is_what_the_table_says(monkeypatch):
                 masks = {other: torch.arange(count) >= (gone if other == name else 0) for other, count in sizes.items()}
                 saved = times.latency(graph.network) - times.latency(compact(graph, masks).network)
                 assert float(prices[name][:gone].sum() + more[name][gone]) == pytest.approx(saved, rel=1e-4)
+
+
+def test_each_step_is_told_of():
+    graph = trace(model(), torch.randn(2, 3, 4, 4))
+    told: list[int] = []
+    LayerTimes.measure(graph, 1, told.append)
+    assert sum(told) == len(graph.network.steps)
