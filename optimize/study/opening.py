@@ -44,16 +44,16 @@ def check_study(
     judged_so = len(study.directions) == len(objective) and (stored is None or before == now)
     if (found or not judged_so) and never_began(study):
         return None
+    if not judged_so:
+        raise UserError(
+            f"study {name!r} was made with --objective {before}, not {now}: give that, or another name with --study"
+        )
     if found:
         seed = study.user_attrs.get("config", {}).get("seed")
         drawn = f"; its --seed is {seed}" if seed is not None and any("samples" in key for key in found) else ""
         raise UserError(
             f"study {name!r} was made with other settings ({'; '.join(found)}{drawn}): "
             "use those again, or give another name with --study"
-        )
-    if not judged_so:
-        raise UserError(
-            f"study {name!r} was made with --objective {before}, not {now}: give that, or another name with --study"
         )
     return study
 
