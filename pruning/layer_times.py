@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .graph import Graph
-from .modules import AttentionValue, QueryKey, Realign, ScatterAdd
+from .modules import Add, AttentionValue, QueryKey, Realign, ScatterAdd
 from .network import BATCH, Network, clone
 from .operations.attention import MatrixProduct
 from .widths import Pace
@@ -85,6 +85,7 @@ class LayerTimes:
         for added, values in (
             (Realign(dim, torch.where(index % 2 == 0, index, -1)), [value]),
             (ScatterAdd(dim, size, None, index), [value, value]),
+            (ScatterAdd(dim, size, index, index), [value, value]),
         ):
             seconds = fastest(added.to(graph.device), values, graph.device, ENOUGH)
             spent.setdefault(_name(added), []).append((seconds, value.numel()))
@@ -120,6 +121,11 @@ class LayerTimes:
                 whole = grid.at(*weight.shape[:2])
                 parts = tuple(grid.at(row, weight.shape[1]) / whole for row in grid.rows)
                 found[step.name] = Pace(whole / (numbers * weight[0].numel()), tuple(grid.rows), parts)
+            elif isinstance(module, Add):
+                shape = shapes[step.output]
+                size = shape[1] if len(shape) == 4 else shape[-1]
+                apart = self.others.get(APART, 0.0) / max(self.others[_name(module)], 1e-30)
+                found[step.name] = Pace(self.others[_name(module)], (1, size - 1, size), (apart, apart, 1.0))
             elif isinstance(module, (QueryKey, MatrixProduct, AttentionValue)):
                 found[step.name] = Pace(self.others[_name(module)] / shapes[step.inputs[0]][-1])
         return found
@@ -134,8 +140,13 @@ class LayerTimes:
         return cls(data["batch"], {name: Grid(**grid) for name, grid in data["layers"].items()}, data["others"])
 
 
+APART = "ScatterAdd into one"
+"""A sum of maps of which one has all channels, and the other fewer."""
+
+
 def _name(module: nn.Module) -> str:
-    return type(module).__name__
+    filled = isinstance(module, ScatterAdd) and (module.first is None or module.second is None)
+    return APART if filled else type(module).__name__
 
 
 def _shapes(network: Network, batch: int) -> dict[int, tuple[int, ...]]:

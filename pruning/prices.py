@@ -20,14 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from .graph import Graph
-from .modules import AttentionValue, HeadSoftmax, QueryKey, is_depthwise, reads_without_padding
-from .network import BATCH
+from .modules import Add, AttentionValue, HeadSoftmax, QueryKey, ScatterAdd, is_depthwise, reads_without_padding
+from .network import BATCH, Step
 from .operations.attention import MatrixProduct
 from .operations.layers import real_rows
 from .precision import computed_in
 from .widths import Pace
 
 WEIGHTED = (nn.Conv2d, nn.Linear)
+SUMS = (Add, ScatterAdd)
 MEMORY = 2**24
 """Numbers that one value of all images may have."""
 LEAST = 1e-3
@@ -77,18 +78,40 @@ def unit_prices(
 
 def surplus(graph: Graph, layers: Iterable[str], paces: Mapping[str, Pace]) -> dict[str, Tensor]:
     """What 0, 1, 2 and so on of a layer's units save in seconds, if they go together, besides the sum of their prices
-    (`unit_prices`); double, shape (units + 1,). Only of layers that are faster at some widths."""
+    (`unit_prices`); double, shape (units + 1,). Only of layers that are faster at some widths, and of those whose
+    outputs are added to others: a sum takes longer once their channels differ, and nothing without any."""
     modules, shapes = graph.network.modules_by_step(), _shapes(graph)
-    outputs = {step.name: shapes[step.output] for step in graph.network.steps}
-    found = {}
-    for name in layers:
-        module, size = modules.get(name), graph.sizes[name]
-        if size and isinstance(module, WEIGHTED) and len(module.weight) == size and name in paces and paces[name].rows:
-            weight = module.weight
-            work = weight.numel() * _rate(module, outputs[name], "latency") * _seconds(module, name, paces)
-            parts = paces[name].saved(size)
-            found[name] = (parts - torch.arange(size + 1) / size) * work
+    makers = {step.output: step for step in graph.network.steps}
+    layers = set(layers)
+    found: dict[str, Tensor] = {}
+    for step in graph.network.steps:
+        pace, module, numbers = paces.get(step.name), modules[step.name], torch.Size(shapes[step.output]).numel()
+        if pace is None or not pace.rows:
+            continue
+        if isinstance(module, SUMS):
+            apart, whole = pace.parts[0], 1.0 if isinstance(module, Add) else pace.parts[0]
+            for slot in step.inputs:
+                maker = _maker(slot, makers, modules)
+                if maker in layers and (size := graph.sizes[maker]):
+                    saved = torch.full((size + 1,), whole - apart, dtype=torch.float64)
+                    saved[0], saved[-1] = 0.0, whole
+                    found[maker] = found.get(maker, 0.0) + saved * pace.seconds * numbers
+        elif step.name in layers and (size := graph.sizes[step.name]) and size == len(module.weight):  # type: ignore
+            weight: Tensor = module.weight  # type: ignore[assignment]
+            work = weight.numel() * _rate(module, shapes[step.output], "latency")
+            saved = (pace.saved(size) - torch.arange(size + 1) / size) * work * _seconds(module, step.name, paces)
+            found[step.name] = found.get(step.name, 0.0) + saved
     return found
+
+
+def _maker(slot: int, makers: Mapping[int, Step], modules: Mapping[str, nn.Module]) -> str:
+    """The layer whose outputs a slot holds, perhaps after a step or several that read nothing else."""
+    while slot in makers:
+        step = makers[slot]
+        if isinstance(modules[step.name], WEIGHTED) or len(step.inputs) != 1:
+            return step.name
+        (slot,) = step.inputs
+    return ""
 
 
 def _seconds(module: nn.Module, name: str, paces: Mapping[str, Pace] | None) -> float:
