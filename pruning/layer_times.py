@@ -122,10 +122,11 @@ class LayerTimes:
                 parts = tuple(grid.at(row, weight.shape[1]) / whole for row in grid.rows)
                 found[step.name] = Pace(whole / (numbers * weight[0].numel()), tuple(grid.rows), parts)
             elif isinstance(module, Add):
-                shape = shapes[step.output]
-                size = shape[1] if len(shape) == 4 else shape[-1]
-                apart = self.others.get(APART, 0.0) / max(self.others[_name(module)], 1e-30)
-                found[step.name] = Pace(self.others[_name(module)], (1, size - 1, size), (apart, apart, 1.0))
+                size = shapes[step.output][1 if len(shapes[step.output]) == 4 else -1]
+                usual = self.others[_name(module)]
+                apart = self.others.get(APART, usual)
+                if usual and size > 2:
+                    found[step.name] = Pace(usual, (1, size - 1, size), (apart / usual, apart / usual, 1.0))
             elif isinstance(module, (QueryKey, MatrixProduct, AttentionValue)):
                 found[step.name] = Pace(self.others[_name(module)] / shapes[step.inputs[0]][-1])
         return found
@@ -140,13 +141,13 @@ class LayerTimes:
         return cls(data["batch"], {name: Grid(**grid) for name, grid in data["layers"].items()}, data["others"])
 
 
-APART = "ScatterAdd into one"
+APART = ScatterAdd.__name__
 """A sum of maps of which one has all channels, and the other fewer."""
 
 
 def _name(module: nn.Module) -> str:
-    filled = isinstance(module, ScatterAdd) and (module.first is None or module.second is None)
-    return APART if filled else type(module).__name__
+    both = isinstance(module, ScatterAdd) and module.first is not None and module.second is not None
+    return type(module).__name__ + (" of two parts" if both else "")
 
 
 def _shapes(network: Network, batch: int) -> dict[int, tuple[int, ...]]:

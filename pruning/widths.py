@@ -1,7 +1,7 @@
 """Widths at which a layer is fast, and which units should go together so that it gets there.
 
-Kernels compute outputs in blocks, so that a layer of 17 filters may take as long as one of 32: the time that a filter
-saves depends on how many go with it.
+Kernels compute outputs in blocks, so that a layer of 17 filters may take as long as one of 32; and a sum takes longer
+while one side has fewer channels than the other. So the time that a filter saves depends on how many go with it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ LEAST = 1e-3
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a layer is.
+    """How fast a layer is, or a sum of two values.
 
-    seconds: that a multiply-add takes at its full width. rows: numbers of outputs, ascending, the last one its full
-    width. parts: the time with so many, as parts of that at full width. Without these, the time is in proportion.
+    seconds: that a multiply-add takes at its full width; of a sum, a number. rows: numbers of outputs, ascending, the
+    last one its full width; of a sum, of channels that one side has left. parts: the time with so many, as parts of
+    that at full width. Without these, the time is in proportion.
     """
 
     seconds: float

@@ -8,8 +8,9 @@ import math
 import pytest
 import torch
 from pxp_optimize.pruning import LayerTimes, compact, layer_times, macs, trace, unit_prices, without_constants
+from pxp_optimize.pruning.modules import Add, ScatterAdd
 from pxp_optimize.pruning.prices import surplus
-from torch import nn
+from torch import Tensor, nn
 
 
 def model() -> nn.Module:
@@ -58,8 +59,10 @@ def test_a_table_is_json(everything, images):
 def test_attention_has_times_too(transformer):
     graph = trace(transformer, torch.randn(2, 3, 16, 16))
     times = LayerTimes.measure(graph, 4)
-    products = set(times.paces(graph)) - set(times.layers)
+    paces = times.paces(graph)
+    products = {name for name in paces if not paces[name].rows}
     assert len(products) == 4  # two of each of the two layers
+    assert len(set(paces) - products - set(times.layers)) == 5  # the tokens' positions, and two sums of each
 
 
 def in_blocks_of_16(run, values, device, enough):
@@ -112,3 +115,46 @@ def test_each_step_is_told_of():
     told: list[int] = []
     LayerTimes.measure(graph, 1, told.append)
     assert sum(told) == len(graph.network.steps)
+
+
+class Block(nn.Module):
+    """A branch that is added to what it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner, self.outer = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 5, 1), nn.Conv2d(5, 6, 1)
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        x = (x + self.outer(self.inner(x).relu())).relu()
+        return self.fc(x.mean((2, 3)))
+
+
+def sums_alone(run, values, device, enough):
+    """Two seconds for a sum of all channels, three where one part has them all, five else."""
+    if isinstance(run, Add):
+        return 2.0
+    if isinstance(run, ScatterAdd):
+        return 3.0 if run.first is None else 5.0
+    return 0.0 if not isinstance(run, (nn.Conv2d, nn.Linear)) else 1e-9
+
+
+def test_a_sum_takes_longer_once_its_channels_differ(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(layer_times, "fastest", sums_alone)
+    whole = trace(Block().eval(), torch.randn(2, 3, 4, 4))
+    times = LayerTimes.measure(whole, 1)
+    units, paces = whole.units("filters"), times.paces(whole)
+    assert surplus(whole, units, paces).keys() == {"stem", "inner", "outer"}
+    assert surplus(whole, units, paces)["outer"].tolist() == pytest.approx([0, *[-1] * 5, 2], abs=1e-6)
+    assert surplus(whole, units, paces)["inner"].tolist() == pytest.approx([0] * 6, abs=1e-6)
+    masks = {"stem": torch.ones(6).bool(), "inner": torch.ones(5).bool(), "outer": torch.arange(6) > 0}
+    narrow = compact(whole, masks)
+    assert times.latency(narrow.network) - times.latency(whole.network) == pytest.approx(1, abs=1e-6)
+    # what it has cost already is no more to be lost, and all of it to be saved
+    assert surplus(narrow, units, paces)["outer"].tolist() == pytest.approx([0, *[0] * 4, 3], abs=1e-6)
+    gone = compact(whole, {**masks, "outer": torch.zeros(6).bool()})
+    assert times.latency(narrow.network) - times.latency(gone.network) == pytest.approx(3, abs=1e-6)
+    both = compact(whole, {**masks, "stem": torch.arange(6) != 3})
+    assert times.latency(both.network) - times.latency(whole.network) == pytest.approx(3, abs=1e-6)
