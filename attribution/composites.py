@@ -137,8 +137,8 @@ class Composite:
     reduction: how positions (space or tokens) become one number a unit: see `relevance.per_unit`.
     start: where relevance starts: see `relevance.start_relevance`.
     cost_exponent: units are ranked by relevance / price^cost_exponent, with what a unit's removal saves as its price
-    (`pruning.unit_prices`). cost: in what, "macs", "params" or "latency". paces: for "latency", how fast
-    each layer is.
+    (`pruning.unit_prices`). cost: in what, "macs", "params" or "latency". paces: for "latency", how fast each
+    layer is.
     """
 
     groups: Mapping[str, RuleSpec]

@@ -90,7 +90,7 @@ class LayerTimes:
             seconds = fastest(added.to(graph.device), values, graph.device, ENOUGH)
             spent.setdefault(_name(added), []).append((seconds, value.numel()))
         others = {
-            name: sum(seconds for seconds, _ in found) / max(1, sum(numbers for _, numbers in found))
+            name: _short(sum(seconds for seconds, _ in found) / max(1, sum(numbers for _, numbers in found)))
             for name, found in spent.items()
         }
         return cls(batch, layers, others)
@@ -119,14 +119,14 @@ class LayerTimes:
                 weight: Tensor = module.weight  # type: ignore[assignment]
                 grid = self.layers[step.name]
                 whole = grid.at(*weight.shape[:2])
-                parts = tuple(grid.at(row, weight.shape[1]) / whole for row in grid.rows)
-                found[step.name] = Pace(whole / (numbers * weight[0].numel()), tuple(grid.rows), parts)
+                parts = tuple(_short(grid.at(row, weight.shape[1]) / whole) for row in grid.rows)
+                found[step.name] = Pace(_short(whole / (numbers * weight[0].numel())), tuple(grid.rows), parts)
             elif isinstance(module, Add):
                 size = shapes[step.output][1 if len(shapes[step.output]) == 4 else -1]
                 usual = self.others[_name(module)]
                 apart = self.others.get(APART, usual)
                 if usual and size > 2:
-                    found[step.name] = Pace(usual, (1, size - 1, size), (apart / usual, apart / usual, 1.0))
+                    found[step.name] = Pace(usual, (1, size - 1, size), (*2 * [_short(apart / usual)], 1.0))
             elif isinstance(module, (QueryKey, MatrixProduct, AttentionValue)):
                 found[step.name] = Pace(self.others[_name(module)] / shapes[step.inputs[0]][-1])
         return found
@@ -208,4 +208,9 @@ def _without_delays(seconds: list[list[float]]) -> list[list[float]]:
     found = np.array(seconds)
     for axis in (0, 1):
         found = np.flip(np.minimum.accumulate(np.flip(found, axis), axis), axis)
-    return found.tolist()
+    return [[_short(value) for value in row] for row in found.tolist()]
+
+
+def _short(value: float) -> float:
+    """To four digits: a database may take no more than 64 kB for a table, or for the composite of a trial."""
+    return float(f"{value:.4g}")

@@ -96,9 +96,8 @@ def surplus(graph: Graph, layers: Iterable[str], paces: Mapping[str, Pace]) -> d
                     saved = torch.full((size + 1,), whole - apart, dtype=torch.float64)
                     saved[0], saved[-1] = 0.0, whole
                     found[maker] = found.get(maker, 0.0) + saved * pace.seconds * numbers
-        elif step.name in layers and (size := graph.sizes[step.name]) and size == len(module.weight):  # type: ignore
-            weight: Tensor = module.weight  # type: ignore[assignment]
-            work = weight.numel() * _rate(module, shapes[step.output], "latency")
+        elif isinstance(module, WEIGHTED) and step.name in layers and 0 < len(module.weight) == graph.sizes[step.name]:
+            size, work = len(module.weight), module.weight.numel() * _rate(module, shapes[step.output], "latency")
             saved = (pace.saved(size) - torch.arange(size + 1) / size) * work * _seconds(module, step.name, paces)
             found[step.name] = found.get(step.name, 0.0) + saved
     return found

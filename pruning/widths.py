@@ -15,7 +15,7 @@ from torch import Tensor
 
 Numbers = NDArray[np.float64]
 LEAST = 1e-3
-"""The least that units which go together save, as a part of the sum of their prices: nothing is divided by zero."""
+"""The least part of a time, or of the sum of prices, that anything is divided by."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Pace:
         """What is saved when 0, 1, 2 and so on of so many outputs go, as parts of the layer's time with all of them;
         double, shape (rows + 1,)."""
         times = self.part(np.arange(rows, -1, -1, dtype=np.float64))
-        return torch.from_numpy(1 - times / times[0])
+        return torch.from_numpy(1 - times / max(times[0], LEAST))
 
 
 def in_blocks(relevance: Tensor, prices: Tensor, surplus: Tensor, exponent: float) -> Tensor:

