@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .repair import REPAIRS, Repair, make_repair, register_repair, repair_rows
     from .schedule import Plan, Schedule, pruned
     from .shared_forward import Family, groups, network_bytes
+    from .widths import Pace
     from .work import macs, params
 
 _HOMES = {
@@ -40,6 +41,7 @@ _HOMES = {
     "NotFinite": ".masks",
     "Operation": ".operations",
     "PRECISIONS": ".names",
+    "Pace": ".widths",
     "Plan": ".schedule",
     "REPAIRS": ".repair",
     "Ranking": ".masks",
@@ -96,6 +98,7 @@ __all__ = [
     "Network",
     "NotFinite",
     "Operation",
+    "Pace",
     "Plan",
     "Ranking",
     "Registry",

@@ -30,6 +30,7 @@ from pxp_optimize.attribution import (
 from pxp_optimize.attribution.relevance import balance, per_unit, priced, start_relevance
 from pxp_optimize.pruning import (
     Graph,
+    Pace,
     Plan,
     Schedule,
     TraceError,
@@ -42,7 +43,6 @@ from pxp_optimize.pruning import (
 )
 from pxp_optimize.pruning.masks import rank
 from pxp_optimize.pruning.modules import Affine
-from pxp_optimize.pruning.widths import Pace
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 from zennit.composites import LayerMapComposite, NameMapComposite
