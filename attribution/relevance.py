@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,8 @@ def collect_relevance(
         paces = composite.paces if composite.cost == "latency" else None
         together = {} if paces is None else surplus(graph, found, paces)
         found = priced(found, unit_prices(graph, found, composite.cost, paces), composite.cost_exponent, together)
-    return balance(found, graph.kinds, composite.balance)  # last: a head costs a hundred neurons
+    found = balance(found, graph.kinds, composite.balance)  # after prices: a head costs a hundred neurons
+    return last_ones_last(found, graph.network.bottlenecks()) if composite.cost_exponent else found
 
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -271,4 +272,18 @@ def priced(
     found = {name: values / (prices[name] / mean).to(values) ** exponent for name, values in relevance.items()}
     for name, more in (together or {}).items():
         found[name] = in_blocks(relevance[name], prices[name] / mean, more / mean.double().cpu(), exponent)
+    return found
+
+
+def last_ones_last(relevance: Mapping[str, Tensor], layers: Collection[str]) -> dict[str, Tensor]:
+    """The same with the most relevant unit of each of these layers after all others, in their order: without it, no
+    path would be left through the network. Prices alone would now and then have a whole layer go, where it is dear."""
+    found = dict(relevance)
+    chosen = [name for name in relevance if name in layers and len(relevance[name])]
+    if chosen:
+        highest = torch.stack([values.max() for values in relevance.values() if len(values)]).max().clamp(min=1e-30)
+        for name in chosen:
+            best = relevance[name].argmax()
+            value = highest * (2 + relevance[name][best].abs() / (relevance[name][best].abs() + highest))
+            found[name] = relevance[name].index_copy(0, best.unsqueeze(0), value.unsqueeze(0))
     return found

@@ -198,6 +198,18 @@ class Network(nn.Module):
         self._shapes = found
         return found
 
+    def bottlenecks(self) -> set[str]:
+        """The steps that every path from the images to the logits passes."""
+        to: dict[int, int] = {0: 1}  # paths from the images to each slot
+        for step in self.steps:
+            to[step.output] = sum(to.get(slot, 0) for slot in step.inputs)
+        onwards: dict[int, int] = {self.result: 1}  # and from there to the logits
+        for step in reversed(self.steps):
+            for slot in step.inputs:
+                onwards[slot] = onwards.get(slot, 0) + onwards.get(step.output, 0)
+        every = to[self.result]
+        return {step.name for step in self.steps if to[step.output] * onwards.get(step.output, 0) == every}
+
     def modules_by_step(self) -> dict[str, nn.Module]:
         """The module of each step, by its name."""
         places = zip(self.steps, self._program, strict=True)

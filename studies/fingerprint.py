@@ -24,11 +24,14 @@ SEPARABLE_KEY, SEPARABLE_COSTS = "depthwise costs", 1
 MIXED_KEY, MIXED_PRICES = "prices of several kinds", 1
 """Raised whenever prices rank units of several kinds together in another way; kept with the studies that do."""
 
+PRICES_KEY, PRICES = "prices", 1
+"""Raised whenever prices rank units in another way; kept with the studies whose trials are judged by a cost."""
+
 TIMES_KEY, TIMES = "layer times", 1
 """Raised whenever the time that networks or their units take is found in another way; kept with the studies whose
 trials are judged by it."""
 
-VERSIONS = ("definitions", "least-squares", "gates", COSTS_KEY, SEPARABLE_KEY, MIXED_KEY, TIMES_KEY)
+VERSIONS = ("definitions", "least-squares", "gates", COSTS_KEY, SEPARABLE_KEY, MIXED_KEY, PRICES_KEY, TIMES_KEY)
 """Keys that say how a version of the project measures, not what."""
 
 ADDED = {"precision": "fp32", "draws": 1, "flat": 0.0}
@@ -55,6 +58,7 @@ def fingerprint(
     gated: bool = False,
     separable: bool = False,
     costs: bool = False,
+    priced: bool = False,
     timed: bool = False,
     explaining: Mapping[str, Any] | None = None,
 ) -> Fingerprint:
@@ -76,7 +80,8 @@ def fingerprint(
         gated: whether the network has gates.
         separable: whether it has depthwise convolutions.
         costs: whether what networks cost is an objective.
-        timed: whether the time that they take is the only one.
+        priced: whether that is the only one.
+        timed: whether it is the time that they take.
         explaining: what heat maps are judged by, in studies of these.
     """
     return {
@@ -98,6 +103,7 @@ def fingerprint(
         **({COSTS_KEY: GATE_COSTS} if gated and costs else {}),
         **({SEPARABLE_KEY: SEPARABLE_COSTS} if separable and costs else {}),
         **({MIXED_KEY: MIXED_PRICES} if "+" in units and costs else {}),
+        **({PRICES_KEY: PRICES} if priced else {}),
         **({TIMES_KEY: TIMES} if timed else {}),
         **({"explaining": dict(explaining)} if explaining else {}),
         **({"least-squares": LEAST_SQUARES} if "least-squares" in repair else {}),

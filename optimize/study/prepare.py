@@ -244,6 +244,7 @@ def assemble(
         gated=graph.gated,
         separable=graph.separable,
         costs=task.cost is not None,
+        priced=task.by_cost,
         timed=task.by_cost and task.cost == "latency",
         explaining=None if task.explaining is None else task.explaining.mark(),
     )

@@ -27,7 +27,7 @@ from pxp_optimize.attribution import (
     normalize,
     rules,
 )
-from pxp_optimize.attribution.relevance import balance, per_unit, priced, start_relevance
+from pxp_optimize.attribution.relevance import balance, last_ones_last, per_unit, priced, start_relevance
 from pxp_optimize.pruning import (
     Graph,
     Pace,
@@ -869,6 +869,37 @@ def test_kinds_are_balanced_after_prices(vision_transformer: Callable[..., nn.Mo
     assert means == pytest.approx([1.0, 1.0])
 
 
+def test_the_last_units_of_bottlenecks_go_last():
+    relevance = {
+        "a": torch.tensor([1.0, 5.0, 2.0]),
+        "b": torch.tensor([9.0, 0.0]),
+        "c": torch.zeros(2),
+        "d": torch.ones(0),
+    }
+    found = last_ones_last(relevance, {"a", "c", "d"})
+    assert rank(found).order.tolist() == [0 + 4, 6, 0, 2, 3, 5, 1]
+    assert found["b"] is relevance["b"]
+    assert relevance["a"].tolist() == [1.0, 5.0, 2.0]
+
+
+@pytest.mark.parametrize("exponent", [0.0, 4.0])
+def test_prices_cut_no_network_in_two(exponent: float):
+    """A first layer that costs more than all the others together is the first that prices would have gone."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 9, padding=4), nn.ReLU(), nn.MaxPool2d(8), nn.Conv2d(8, 16, 1), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(16 * 4, 5)),
+    ).eval()
+    images, targets = torch.randn(6, 3, 16, 16), torch.arange(6) % 5
+    composite = Composite.uniform(RuleSpec("epsilon"), cost_exponent=exponent)
+    order = rank(collect_relevance(model, composite, images, targets)).order.tolist()
+    first, last = max(order.index(unit) for unit in range(8)), max(order.index(unit) for unit in range(8, 24))
+    if exponent:
+        assert {first, last} == {22, 23}
+    else:
+        assert first < 22 or last < 22
+
+
 def test_layers_lose_whole_blocks_where_these_are_what_saves_time():
     """Of a layer that is as fast with 17 filters as with 32 sixteen go one after the other, in the order of ever."""
     torch.manual_seed(0)
@@ -887,7 +918,7 @@ def test_layers_lose_whole_blocks_where_these_are_what_saves_time():
         of_second = [unit >= 32 for unit in rank(scores).order.tolist()]
         return [len([*run]) for second, run in groupby(of_second) if second]
 
-    assert runs(found) == [16, 16]
+    assert runs(found) == [16, 15, 1]  # the last of the network's only path stays
     assert len(runs(usual)) > 2
     assert all(torch.equal(values.argsort(), usual[name].argsort()) for name, values in found.items())
 
@@ -913,7 +944,9 @@ def test_prices_are_those_of_the_network_as_it_is():
             seen.append(prices)
             mean = torch.cat([*prices.values()]).mean()
             for name, values in found.items():
-                torch.testing.assert_close(values, by_hand[name] / (prices[name] / mean))
+                expected = by_hand[name] / (prices[name] / mean)
+                others = torch.arange(len(values)) != int(expected.argmax())  # the last one of a layer stays
+                torch.testing.assert_close(values[others], expected[others])
             return found
 
         plan = Plan.make(graph, score, Schedule(0.25), None, 0.75)

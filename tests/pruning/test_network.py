@@ -42,6 +42,16 @@ def test_runs_its_steps() -> None:
     assert torch.equal(network(x), expected)
 
 
+def test_bottlenecks_are_what_every_path_passes() -> None:
+    assert small_network().bottlenecks() == {"conv", "add", "mean"}
+    side = Network(
+        [Step("conv", (0,), 1), Step("block.conv", (1,), 2), Step("block.relu", (1,), 3)],
+        small_network().modules_by_step(),
+        3,
+    )
+    assert side.bottlenecks() == {"conv", "block.relu"}  # nobody reads the other
+
+
 def test_names_are_the_steps() -> None:
     network = small_network()
     assert list(network.modules_by_step()) == ["conv", "block.relu", "block.conv", "add", "mean"]

@@ -71,7 +71,9 @@ def test_prices_of_several_kinds_matter_where_both_are():
 
 
 def test_times_of_layers_matter_where_trials_are_judged_by_them():
-    named = difference(fingerprint(**BASE, costs=True), fingerprint(**BASE, costs=True, timed=True))
+    by_cost = fingerprint(**BASE, costs=True, priced=True)
+    assert difference(fingerprint(**BASE, costs=True), by_cost) == ["prices: stored nothing, now 1"]
+    named = difference(by_cost, fingerprint(**BASE, costs=True, priced=True, timed=True))
     assert named == ["layer times: stored nothing, now 1"]
 
 
