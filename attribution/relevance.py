@@ -284,6 +284,7 @@ def last_ones_last(relevance: Mapping[str, Tensor], layers: Collection[str]) -> 
         highest = torch.stack([values.max() for values in relevance.values() if len(values)]).max().clamp(min=1e-30)
         for name in chosen:
             best = relevance[name].argmax()
-            value = highest * (2 + relevance[name][best].abs() / (relevance[name][best].abs() + highest))
-            found[name] = relevance[name].index_copy(0, best.unsqueeze(0), value.unsqueeze(0))
+            own = relevance[name][best].abs()
+            after_all = highest * (2 + own / (own + highest))  # between two and three times the highest
+            found[name] = relevance[name].index_copy(0, best.unsqueeze(0), after_all.unsqueeze(0))
     return found
