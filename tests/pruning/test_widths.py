@@ -37,15 +37,14 @@ def test_units_go_in_blocks_and_the_least_relevant_of_a_block_first():
 
 @st.composite
 def layers(draw):
+    """A layer's relevance, its units' prices, and what they save besides: its own part in blocks, the rest each."""
     size = draw(st.integers(1, 40))
     numbers = st.lists(st.floats(0.1, 10), min_size=size, max_size=size).map(torch.tensor)
-    share = draw(st.floats(0, 1))  # of the price, that is saved in blocks
-    prices, block = draw(numbers), draw(st.integers(1, 16))
-    left = torch.arange(size, -1, -1)
-    blocks = (left / block).ceil() * block
-    own = float(prices.sum()) * share
-    surplus = own * ((1 - blocks / blocks[0]) - (1 - left / size))
-    return draw(numbers), prices, surplus.double()
+    own, block = draw(st.floats(0, 10)), draw(st.integers(1, 16))
+    left = torch.arange(size, -1, -1).double()
+    blocks = (left / block).ceil()
+    surplus = own * size * ((1 - blocks / blocks[0]) - (1 - left / size))
+    return draw(numbers), draw(numbers) + own, surplus
 
 
 @given(layers())
@@ -53,7 +52,7 @@ def test_no_order_of_a_layer_loses_less_for_what_it_saves(layer):
     """Blocks are the lower hull: no number of units, in their order, is below the line between two ends of blocks."""
     relevance, prices, surplus = layer
     found = in_blocks(relevance, prices, surplus, 1.0)
-    order = (relevance / prices).argsort(stable=True)
+    order = (relevance.double() / prices.double()).argsort(stable=True)
     assert torch.equal(found.argsort(stable=True), order)
     lost = np.concatenate([[0], relevance[order].double().cumsum(0)])
     saved = np.concatenate([[0], prices[order].double().cumsum(0)]) + surplus.numpy()
