@@ -269,9 +269,13 @@ def priced(
     if not any(len(values) for values in prices.values()):
         return dict(relevance)
     mean = torch.cat([*prices.values()]).mean()
-    found = {name: values / (prices[name] / mean).to(values) ** exponent for name, values in relevance.items()}
-    for name, more in (together or {}).items():
-        found[name] = in_blocks(relevance[name], prices[name] / mean, more / mean.double().cpu(), exponent)
+    found, together = {}, together or {}
+    for name, values in relevance.items():
+        price = prices[name] / mean
+        if name in together:
+            found[name] = in_blocks(values, price, together[name] / mean.double().cpu(), exponent)
+        else:
+            found[name] = values / price.to(values) ** exponent
     return found
 
 

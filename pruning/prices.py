@@ -89,7 +89,8 @@ def surplus(graph: Graph, layers: Iterable[str], paces: Mapping[str, Pace]) -> d
         if pace is None or not pace.rows:
             continue
         if isinstance(module, SUMS):
-            apart, whole = pace.parts[0], 1.0 if isinstance(module, Add) else pace.parts[0]
+            apart = pace.parts[0]
+            whole = 1.0 if isinstance(module, Add) else apart
             for slot in step.inputs:
                 maker = _maker(slot, makers, modules)
                 if maker in layers and (size := graph.sizes[maker]):

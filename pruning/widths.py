@@ -65,10 +65,9 @@ def in_blocks(relevance: Tensor, prices: Tensor, surplus: Tensor, exponent: floa
         share = np.maximum(gained / spent, LEAST) ** exponent
         quotients = (lost[start + 1 :] - lost[start]) / ((worth[start + 1 :] - worth[start]) * share)
         size = len(quotients) - int(quotients[::-1].argmin())
-        block = _ascending(float(np.maximum(before, quotients[size - 1])), size)  # not a number stays so
+        # what is not a number stays so; the next block begins after this one
+        *block, before = _ascending(float(np.maximum(before, quotients[size - 1])), size + 1)
         found[order[start : start + size]] = block
-        with np.errstate(invalid="ignore"):
-            before = float(np.nextafter(block[-1], np.float32(np.inf)))
         start += size
     return torch.from_numpy(found).to(relevance)
 
