@@ -80,8 +80,8 @@ BALANCE = Range("balance", 0.1, 10.0, log=True)
 
 # Exponents above 1.5 and the "l2" norm were worst in searches over costs (docs/objectives.md).
 COST_EXPONENT = Range("cost_exponent", 0.0, 1.5, log=False)
-PRICED = ", priced"
-"""What the names of known composites end with where units are ranked by relevance over their price."""
+PRICED, HALF_PRICED = ", priced", ", half priced"
+"""What the names of known composites end with where units are ranked by relevance over their price, or its root."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,10 @@ class Prices:
         """The composite, ranked by relevance / price^exponent."""
         return replace(composite, cost_exponent=exponent, cost=self.cost, paces=self.paces)
 
-    def known(self, composites: Mapping[str, Composite]) -> dict[str, Composite]:
-        """Known composites as they are, and with the exponent 1."""
-        return {**composites, **{f"{name}{PRICED}": self.on(c, 1.0) for name, c in composites.items()}}
+    def known(self, composites: Mapping[str, Composite], exponent: float = 1.0) -> dict[str, Composite]:
+        """Known composites as they are, and with the exponent: 1, or 0.5."""
+        ending = PRICED if exponent == 1 else HALF_PRICED
+        return {**composites, **{f"{name}{ending}": self.on(c, exponent) for name, c in composites.items()}}
 
 
 FIXED: dict[str, dict[str, Any]] = {
@@ -310,11 +311,8 @@ class Space:
     def fixed_composites(self) -> dict[str, Composite]:
         """The baselines by name: each rule uniform over the network, absolute relevance, no normalisation; where units
         have prices, with and without these."""
-        return self.priced({name: self.composite(dict.fromkeys(GROUPS, rule)) for name, rule in FIXED.items()})
-
-    def priced(self, composites: Mapping[str, Composite]) -> dict[str, Composite]:
-        """Known composites, also ranked by relevance over the price where units have prices."""
-        return dict(composites) if self.prices is None else self.prices.known(composites)
+        fixed = {name: self.composite(dict.fromkeys(GROUPS, rule)) for name, rule in FIXED.items()}
+        return fixed if self.prices is None else self.prices.known(fixed)
 
     def composite(self, rules: Mapping[str, Mapping[str, Any]]) -> Composite:
         """The composite with these rules at the depths, ranked plainly, in the groups that the space has."""

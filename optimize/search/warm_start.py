@@ -32,15 +32,17 @@ much better (benchmarks/README.md); a sampler that begins with absolute values o
 
 
 def mixed_composites(space: Space) -> dict[str, Composite]:
-    """The composites of `MIXED` by name, without those that are a fixed one in a network with fewer depths; and the
-    signed one."""
+    """The composites of `MIXED` by name, without those that are a fixed one in a network with fewer depths.
+
+    And the signed one; where units have prices, by which it is worst, each of the others with the exponent 0.5
+    instead, between those that the fixed ones have."""
     fixed = space.fixed_composites()
-    found = {SIGNED: replace(fixed["alpha2-beta1"], aggregation="signed")}
+    found = {} if space.prices else {SIGNED: replace(fixed["alpha2-beta1"], aggregation="signed")}
     for name, rules in MIXED.items():
         composite = space.composite(rules)
         if composite not in fixed.values() and composite not in found.values():
             found[name] = composite
-    return space.priced(found)
+    return found if space.prices is None else space.prices.known(found, 0.5)
 
 
 def read_earlier(path: str | Path) -> Composite:

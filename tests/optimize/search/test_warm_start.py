@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pxp_optimize.attribution import Composite, CompositeError
 from pxp_optimize.attribution.composites import resolve
-from pxp_optimize.optimize.search.space import Space
+from pxp_optimize.optimize.search.space import HALF_PRICED, Prices, Space
 from pxp_optimize.optimize.search.warm_start import MIXED, SIGNED, earlier_composite, fitted, mixed_composites
 from pxp_optimize.studies.errors import UserError
 
@@ -49,6 +49,16 @@ def test_mixed_composites_fit_every_space(space):
     assert rules(found["epsilon-high-gamma"], RESNET)["layer4.conv1"] == EPSILON
     assert found[SIGNED].aggregation == "signed"
     assert {composite.aggregation for name, composite in found.items() if name != SIGNED} == {"abs"}
+
+
+def test_mixed_composites_with_prices():
+    space = Space.named("depth", RESNET, True, mixed=False, prices=Prices("params"))
+    found = mixed_composites(space)
+    assert list(found) == [*MIXED, *(f"{name}{HALF_PRICED}" for name in MIXED)]
+    for name in MIXED:
+        plain, priced = found[name], found[f"{name}{HALF_PRICED}"]
+        assert (plain.cost_exponent, priced.cost_exponent, priced.cost) == (0, 0.5, "params")
+        assert priced.groups == plain.groups
 
 
 def test_mixed_composites_that_are_uniform_are_no_new_ones():
