@@ -19,6 +19,8 @@ ROUNDS = 5
 MOST_ROUNDS = 30
 ENOUGH = 0.1
 """Seconds after which a latency is not measured again."""
+ENOUGH_OF_ALL = 1.0
+"""The same, of networks that are compared."""
 
 
 def macs(network: nn.Module, images: Tensor) -> float:
@@ -39,18 +41,33 @@ def latency(network: nn.Module, images: Tensor) -> float:
     return fastest(Family([network]), [images], images.device)
 
 
+def latencies(networks: Sequence[nn.Module], images: Tensor) -> list[float]:
+    """Seconds for a batch of each of some networks, which are run in turn: what else the machine does for a while slows
+    down all of them. For longer than `latency`, which trials have no time for."""
+    return _least([Family([network]) for network in networks], [images], images.device, ENOUGH_OF_ALL)
+
+
 def fastest(run: Callable[..., Any], values: Sequence[Tensor], device: torch.device, enough: float = ENOUGH) -> float:
     """Seconds that a function takes: the least of several runs, after one that does not count. What else a machine does
     makes a run longer, never shorter. enough: seconds after which there are no more than a few runs."""
-    seconds: list[float] = []
+    return _least([run], values, device, enough)[0]
+
+
+def _least(
+    runs: Sequence[Callable[..., Any]], values: Sequence[Tensor], device: torch.device, enough: float
+) -> list[float]:
+    """As `fastest`, of functions that are run in turn."""
+    rounds: list[list[float]] = []
     begin = time.perf_counter()
-    while len(seconds) <= ROUNDS or (len(seconds) < MOST_ROUNDS and time.perf_counter() - begin < enough):
-        wait(device)
-        start = time.perf_counter()
-        run(*values)
-        wait(device)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
+    while len(rounds) <= ROUNDS or (len(rounds) < MOST_ROUNDS and time.perf_counter() - begin < enough):
+        rounds.append([])
+        for run in runs:
+            wait(device)
+            start = time.perf_counter()
+            run(*values)
+            wait(device)
+            rounds[-1].append(time.perf_counter() - start)
+    return [min(seconds) for seconds in zip(*rounds[1:], strict=True)]
 
 
 def wait(device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,8 @@ from torch import nn
 
 from ...attribution import Composite
 from ...attribution.composites import PRICES
-from ...pruning import COSTS, Cost, LayerTimes, computed_in, sparsity_at, without_constants
+from ...pruning import COSTS, LayerTimes, computed_in, sparsity_at, without_constants
+from ...pruning.work import latencies
 from ...studies.best import SAVED, best_trial
 from ...studies.report import KEPT
 from ..evaluation.candidate import pruning_of
@@ -66,19 +68,22 @@ def score_saved(study: Study, task: Task) -> None:
     plan = plan_of(task, Composite.from_dict(best.user_attrs["composite"]))
     small = without_constants(next(plan.networks(task.graph, [rate], task.repair)).network)
     found: dict[str, float] = {"rate": rate}
-    for name, cost in COSTS.items():
-        whole, left = (measured(task, cost, network) for network in (without_constants(task.graph.network), small))
+    networks = without_constants(task.graph.network), small
+    for name in COSTS:
+        whole, left = measured(task, name, networks)
         found[name] = 1 - left / whole
     scores[str(best.number)] = found
     study.set_user_attr(SAVED, scores)
 
 
-def measured(task: Task, cost: Cost, network: nn.Module) -> float:
-    """What a network costs on a batch of the task's search samples, in the task's precision."""
+def measured(task: Task, cost: str, networks: Sequence[nn.Module]) -> list[float]:
+    """What each of some networks costs on a batch of the task's search samples, in the task's precision."""
 
-    def of(size: int) -> float:
+    def of(size: int) -> list[float]:
         images = task.search.inputs[0:size]
         with computed_in(task.precision, images.device):
-            return cost(network, images)
+            if cost == "latency":
+                return latencies(networks, images)
+            return [COSTS[cost](network, images) for network in networks]
 
     return task.batching.run(of)

@@ -230,7 +230,7 @@ def _table(
     image = task.holdout.inputs[0:1]
     networks = [network if network is small.whole else runs(network) for network in stages.values()]
     batch = min(task.batch_size, len(task.search))
-    times = [measured(task, COSTS["latency"], network) * 1e3 for network in networks]
+    times = [seconds * 1e3 for seconds in measured(task, "latency", networks)]
     before = 4 * sum(value.numel() for value in small.whole.state_dict().values())
     after = len(stages) - 1
     table = new_table("", *stages, numbers=range(1, 1 + len(stages)))

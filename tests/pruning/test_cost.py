@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pxp_optimize.pruning import COSTS, area_over, area_saved, auc, compact_model, macs, params, saved_at, trace
-from torch import nn
+from pxp_optimize.pruning import COSTS, area_over, area_saved, auc, compact_model, macs, params, saved_at, trace, work
+from torch import Tensor, nn
 
 
 def test_multiply_adds_by_hand():
@@ -75,3 +75,25 @@ def test_what_is_saved_while_accuracy_lasts():
 def test_parameters_by_hand():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 7, bias=False))
     assert params(model, torch.randn(1, 3, 3, 3)) == 4 * 27 + 4 + 28
+
+
+def test_networks_that_are_compared_run_in_turn(monkeypatch):
+    """A machine that is slow for a while is so for each of them."""
+    clock, runs = iter(range(10**6)), []
+
+    class Named(nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def forward(self, images: Tensor) -> Tensor:
+            runs.append(self.name)
+            busy = 3 < len(runs) <= 9
+            for _ in range((5 if self.name == "whole" else 2) * (10 if busy else 1) - 1):
+                next(clock)
+            return images
+
+    monkeypatch.setattr(work.time, "perf_counter", lambda: float(next(clock)))
+    found = work.latencies([Named("whole"), Named("small")], torch.zeros(1, 1, 1, 1))
+    assert found == [5, 2]
+    assert runs == ["whole", "small"] * (work.ROUNDS + 1)
