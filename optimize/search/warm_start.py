@@ -15,6 +15,8 @@ from .space import FIXED, Layers, Space
 # Uniform, the best rule with one number in our measurements (benchmarks/README.md): 0.04 above epsilon in the area.
 RELATIVE: Mapping[str, Any] = {"rule": "epsilon_relative", "epsilon": 0.1}
 EPSILON, ZPLUS, ALPHA_BETA, GAMMA = (FIXED[name] for name in ("epsilon", "zplus", "alpha2-beta1", "gamma0.25"))
+# The same ranking but for rounding, in the terms of the usual spaces: what a sampler is to learn from needs parameters.
+SMALL: Mapping[str, Any] = {"rule": "epsilon_relative", "epsilon": 1e-3}
 
 MIXED: dict[str, Mapping[str, Mapping[str, Any]]] = {
     "epsilon-relative0.1": dict.fromkeys(GROUPS, RELATIVE),
@@ -32,14 +34,19 @@ much better (benchmarks/README.md); a sampler that begins with absolute values o
 
 
 def mixed_composites(space: Space) -> dict[str, Composite]:
-    """The composites of `MIXED` by name, without those that are a fixed one in a network with fewer depths.
+    """The composites of `MIXED` by name, without those that are a fixed one in a network with fewer depths. Their epsilon
+    is relative where that is the one that the space has.
 
     And the signed one; where units have prices, by which it is worst, each of the others with the exponent 0.5
     instead, between those that the fixed ones have."""
     fixed = space.fixed_composites()
     found = {} if space.prices else {SIGNED: replace(fixed["alpha2-beta1"], aggregation="signed")}
+    searched = {rule for part in space.parts for rule in part.rules}
+    small = "epsilon_relative" in searched and "epsilon" not in searched
     for name, rules in MIXED.items():
-        composite = space.composite(rules)
+        composite = space.composite(
+            {depth: SMALL if small and rule is EPSILON else rule for depth, rule in rules.items()}
+        )
         if composite not in fixed.values() and composite not in found.values():
             found[name] = composite
     return found if space.prices is None else space.prices.known(found, 0.5)

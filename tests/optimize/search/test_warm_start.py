@@ -10,7 +10,7 @@ import pytest
 from pxp_optimize.attribution import Composite, CompositeError
 from pxp_optimize.attribution.composites import resolve
 from pxp_optimize.optimize.search.space import HALF_PRICED, Prices, Space
-from pxp_optimize.optimize.search.warm_start import MIXED, SIGNED, earlier_composite, fitted, mixed_composites
+from pxp_optimize.optimize.search.warm_start import MIXED, SIGNED, SMALL, earlier_composite, fitted, mixed_composites
 from pxp_optimize.studies.errors import UserError
 
 RESNET = {
@@ -45,8 +45,11 @@ def rules(composite: Composite, network: dict) -> dict[str, dict[str, Any]]:
 def test_mixed_composites_fit_every_space(space):
     found = mixed_composites(of(RESNET, space))
     assert list(found) == [SIGNED, *MIXED]
-    assert rules(found["epsilon-plus"], RESNET) == {**dict.fromkeys(RESNET, ZPLUS), "fc": EPSILON}
-    assert rules(found["epsilon-high-gamma"], RESNET)["layer4.conv1"] == EPSILON
+    small = SMALL if space in ("depth", "type") else EPSILON
+    assert rules(found["epsilon-plus"], RESNET) == {**dict.fromkeys(RESNET, ZPLUS), "fc": small}
+    assert rules(found["epsilon-high-gamma"], RESNET)["layer4.conv1"] == small
+    known = of(RESNET, space).params_of(found["epsilon-high-gamma"]) is not None
+    assert known == (space != "layer")  # so that the sampler learns from it
     assert found[SIGNED].aggregation == "signed"
     assert {composite.aggregation for name, composite in found.items() if name != SIGNED} == {"abs"}
 
