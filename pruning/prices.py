@@ -57,7 +57,7 @@ def unit_prices(
         for step in graph.network.steps
     }
     with computed_in("fp32"):
-        written = _written(graph, {name: size for name, size in sizes.items() if size and name in modules}, shapes)
+        written = _written(graph, {name: size for name, size in sizes.items() if size and name in modules})
     own = {
         name: _own(graph, name, modules, shapes, rate, cost)
         if size and name in modules
@@ -209,7 +209,7 @@ Writers = dict[str, tuple[Tensor, Tensor, Tensor]]
 """By layer: channels that its units write, their units, and the part of each channel that is theirs."""
 
 
-def _written(graph: Graph, sizes: Mapping[str, int], shapes: Mapping[int, tuple[int, ...]]) -> dict[str, Writers]:
+def _written(graph: Graph, sizes: Mapping[str, int]) -> dict[str, Writers]:
     """What of each reader's input single units write, by reader."""
     modules = graph.network.modules_by_step()
     above: dict[int, frozenset[str]] = {0: frozenset()}
@@ -220,7 +220,7 @@ def _written(graph: Graph, sizes: Mapping[str, int], shapes: Mapping[int, tuple[
             above[step.output] = frozenset().union(*(above[slot] for slot in step.inputs))
     readers = {step.name: step.inputs[0] for step in graph.network.steps if _reads(modules[step.name])}
     digits = _digits(sizes, [above[slot] for slot in readers.values()])
-    arrived = _run(graph, sizes, shapes, digits, readers.keys())
+    arrived = _run(graph, sizes, digits, readers.keys())
     found: dict[str, Writers] = {}
     for reader, slot in readers.items():
         live = arrived[reader]
@@ -281,17 +281,18 @@ def _digits(sizes: Mapping[str, int], together: Iterable[frozenset[str]]) -> dic
 def _run(
     graph: Graph,
     sizes: Mapping[str, int],
-    shapes: Mapping[int, tuple[int, ...]],
     digits: Mapping[str, Digits],
     readers: Iterable[str],
 ) -> dict[str, Tensor]:
     """What of each reader's input is not zero, in each image and, last, where all units give zeros: bool, shape
     (images + 1, channels)."""
+    whole = graph.network.shapes()
     total = max((of.start + 2 * of.count for of in digits.values()), default=0) + 1
-    largest = max(torch.Size(shape).numel() for shape in shapes.values())
+    largest = max(torch.Size(shape).numel() // BATCH for shape in whole.values())
     step = max(1, MEMORY // largest)
     parts: dict[str, list[Tensor]] = {name: [] for name in readers}
-    outputs = {each.name: shapes[each.output] for each in graph.network.steps}
+    sources = {each.name: whole[each.inputs[0]] for each in graph.network.steps if each.inputs}
+    outputs = {each.name: whole[each.output] for each in graph.network.steps}
     for start in range(0, total, step):
         rows = slice(start, min(total, start + step))
         count = rows.stop - rows.start
@@ -301,24 +302,37 @@ def _run(
             if name in parts:
                 source = visit.arguments[0][0]
                 dim = {nn.Conv2d: 1, AttentionValue: -3}.get(_kind(module), -1) % source.dim()
-                parts[name].append(_any(source, dim, count).cpu())
-            if name in sizes or isinstance(module, WEIGHTED):
-                visit.outputs = [_ones(graph, name, module, outputs[name], sizes, digits, total, rows)]
+                parts[name].append(_any(source, _images(sources[name]), dim, count).cpu())
+            if name in sizes:
+                visit.outputs = [_ones(graph, name, module, outputs[name], sizes[name], digits[name], total, rows)]
+            elif isinstance(module, WEIGHTED):
+                visit.outputs = [torch.ones(_for(count, outputs[name]), device=graph.device)]
             else:
                 visit.outputs = [value.abs() if isinstance(value, Tensor) else value for value in visit.outputs]
     return {name: torch.cat(found) for name, found in parts.items()}
+
+
+def _images(shape: Sequence[int]) -> int:
+    """The dimension of a value in which its images lie, each perhaps in several rows: windows of maps."""
+    return next((dim for dim, size in enumerate(shape) if size % BATCH == 0), 0)
+
+
+def _for(count: int, shape: Sequence[int]) -> list[int]:
+    """The shape of a value for so many images."""
+    return [size // BATCH * count if size % BATCH == 0 else size for size in shape]
 
 
 def _kind(module: nn.Module) -> type[nn.Module]:
     return next((kind for kind in (nn.Conv2d, AttentionValue) if isinstance(module, kind)), nn.Linear)
 
 
-def _any(source: Tensor, dim: int, images: int) -> Tensor:
-    """Whether anything is not zero, for each image and index of a dimension."""
-    by_channel = (source != 0).movedim(dim, 1)
-    rows, *rest = by_channel.shape
+def _any(source: Tensor, images: int, channels: int, count: int) -> Tensor:
+    """Whether anything is not zero, for each of so many images and each channel, in these dimensions: shape (images,
+    channels)."""
+    found = (source != 0).movedim((images, channels), (0, 1))
+    rows, *rest = found.shape
     # no size is left to be found, which of a layer without units cannot be
-    return by_channel.reshape(images, rows // images, *rest).movedim(2, 1).flatten(2).any(2)
+    return found.reshape(count, rows // count, *rest).movedim(2, 1).flatten(2).any(2)
 
 
 def _ones(
@@ -326,21 +340,18 @@ def _ones(
     name: str,
     module: nn.Module,
     shape: Sequence[int],
-    sizes: Mapping[str, int],
-    digits: Mapping[str, Digits],
+    size: int,
+    digits: Digits,
     total: int,
     rows: slice,
 ) -> Tensor:
-    """What a layer gives in place of its output: ones, where its units say so in these images."""
+    """What a layer gives in place of its output: ones, where its units say so in these images. shape: for `BATCH`."""
     count = rows.stop - rows.start
-    whole = [count * shape[0], *shape[1:]]
-    if name not in sizes or name in graph.layouts:
-        return torch.ones(whole, device=graph.device)
-    dim = {"filters": 1, "heads": len(shape) - 3}.get(graph.kinds[name], len(shape) - 1)
-    pattern = digits[name].patterns(sizes[name], total)[rows].float().to(graph.device)
+    images, units = _images(shape), {"filters": 1, "heads": len(shape) - 3}.get(graph.kinds[name], len(shape) - 1)
+    pattern = digits.patterns(size, total)[rows].float().to(graph.device)
     if (real := real_rows(module)) is not None:
-        pattern = pattern.new_zeros(count, shape[dim]).index_copy_(1, real, pattern)
-    pattern = pattern.repeat_interleave(shape[0], 0)
+        pattern = pattern.new_zeros(count, shape[units]).index_copy_(1, real, pattern)
+    pattern = pattern.repeat_interleave(shape[images] // BATCH, 0)
     view = [1] * len(shape)
-    view[0], view[dim] = len(pattern), shape[dim]
-    return pattern.view(view).expand(whole)
+    view[images], view[units] = pattern.shape
+    return (pattern if images < units else pattern.T).reshape(view).expand(_for(count, shape))

@@ -12,6 +12,7 @@ from pxp_optimize.pruning.prices import LEAST
 from pxp_optimize.pruning.widths import Pace
 from torch import Tensor, nn
 from torchvision.models import densenet
+from torchvision.models.swin_transformer import SwinTransformer
 
 
 def prices(model: nn.Module, size: int, cost: str = "macs", units: str | None = None) -> dict[str, list[float]]:
@@ -144,6 +145,38 @@ def test_heads_have_all_four_projections(transformer):
         assert values.tolist() == [5 * 16 * 4 * 4 + 2 * 25 * 4] * 4
     counted = unit_prices(graph, graph.units("heads"), "params")
     assert {tuple(values.tolist()) for values in counted.values()} == {(4 * 16 * 4 + 3 * 4,) * 4}
+
+
+class TokensFirst(nn.Module):
+    """Tokens in the first dimension, images in the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 4, 4)
+        self.layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=False)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(self.patches(x).flatten(2).permute(2, 0, 1)).mean(0))
+
+
+@pytest.mark.parametrize("units", ["heads", "neurons"])
+@pytest.mark.parametrize(
+    ("build", "size"),
+    [(TokensFirst, 16), (partial(SwinTransformer, [4, 4], 12, [2, 2], [2, 3], [4, 4], num_classes=5), 32)],
+)
+def test_values_that_lie_unusually(build, size, units, randomise):
+    """Where the images are not in the first dimension, or each is in several rows of it: windows."""
+    torch.manual_seed(0)
+    image = torch.randn(1, 3, size, size)
+    graph = trace(randomise(build()), image.expand(2, -1, -1, -1))
+    whole = macs(graph.network, image)
+    # what is added to the tokens stays to be read
+    found = unit_prices(graph, [name for name in graph.units(units) if not name.endswith(("linear2", "mlp.3"))])
+    assert found
+    for name, values in found.items():
+        small = compact(graph, {name: torch.arange(len(values)) != 1}).network
+        assert whole - macs(small, image) == pytest.approx(float(values[1])), name
 
 
 def test_neurons_of_a_transformer(transformer):
