@@ -76,12 +76,14 @@ def collect_relevance(
             input_gradient=reference,
         )
     found = normalize(totals, composite.normalization)
-    if composite.cost_exponent:
+    # where nothing is relevant, prices would give an order all the same
+    by_price = composite.cost_exponent and found and bool(torch.cat([*found.values()]).any())
+    if by_price:
         paces = composite.paces if composite.cost == "latency" else None
         together = {} if paces is None else surplus(graph, found, paces)
         found = priced(found, unit_prices(graph, found, composite.cost, paces), composite.cost_exponent, together)
     found = balance(found, graph.kinds, composite.balance)  # after prices: a head costs a hundred neurons
-    return last_ones_last(found, graph.network.bottlenecks()) if composite.cost_exponent else found
+    return last_ones_last(found, graph.network.bottlenecks()) if by_price else found
 
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -273,7 +275,7 @@ def priced(
     for name, values in relevance.items():
         price = prices[name] / mean
         if name in together:
-            found[name] = in_blocks(values, price, together[name] / mean.double().cpu(), exponent)
+            found[name] = in_blocks(values, price, together[name] / mean.cpu().double(), exponent)
         else:
             found[name] = values / price.to(values) ** exponent
     return found
@@ -288,7 +290,9 @@ def last_ones_last(relevance: Mapping[str, Tensor], layers: Collection[str]) -> 
         highest = torch.stack([values.max() for values in relevance.values() if len(values)]).max().clamp(min=1e-30)
         for name in chosen:
             best = relevance[name].argmax()
-            own = relevance[name][best].abs()
-            after_all = highest * (2 + own / (own + highest))  # between two and three times the highest
+            own = relevance[name][best]
+            positive = own.clamp(min=0)
+            after_all = highest * (2 + positive / (positive + highest))  # twice the highest, or up to half of it more
+            after_all = torch.where(highest.isfinite(), after_all, own)  # what is not is to be found where it is
             found[name] = relevance[name].index_copy(0, best.unsqueeze(0), after_all.unsqueeze(0))
     return found

@@ -78,9 +78,10 @@ class LayerTimes:
                 values = [_random(shape, network, graph.device) for shape in inputs]
                 seconds = fastest(module, values, graph.device, ENOUGH)
                 spent.setdefault(_name(module), []).append((seconds, torch.Size(shapes[step.output]).numel()))
-        largest = max(shapes.values(), key=lambda shape: torch.Size(shape).numel() if len(shape) > 2 else 0)
-        dim = 1 if len(largest) == 4 else len(largest) - 1
-        value, size = _random(largest, network, graph.device), largest[dim]
+        makers = {step.output: modules[step.name] for step in network.steps if step.name in layers}
+        slot = max(makers, key=lambda slot: torch.Size(shapes[slot]).numel(), default=0)
+        dim = len(shapes[slot]) - 1 if isinstance(makers.get(slot), nn.Linear) else 1
+        value, size = _random(shapes[slot], network, graph.device), shapes[slot][dim]
         index = torch.arange(size, device=graph.device)
         for added, values in (
             (Realign(dim, torch.where(index % 2 == 0, index, -1)), [value]),
@@ -122,11 +123,9 @@ class LayerTimes:
                 parts = tuple(_short(grid.at(row, weight.shape[1]) / whole) for row in grid.rows)
                 found[step.name] = Pace(_short(whole / (numbers * weight[0].numel())), tuple(grid.rows), parts)
             elif isinstance(module, Add):
-                size = shapes[step.output][1 if len(shapes[step.output]) == 4 else -1]
                 usual = self.others[_name(module)]
-                apart = self.others.get(APART, usual)
-                if usual and size > 2:
-                    found[step.name] = Pace(usual, (1, size - 1, size), (*2 * [_short(apart / usual)], 1.0))
+                if usual:
+                    found[step.name] = Pace(usual, (1,), (_short(self.others.get(APART, usual) / usual),))
             elif isinstance(module, (QueryKey, MatrixProduct, AttentionValue)):
                 found[step.name] = Pace(self.others[_name(module)] / shapes[step.inputs[0]][-1])
         return found
@@ -158,7 +157,7 @@ def _shapes(network: Network, batch: int) -> dict[int, tuple[int, ...]]:
 
 
 def _random(shape: tuple[int, ...], network: Network, device: torch.device) -> Tensor:
-    value = torch.rand(shape, device=device)
+    value = torch.rand(shape, device=device, dtype=next((each.dtype for each in network.parameters()), None))
     return network.ordered(value) if len(shape) == 4 else value
 
 

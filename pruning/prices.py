@@ -91,8 +91,8 @@ def surplus(graph: Graph, layers: Iterable[str], paces: Mapping[str, Pace]) -> d
         if isinstance(module, SUMS):
             apart = pace.parts[0]
             whole = 1.0 if isinstance(module, Add) else apart
-            for slot in step.inputs:
-                maker = _maker(slot, makers, modules)
+            added = [_maker(slot, makers, modules) for slot in step.inputs]
+            for maker in added if len({*added}) > 1 else []:  # the sides of a value and itself stay alike
                 if maker in layers and (size := graph.sizes[maker]):
                     saved = torch.full((size + 1,), whole - apart, dtype=torch.float64)
                     saved[0], saved[-1] = 0.0, whole

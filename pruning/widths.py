@@ -23,8 +23,8 @@ class Pace:
     """How fast a layer is, or a sum of two values.
 
     seconds: that a multiply-add takes at its full width; of a sum, a number. rows: numbers of outputs, ascending, the
-    last one its full width; of a sum, of channels that one side has left. parts: the time with so many, as parts of
-    that at full width. Without these, the time is in proportion.
+    last one its full width. parts: the time with so many, as parts of that at full width. Without these, the time is in
+    proportion. Of a sum, one part: of the time when one side has fewer channels than the other.
     """
 
     seconds: float
@@ -56,7 +56,7 @@ def in_blocks(relevance: Tensor, prices: Tensor, surplus: Tensor, exponent: floa
     relevance, prices: of the units, shape (units,). surplus: what 0, 1, 2 and so on of them save besides the sum of
     their prices, shape (units + 1,).
     """
-    lost, price, more = (value.detach().double().cpu().numpy() for value in (relevance, prices, surplus))
+    lost, price, more = (value.detach().cpu().double().numpy() for value in (relevance, prices, surplus))
     order = np.argsort(lost / price**exponent, kind="stable")
     lost, worth, price = (_sums(values[order]) for values in (lost, price**exponent, price))
     found, start, before = np.empty(len(order), np.float32), 0, -np.inf
@@ -79,5 +79,7 @@ def _sums(values: Numbers) -> Numbers:
 
 def _ascending(value: float, count: int) -> NDArray[np.float32]:
     """A value and those that follow it in float32, one after the other."""
-    bits = np.array(value + 0.0, np.float32).view(np.int32)
-    return (bits + np.arange(count, dtype=np.int32) * (1 if value >= 0 else -1)).view(np.float32)
+    bits = int(np.array(value, np.float32).view(np.int32))
+    place = bits if bits >= 0 else -(bits & 0x7FFFFFFF)  # from zero
+    places = place + np.arange(count, dtype=np.int32)
+    return np.where(places < 0, -(-places).view(np.float32), places.view(np.float32))

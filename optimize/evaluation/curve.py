@@ -221,8 +221,9 @@ def _filled(rates: Sequence[float], measured: Sequence[int], flags: Tensor) -> T
     interpolated between their neighbours."""
     if len(measured) == len(rates):
         return flags[torch.tensor(measured, device=flags.device).argsort()]
-    whole = flags.new_zeros(len(rates), flags.shape[1], dtype=torch.float64)
-    whole[list(measured)] = flags.double()
+    exact = torch.float32 if flags.device.type == "mps" else torch.float64  # which MPS has not
+    whole = flags.new_zeros(len(rates), flags.shape[1], dtype=exact)
+    whole[list(measured)] = flags.to(exact)
     for index in sorted(set(range(len(rates))) - set(measured)):
         share = (rates[index] - rates[index - 1]) / (rates[index + 1] - rates[index - 1])
         whole[index] = whole[index - 1].lerp(whole[index + 1], share)
@@ -235,7 +236,7 @@ def _likely_score(task: Task, flags: Tensor, costs: Sequence[float], rates: Sequ
     right = flags.sum(1).tolist()
     if task.by_cost:
         parts = [cost / costs[0] for cost in costs[: len(right)]]
-        rest = [] if len(right) >= len(task.rates) else [0.0]
+        rest = [] if parts[-1] <= 1 - END else [0.0]
         accuracy = [count / flags.shape[1] for count in right + right[-1:] * len(rest)]
         return area_saved([*parts, *rest], accuracy)
     return _auc(rates, right + right[-1:] * (len(rates) - len(right)), flags.shape[1])

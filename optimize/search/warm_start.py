@@ -34,8 +34,8 @@ much better (benchmarks/README.md); a sampler that begins with absolute values o
 
 
 def mixed_composites(space: Space) -> dict[str, Composite]:
-    """The composites of `MIXED` by name, without those that are a fixed one in a network with fewer depths. Their epsilon
-    is relative where that is the one that the space has.
+    """The composites of `MIXED` by name, without those that are a fixed one in a network with fewer depths. Epsilon is
+    relative where the space has no other.
 
     And the signed one; where units have prices, by which it is worst, each of the others with the exponent 0.5
     instead, between those that the fixed ones have."""
@@ -93,13 +93,16 @@ def fitted(composite: Composite, network: Layers) -> Composite:
     """The composite as far as it speaks of a network, which may be another one than it was found for.
 
     Rules of single layers are kept where they are all layers of the network and say more than the groups do.
-    Types of layers that the network lacks are left out, and so is attention without any.
+    Types of layers that the network lacks are left out, and so is attention without any. Times of another network's
+    layers are no prices: multiply-adds are.
 
     Raises:
         CompositeError: it has no rule for some layer of the network.
     """
     groups, types = ({name: layer[key] for name, layer in network.items()} for key in ("group", "type"))
     keys = {key for name in network for key in keys_of(groups[name], types[name])}
+    if composite.paces and not network.keys() <= composite.paces.keys():
+        composite = replace(composite, cost="macs", paces={})
     kept = {key: spec for key, spec in composite.groups.items() if key in keys}
     general = replace(composite, groups=kept, layers={})
     if not set(types.values()) & set(ATTENTION_TYPES):

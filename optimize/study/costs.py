@@ -38,7 +38,8 @@ def timed(prepared: Prepared, study: Study | None, progress: Progress = no_progr
     else:
 
         def measured(size: int) -> LayerTimes:
-            with progress("time layers", len(task.graph.network.steps)) as advance:
+            in_use = computed_in(task.precision, task.graph.device)
+            with in_use, progress("time layers", len(task.graph.network.steps)) as advance:
                 return LayerTimes.measure(task.graph, min(size, len(task.search)), advance)
 
         times = task.batching.run(measured)

@@ -41,7 +41,7 @@ from pxp_optimize.pruning import (
     trace,
     unit_prices,
 )
-from pxp_optimize.pruning.masks import rank
+from pxp_optimize.pruning.masks import NotFinite, rank
 from pxp_optimize.pruning.modules import Affine
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
@@ -880,6 +880,28 @@ def test_the_last_units_of_bottlenecks_go_last():
     assert rank(found).order.tolist() == [0 + 4, 6, 0, 2, 3, 5, 1]
     assert found["b"] is relevance["b"]
     assert relevance["a"].tolist() == [1.0, 5.0, 2.0]
+
+
+def test_last_ones_of_negative_relevance_are_last_too():
+    found = last_ones_last({"a": torch.tensor([-5.0, -9.0]), "b": torch.tensor([-1.0, -3.0])}, {"a", "b"})
+    assert rank(found).order.tolist() == [1, 3, 0, 2]
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_named_where_it_is(wrong: float):
+    found = last_ones_last({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([1.0, wrong])}, {"a"})
+    with pytest.raises(NotFinite, match="layer b"):
+        rank(found)
+
+
+@pytest.mark.parametrize("cost", ["macs", "latency"])
+def test_prices_make_no_order_where_nothing_is_relevant(cost: str):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    nn.init.zeros_(model[4].weight)
+    paces = {"0": Pace(1e-9, (1, 2, 4), (0.5, 0.5, 1.0)), "4": Pace(1e-9)} if cost == "latency" else {}
+    composite = Composite.uniform(RuleSpec("epsilon"), cost_exponent=1.0, cost=cost, paces=paces)
+    found = collect_relevance(model, composite, torch.randn(4, 3, 8, 8), torch.arange(4) % 3)
+    assert found["0"].tolist() == [0.0] * 4
 
 
 @pytest.mark.parametrize("exponent", [0.0, 4.0])

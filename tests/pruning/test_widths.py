@@ -72,3 +72,13 @@ def test_what_saves_nothing_together_is_ranked_by_itself(layer, exponent):
 def test_what_is_no_number_stays_so():
     found = in_blocks(torch.tensor([1.0, torch.nan, 2.0]), torch.ones(3), torch.zeros(4), 1.0)
     assert found.isnan().any()
+
+
+@pytest.mark.parametrize("values", [[-1e-45, 1.0, 2.0], [-2e-45, -1e-45, -1e-45, 2.0], [-1.0, -1.0, -1.0]])
+def test_blocks_about_zero(values: list[float]):
+    """The next number after the least negative one is zero."""
+    relevance = torch.tensor(values)
+    surplus = torch.tensor([0.0, *[-0.9] * (len(values) - 1), 0.0], dtype=torch.float64)
+    found = in_blocks(relevance, torch.ones(len(values)), surplus, 1.0)
+    assert found.isfinite().all()
+    assert (found[1:] > found[:-1]).all()

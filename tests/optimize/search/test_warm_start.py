@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pxp_optimize.attribution import Composite, CompositeError
 from pxp_optimize.attribution.composites import resolve
 from pxp_optimize.optimize.search.space import HALF_PRICED, Prices, Space
 from pxp_optimize.optimize.search.warm_start import MIXED, SIGNED, SMALL, earlier_composite, fitted, mixed_composites
+from pxp_optimize.pruning import Pace
 from pxp_optimize.studies.errors import UserError
 
 RESNET = {
@@ -52,6 +54,13 @@ def test_mixed_composites_fit_every_space(space):
     assert known == (space != "layer")  # so that the sampler learns from it
     assert found[SIGNED].aggregation == "signed"
     assert {composite.aggregation for name, composite in found.items() if name != SIGNED} == {"abs"}
+
+
+def test_times_of_another_network_are_no_prices():
+    general = Composite.from_dict({"groups": DEPTHS})
+    timed = replace(general, cost_exponent=0.5, cost="latency", paces=dict.fromkeys(RESNET, Pace(1e-9)))
+    assert fitted(timed, RESNET) == timed
+    assert fitted(timed, VGG) == replace(general, cost_exponent=0.5)
 
 
 def test_mixed_composites_with_prices():

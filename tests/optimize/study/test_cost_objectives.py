@@ -6,10 +6,14 @@ import json
 
 import optuna
 import pytest
+import torch
 from pxp_optimize.attribution import load_composite
+from pxp_optimize.optimize.options import Options
 from pxp_optimize.optimize.search.space import FIXED, HALF_PRICED, PRICED
+from pxp_optimize.optimize.study.costs import timed
 from pxp_optimize.optimize.study.explain import shown_methods
-from pxp_optimize.pruning import END, area_saved, auc
+from pxp_optimize.optimize.study.prepare import prepare
+from pxp_optimize.pruning import END, LayerTimes, area_saved, auc
 from pxp_optimize.studies.best import RESCORED, SAVED, auc_of, best_trial, score_of, search_best
 from pxp_optimize.studies.figures import FIGURES
 from pxp_optimize.studies.report import title
@@ -164,3 +168,17 @@ def test_a_race_is_refused(project):
     result = project.run(*command(project, "macs", "--pruner", "wilcoxon"))
     assert result.returncode == 2
     assert "--pruner wilcoxon races by the AUC" in result.stderr
+
+
+def test_layers_are_timed_in_the_precision_of_the_study(monkeypatch):
+    under_autocast = []
+
+    def measure(graph, batch, advance):
+        under_autocast.append(torch.is_autocast_enabled("cpu"))
+        return LayerTimes(batch, {}, {})
+
+    monkeypatch.setattr(LayerTimes, "measure", staticmethod(measure))
+    for precision in ("fp32", "bf16"):
+        options = Options.parsed(model="mobilenet_v3_small", objective="latency", precision=precision, device="cpu")
+        timed(prepare(options), None)
+    assert under_autocast == [False, True]
