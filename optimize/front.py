@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import nn
 
 from ..attribution import Composite
-from ..pruning import NotFinite, area_over
+from ..pruning import NotFinite
 from ..studies.best import AUC, FAITHFULNESS, PRUNING, auc_of, best_trial, check_prunes, explains, prunes_nothing
 from ..studies.comparison import Line
 from ..studies.document import check_target, composite_document, described, write_json
@@ -219,7 +219,7 @@ class Objective:
         if self.prepared.task.by_cost:
             trial.set_user_attr(AUC, found.auc)
             return found.score
-        return (found.auc, area_over(found.costs, found.accuracy)) if found.costs else found.auc
+        return found.auc if found.other is None else (found.auc, found.other)
 
     def composite(self, trial: FrozenTrial) -> Composite:
         """What a trial tried."""

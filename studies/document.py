@@ -91,13 +91,14 @@ def composite_document(study: Study, number: int | None = None) -> dict[str, Any
     holdout, rescored = (study.user_attrs.get(key, {}).get(str(trial.number)) for key in ("holdout", RESCORED))
     first = search_best(study)
     cost = study.user_attrs.get("config", {}).get("objective", "auc").partition(",")[2]
+    second = "auc" if study.metric_names and study.metric_names[-1].startswith("AUC over") else "area"  # the former's
     judged_by = cost_of(study)
     saved = study.user_attrs.get(SAVED, {}).get(str(trial.number))
     return {
         **described(composite, trial.user_attrs.get(PRUNING, {}), fingerprint, layers),
         "result": {
             "auc": auc_of(trial),
-            **({f"auc_over_{cost}": trial.values[1]} if cost else {}),
+            **({f"{second}_over_{cost}": trial.values[1]} if cost else {}),
             **({"holdout_auc": holdout["auc"]} if holdout else {}),
             **({"objective": judged_by, "area": score_of(trial)} if judged_by else {}),
             **({"holdout_area": holdout["area"]} if judged_by and holdout else {}),

@@ -14,24 +14,14 @@ LEAST_SQUARES = 8
 GATES = 2
 """Raised whenever composites pass a gate in another way; kept with the studies of networks that have gates."""
 
-COSTS_KEY, GATE_COSTS = "gate costs", 1
-"""Raised whenever what is left of gates costs another part; kept with the studies of networks that have gates whose
-second objective is what networks cost."""
+COSTS = 1
+"""Raised whenever what networks or units cost is found in another way, prices rank units in another way, or the area
+over a cost is another; kept with the studies that have one for an objective."""
 
-SEPARABLE_KEY, SEPARABLE_COSTS = "depthwise costs", 1
-"""Raised whenever depthwise convolutions and the layers beside them cost another part; kept likewise."""
+BEFORE = ("gate costs", "depthwise costs", "prices of several kinds", "prices", "layer times")
+"""Keys of earlier versions that said the same of a part of it."""
 
-MIXED_KEY, MIXED_PRICES = "prices of several kinds", 1
-"""Raised whenever prices rank units of several kinds together in another way; kept with the studies that do."""
-
-PRICES_KEY, PRICES = "prices", 1
-"""Raised whenever prices rank units in another way; kept with the studies whose trials are judged by a cost."""
-
-TIMES_KEY, TIMES = "layer times", 1
-"""Raised whenever the time that networks or their units take is found in another way; kept with the studies whose
-trials are judged by it."""
-
-VERSIONS = ("definitions", "least-squares", "gates", COSTS_KEY, SEPARABLE_KEY, MIXED_KEY, PRICES_KEY, TIMES_KEY)
+VERSIONS = ("definitions", "least-squares", "gates", "costs", *BEFORE)
 """Keys that say how a version of the project measures, not what."""
 
 ADDED = {"precision": "fp32", "draws": 1, "flat": 0.0}
@@ -56,10 +46,7 @@ def fingerprint(
     draws: int = 1,
     flat: float = 0.0,
     gated: bool = False,
-    separable: bool = False,
     costs: bool = False,
-    priced: bool = False,
-    timed: bool = False,
     explaining: Mapping[str, Any] | None = None,
 ) -> Fingerprint:
     """The fingerprint as plain JSON values.
@@ -78,10 +65,7 @@ def fingerprint(
         draws: of the reference samples, which a trial's value is the mean over.
         flat: differences in accuracy that count as none.
         gated: whether the network has gates.
-        separable: whether it has depthwise convolutions.
         costs: whether what networks cost is an objective.
-        priced: whether that is the only one.
-        timed: whether it is the time that they take.
         explaining: what heat maps are judged by, in studies of these.
     """
     return {
@@ -100,11 +84,7 @@ def fingerprint(
         "draws": draws,
         **({"flat": flat} if flat else {}),
         **({"gates": GATES} if gated else {}),
-        **({COSTS_KEY: GATE_COSTS} if gated and costs else {}),
-        **({SEPARABLE_KEY: SEPARABLE_COSTS} if separable and costs else {}),
-        **({MIXED_KEY: MIXED_PRICES} if "+" in units and costs else {}),
-        **({PRICES_KEY: PRICES} if priced else {}),
-        **({TIMES_KEY: TIMES} if timed else {}),
+        **({"costs": COSTS} if costs else {}),
         **({"explaining": dict(explaining)} if explaining else {}),
         **({"least-squares": LEAST_SQUARES} if "least-squares" in repair else {}),
     }

@@ -110,15 +110,14 @@ def networks_of(task: Task, plan: Plan, rates: Sequence[float] | None = None) ->
 
 
 def networks_of_curve(task: Task, plan: Plan, costs: list[float]) -> Iterator[Network]:
-    """The networks that a curve is of: those at the rates, and where trials are judged by a cost such as save more.
+    """The networks that a curve is of: those at the rates, and where the task has a cost such as save more.
 
-    costs: gets what each of them costs when it is asked for, where the task has a cost.
+    costs: gets what each of them costs then, when it is asked for.
     """
     networks = networks_of(task, plan)
-    if task.by_cost:
-        networks = itertools.chain(networks, _networks_beyond(task, plan, costs))
     if task.cost is None:
         return networks
+    networks = itertools.chain(networks, _networks_beyond(task, plan, costs))
     return _with_costs(task, COSTS[task.cost] if task.times is None else task.times.latency, networks, costs)
 
 

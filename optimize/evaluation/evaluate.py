@@ -55,8 +55,8 @@ class Evaluation:
     it exactly when they prune the same units at every rate (and repair alike). chunks: AUC of each chunk of
     samples that was seen (`curve.chunks`). samples: how many were seen; accuracy and auc are over these. stopped:
     whether that is not all. steps: when each unit goes (`similarity.pack`). costs: see `Curve`. unseen: the scores on
-    samples that no search sees, by their name (`Unseen`). area, beyond: where trials are judged by a cost, the area
-    over it, and what of `Curve` it needs.
+    samples that no search sees, by their name (`Unseen`). area: over the cost, where trials are judged by that alone.
+    other: the same, where it is the second objective. beyond: see `Curve`.
     """
 
     accuracy: list[float]
@@ -70,6 +70,7 @@ class Evaluation:
     costs: list[float] = field(default_factory=list)
     unseen: dict[str, Score] = field(default_factory=dict)
     area: float | None = None
+    other: float | None = None
     beyond: list[float] = field(default_factory=list)
 
     @property
@@ -119,6 +120,7 @@ def evaluate(
         costs=list(curve.costs),
         unseen={name: _score(task, other) for name, other in others.items()},
         area=curve.area if task.by_cost else None,
+        other=curve.area if curve.costs and not task.by_cost else None,
         beyond=list(curve.beyond),
     )
 
@@ -174,7 +176,8 @@ def mean_evaluation(
         unseen={
             of.name: _mean_score([part.unseen[of.name] for part in parts]) for of in unseen if _in_all(parts, of.name)
         },
-        area=_mean_area(parts),
+        area=_mean([part.area for part in parts]),
+        other=_mean([part.other for part in parts]),
         beyond=[],
     )
 
@@ -182,12 +185,12 @@ def mean_evaluation(
 def _mean_score(scores: Sequence[Score]) -> Score:
     accuracy = _means(score.accuracy for score in scores)
     costs = _means(score.costs[: len(accuracy)] for score in scores)
-    return Score(statistics.mean(score.auc for score in scores), accuracy, _mean_area(scores), costs)
+    return Score(statistics.mean(score.auc for score in scores), accuracy, _mean([s.area for s in scores]), costs)
 
 
-def _mean_area(parts: Sequence[Score] | Sequence[Evaluation]) -> float | None:
-    areas = [part.area for part in parts if part.area is not None]
-    return statistics.mean(areas) if areas else None
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if known else None
 
 
 def _above(above: float, aucs: Sequence[float], draws: int) -> float:

@@ -110,11 +110,10 @@ class Task:
     repair_images: what repairs read, if not the reference samples.
     logits: the logits that compete for the top-1 prediction (domain restriction), or None for all. precision:
     what accuracies are measured in (see `pruning.computed_in`). cost: what networks cost, by its name in
-    `pruning.COSTS`, where that is an objective. by_cost: whether it is the only one, so that trials are judged by
-    their area over it. flat: the part of the samples by which the accuracy at two rates may differ for the one between
-    them not to be measured; 0 to measure all, as costs need it. explaining: what heat maps are judged by, in a study of
-    these; nothing is pruned then. times: of layers, to look the latency of networks up in. searched: whether the
-    pruning is one of several of a study.
+    `pruning.COSTS`, where the area over that is an objective. by_cost: whether it is the only one. flat: the part of
+    the samples by which the accuracy at two rates may differ for the one between them not to be measured; 0 to measure
+    all, as costs need it. explaining: what heat maps are judged by, in a study of these; nothing is pruned then. times:
+    of layers, to look the latency of networks up in. searched: whether the pruning is one of several of a study.
     """
 
     graph: Graph

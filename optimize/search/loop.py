@@ -19,7 +19,7 @@ from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
 from ...attribution import Composite
-from ...pruning import NotFinite, area_over
+from ...pruning import NotFinite
 from ...studies import internals
 from ...studies.best import AUC, UNSEEN, stored_score
 from ...studies.errors import UserError
@@ -268,7 +268,8 @@ def _run_trial(
     if isinstance(result, Faithful):
         study.tell(trial, result.values)
     elif len(study.directions) > 1:
-        study.tell(trial, [result.auc, area_over(costs, result.accuracy)])
+        # rounded, or one of two equal trials would beat the other
+        study.tell(trial, [round(value, 9) for value in (result.auc, getattr(result, "other", 0.0))])
     elif (area := getattr(result, "area", None)) is not None:
         trial.set_user_attr(AUC, result.auc)
         study.tell(trial, area)

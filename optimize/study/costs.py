@@ -27,10 +27,9 @@ LAYER_TIMES = "layer_times"
 
 
 def timed(prepared: Prepared, study: Study | None, progress: Progress = no_progress) -> Prepared:
-    """The task with its table of layer times, where trials are judged by the latency: the study's, else measured
-    now."""
+    """The task with its table of layer times, where the latency is an objective: the study's, else measured now."""
     task = prepared.task
-    if task.cost != "latency" or not task.by_cost or task.times is not None:
+    if task.cost != "latency" or task.times is not None:
         return prepared
     kept = None if study is None else study.user_attrs.get(LAYER_TIMES)
     if kept is not None:
@@ -48,7 +47,7 @@ def timed(prepared: Prepared, study: Study | None, progress: Progress = no_progr
 
 def prices_of(task: Task) -> Prices | None:
     """What units are priced in; None where they are not. Of a cost that is registered from outside: multiply-adds."""
-    if not task.by_cost or task.cost is None:
+    if task.cost is None:
         return None
     if task.times is not None:
         return Prices("latency", task.times.paces(task.graph))

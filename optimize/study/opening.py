@@ -116,7 +116,7 @@ def open_study(
         if name in optuna.get_all_study_names(storage):
             optuna.delete_study(study_name=name, storage=storage)
         names = [{"auc": "AUC", FAITHFULNESS: "SRG"}.get(objective[0], f"area over {objective[0]}")]
-        names += [f"AUC over {other}" if objective[0] == "auc" else other for other in objective[1:]]
+        names += [f"area over {other}" if objective[0] == "auc" else other for other in objective[1:]]
         directions = [StudyDirection.MAXIMIZE] * len(names)
         study = optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
         with warnings.catch_warnings():

@@ -242,10 +242,7 @@ def assemble(
         draws=options.draws,
         flat=task.flat,
         gated=graph.gated,
-        separable=graph.separable,
         costs=task.cost is not None,
-        priced=task.by_cost,
-        timed=task.by_cost and task.cost == "latency",
         explaining=None if task.explaining is None else task.explaining.mark(),
     )
     pruning = {"schedule": schedules, "repair": repairs}

@@ -126,7 +126,7 @@ def run_study(
         grid = space.grid(options.seed) if options.sampler == GRID else []
     except ValueError as error:
         raise UserError(f"--sampler {GRID}: {error}") from None
-    name = options.study or default_study_name(prepared.fingerprint)
+    name = options.study or default_study_name(prepared.fingerprint, options.objective)
     start_from: dict[str, Composite] = {}
     if options.start_from is not None:
         start_from[options.start_from] = earlier_composite(options.start_from, space, prepared.layers, options.space)
@@ -399,11 +399,16 @@ def rescored_trials(options: Options, prepared: Prepared) -> int:
     return options.rescore if others else 1
 
 
-def default_study_name(fingerprint: Mapping[str, Any]) -> str:
-    """Model, data and units, so that each has a study of its own. Of a network that a program gives, which is often
-    trained again under the same name, its weights too."""
-    data = fingerprint["data"]
-    units = FAITHFULNESS if "explaining" in fingerprint else fingerprint["units"]
-    if data == GIVEN:
-        return f"{fingerprint['model']}-{units}-{fingerprint['weights'][:6]}"
-    return f"{fingerprint['model']}-{data}-{units}"
+def default_study_name(fingerprint: Mapping[str, Any], objective: Sequence[str]) -> str:
+    """Model, data, units and objectives, if not the AUC alone, so that each has a study of its own. Of a network that a
+    program gives, which is often trained again under the same name, its weights too."""
+    given = fingerprint["data"] == GIVEN
+    return "-".join(
+        [
+            fingerprint["model"],
+            *([] if given else [fingerprint["data"]]),
+            *([] if "explaining" in fingerprint else [fingerprint["units"]]),
+            *([] if tuple(objective) == ("auc",) else objective),
+            *([fingerprint["weights"][:6]] if given else []),
+        ]
+    )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..convolution import convolution
-from ..modules import Add, AttentionValue, Constant, Multiply, gates_of, is_depthwise, rectifies
+from ..modules import Add, AttentionValue, Constant, Multiply, gates_of, rectifies
 from ..names import NO_GATES, UNIT_KINDS, unit_kinds
 from ..network import BATCH, Network, Norm, Step, clone, needed_steps, readers_of
 from ..operations import entry_of
@@ -122,11 +122,6 @@ class Graph:
     def gated(self) -> bool:
         """Whether the network has gates (squeeze-and-excitation)."""
         return bool(gates_of(self.network))
-
-    @property
-    def separable(self) -> bool:
-        """Whether the network has depthwise convolutions."""
-        return any(is_depthwise(module) for module in self.network.modules())
 
     @property
     def device(self) -> torch.device:

@@ -136,7 +136,7 @@ def test_every_key_of_best_json_is_on_its_page(tmp_path: Path, monkeypatch: pyte
         result = optimize(names["model"], **given, **how, objective=objective, study=objective)
         result.export("best.json")
         found |= {*paths(json.loads(Path("best.json").read_text()))}
-    assert {"result.area", "result.auc_over_params", "result.saved", "pruning.repair", "epsilon"} <= found
+    assert {"result.area", "result.area_over_params", "result.saved", "pruning.repair", "epsilon"} <= found
     assert {key for key in found if key not in known and key not in DOCUMENT_KEYS} == set()
     assert set(DOCUMENT_KEYS) <= {key.partition(".")[0] for key in known}
     own = Objective(names["model"], **given, rates=[0, 0.5])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from pxp_optimize.studies.fingerprint import GATES, difference, fingerprint, same_task
+from pxp_optimize.studies.fingerprint import COSTS, GATES, difference, fingerprint, same_task
 
 BASE = {
     "model": "resnet18",
@@ -52,29 +52,8 @@ def test_each_difference_is_named(change, named):
     assert difference(fingerprint(**BASE), fingerprint(**{**BASE, **change})) == [named]
 
 
-def test_costs_of_gates_matter_where_both_are():
-    assert fingerprint(**BASE, costs=True) == fingerprint(**BASE)
-    gated = fingerprint(**BASE, gated=True)
-    assert difference(gated, fingerprint(**BASE, gated=True, costs=True)) == ["gate costs: stored nothing, now 1"]
-
-
-def test_costs_of_depthwise_convolutions_matter_where_both_are():
-    assert fingerprint(**BASE, separable=True) == fingerprint(**BASE)
-    named = difference(fingerprint(**BASE, costs=True), fingerprint(**BASE, separable=True, costs=True))
-    assert named == ["depthwise costs: stored nothing, now 1"]
-
-
-def test_prices_of_several_kinds_matter_where_both_are():
-    mixed = {**BASE, "units": "heads+neurons"}
-    named = difference(fingerprint(**mixed), fingerprint(**mixed, costs=True))
-    assert named == ["prices of several kinds: stored nothing, now 1"]
-
-
-def test_times_of_layers_matter_where_trials_are_judged_by_them():
-    by_cost = fingerprint(**BASE, costs=True, priced=True)
-    assert difference(fingerprint(**BASE, costs=True), by_cost) == ["prices: stored nothing, now 1"]
-    named = difference(by_cost, fingerprint(**BASE, costs=True, priced=True, timed=True))
-    assert named == ["layer times: stored nothing, now 1"]
+def test_how_costs_are_found_matters_where_they_are_an_objective():
+    assert difference(fingerprint(**BASE), fingerprint(**BASE, costs=True)) == [f"costs: stored nothing, now {COSTS}"]
 
 
 def test_lists_of_the_same_ends_still_tell_apart():
@@ -97,8 +76,8 @@ def test_a_part_that_is_new_or_gone():
 
 def test_what_measures_anew_does_not_ask_which_version_measured_before():
     now = fingerprint(**{**BASE, "repair": "least-squares"}, gated=True, costs=True)
-    before = {**now, "definitions": 1, "gates": 1, "least-squares": 3}
-    del before["gate costs"]
-    assert len(difference(before, now)) == 4
+    before = {**now, "definitions": 1, "gates": 1, "least-squares": 3, "gate costs": 1, "layer times": 1}
+    del before["costs"]
+    assert len(difference(before, now)) == 6
     assert same_task(before, now) == []
     assert same_task({**before, "model": "other"}, now) == ["model: stored other, now " + now["model"]]

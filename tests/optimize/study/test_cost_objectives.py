@@ -20,11 +20,13 @@ from pxp_optimize.studies.report import title
 from pxp_optimize.studies.storage import open_storage
 from pxp_optimize.studies.summary import findings, headings, table
 
-STUDY = "network:small-images-filters"
+STUDY = "network:small-images-filters-{}"
 
 
 def load(project, name: str) -> optuna.Study:
-    return optuna.load_study(study_name=STUDY, storage=open_storage(str(project.folder / f"cost-{name}.db")))
+    return optuna.load_study(
+        study_name=STUDY.format(name), storage=open_storage(str(project.folder / f"cost-{name}.db"))
+    )
 
 
 def command(project, cost: str, *more: str) -> list[str]:
@@ -113,7 +115,7 @@ def test_the_search_has_an_exponent(searched):
     result = project.run(*command(project, cost, "--trials", "24"))
     assert result.returncode == 0, result.stderr
     trials = [trial for trial in load(project, cost).trials if "given" not in trial.user_attrs]
-    assert len(trials) == 4
+    assert len(trials) == 6
     for trial in trials:
         exponent = trial.params["cost_exponent"]
         assert 0 <= exponent <= 1.5
@@ -158,7 +160,7 @@ def test_another_objective_is_refused(searched):
     project, cost, _ = searched
     before = project.files()
     for other in ("auc", f"auc,{cost}", "params" if cost == "macs" else "macs"):
-        result = project.run(*command(project, cost, "--objective", other))
+        result = project.run(*command(project, cost, "--objective", other, "--study", STUDY.format(cost)))
         assert result.returncode == 2
         assert f"was made with --objective {cost}, not {other}" in result.stderr.strip().splitlines()[-1]
     assert project.files() == before

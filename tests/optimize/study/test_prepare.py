@@ -141,7 +141,7 @@ def test_layers_that_only_feed_gates_are_units_where_that_is_said(options, tmp_p
     assert again.task.units == "filters"
     # costs of gates that were counted in another way are no reason to refuse what does not measure them
     costs = prepare(options.changed(units="filters", objective="auc,macs"))
-    assert difference(every.fingerprint, costs.fingerprint) == ["gate costs: stored nothing, now 1"]
+    assert difference(every.fingerprint, costs.fingerprint) == ["costs: stored nothing, now 1"]
     check_unchanged(study, costs.fingerprint)
 
 
