@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from zennit.core import Hook, RemovableHandleList
 from zennit.rules import ClampMod
 
-from ...pruning.convolution import Convolution
+from ...pruning.convolution import Convolution, in_groups_order
 from .base import FLOOR, Rule, stabilize
 
 
@@ -153,6 +153,7 @@ class LinearRule(Rule):
 
     def _forward(self, module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if isinstance(module, nn.Conv2d):
+            x = in_groups_order(module, x)
             return F.conv2d(x, weight, bias, module.stride, module.padding, module.dilation, module.groups)
         return F.linear(x, weight, bias)
 

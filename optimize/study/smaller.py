@@ -228,7 +228,7 @@ def _table(
     """What a network is before and after, a column for each stage."""
     task = small.task
     image = task.holdout.inputs[0:1]
-    networks = [network if network is small.whole else runs(network) for network in stages.values()]
+    networks = [plain(network) if network is small.whole else runs(network) for network in stages.values()]
     batch = min(task.batch_size, len(task.search))
     times = [seconds * 1e3 for seconds in measured(task, "latency", networks)]
     before = 4 * sum(value.numel() for value in small.whole.state_dict().values())

@@ -30,19 +30,25 @@ def pair(*args: Any, **kwargs: Any) -> tuple[nn.Conv2d, Convolution]:
     dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
     size=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     bias=st.booleans(),
+    groups=st.sampled_from([1, 2, 4]),
+    last=st.booleans(),
     seed=st.integers(0, 100),
 )
 def test_any_geometry_gives_the_convolutions_numbers(
-    kernel: Any, stride: Any, padding: Any, dilation: Any, size: Any, bias: bool, seed: int
+    kernel: Any, stride: Any, padding: Any, dilation: Any, size: Any, bias: bool, groups: int, last: bool, seed: int
 ) -> None:
     for axis in range(2):
         if size[axis] + 2 * padding[axis] < dilation[axis] * (kernel[axis] - 1) + 1:
             return  # no output
     torch.manual_seed(seed)
-    geometry = {"stride": stride, "padding": padding, "dilation": dilation, "bias": bias}
-    theirs, ours = pair(3, 4, kernel, **geometry)
-    x = torch.randn(2, 3, *size)
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation, "bias": bias, "groups": groups}
+    theirs, ours = pair(4, 4, kernel, **geometry)
+    x = torch.randn(2, 4, *size)
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
     assert torch.allclose(ours(x), theirs(x), atol=1e-5)
+    if groups > 1:
+        return
     flat = ours._as_linear(torch.Size(size))  # also where the convolution itself would be taken
     assert torch.allclose(flat(x.flatten(1)).view_as(theirs(x)), theirs(x), atol=1e-5)
 
@@ -50,10 +56,13 @@ def test_any_geometry_gives_the_convolutions_numbers(
 @pytest.mark.parametrize("rule", [Epsilon(1e-3), Gamma(0.25), AlphaBeta(2.0), ZPlus()])
 @pytest.mark.parametrize("nonnegative", [False, True])
 @pytest.mark.parametrize(("size", "stride"), [(1, 1), (2, 1), (2, 2)])
-def test_rules_give_the_convolutions_relevance(rule: Any, nonnegative: bool, size: int, stride: int) -> None:
+@pytest.mark.parametrize("groups", [1, 6])
+def test_rules_give_the_convolutions_relevance(
+    rule: Any, nonnegative: bool, size: int, stride: int, groups: int
+) -> None:
     torch.manual_seed(0)
-    theirs, ours = pair(5, 7, 3, stride=stride, padding=1)
-    x = torch.randn(4, 5, size, size)
+    theirs, ours = pair(6, 12, 3, stride=stride, padding=1, groups=groups)
+    x = torch.randn(4, 6, size, size)
     x = x.relu() if nonnegative else x
     found = []
     for module in (theirs, ours):
@@ -63,10 +72,10 @@ def test_rules_give_the_convolutions_relevance(rule: Any, nonnegative: bool, siz
         leaf = x.clone().requires_grad_()
         torch.manual_seed(1)
         output = module(leaf)
-        output.backward(torch.randn_like(output))
+        output.backward(torch.randn(output.shape))
         found.append(leaf.grad)
         handle.remove()
-    assert ours._flat is not None
+    assert (ours._flat is not None) == (groups == 1)
     assert torch.allclose(found[0], found[1], rtol=1e-4, atol=1e-4)
 
 
