@@ -7,6 +7,7 @@ import csv
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from ..pruning.cost import COSTS
@@ -70,7 +71,7 @@ def _evenly(text: str, whole: object) -> list[float]:
     if step < 1e-4:
         raise ValueError(f"{text!r} has too small a step: at least 0.0001")
     if start < 0 or stop >= 1 + step:  # before there are too many of them
-        raise ValueError(f"{text!r} leaves the rates, from 0 up to, but not, 1")
+        raise ValueError(f"{text!r} leaves the rates: each is 0 or more, and below 1")
     count = math.floor((stop - start) / step + 1e-9) + 1
     # rounded, so that a rate is 0.15 and not 0.15000000000000002
     return [round(start + index * step, 10) for index in range(count)]
@@ -96,7 +97,7 @@ def parse_rate(value: object) -> float:
     """
     (rate,) = _numbers([value], value)
     if not 0 <= rate < 1:
-        raise ValueError(f"{value!r} is not a rate: from 0 up to, but not, 1")
+        raise ValueError(f"{value!r} is not 0 or more, and below 1")
     return rate
 
 
@@ -233,9 +234,13 @@ def parse_objective(value: object) -> tuple[str, ...]:
     Raises:
         ValueError: something else.
     """
-    found = tuple(value.split(",")) if isinstance(value, str) else tuple(map(str, _items(value)))
+    items = value.split(",") if isinstance(value, str) else map(str, _items(value))
+    found = tuple(item.strip().lower() for item in items)
     if ",".join(found) not in objectives():
-        raise ValueError(f"{value!r} is not one of {', '.join(map(repr, objectives()))}")
+        near = [",".join(found[::-1])] if ",".join(found[::-1]) in objectives() else None
+        near = near or get_close_matches(",".join(found), objectives(), 1)
+        meant = "".join(f"; did you mean {name!r}?" for name in near)
+        raise ValueError(f"{value!r} is not one of {', '.join(map(repr, objectives()))}{meant}")
     return found
 
 

@@ -70,7 +70,7 @@ def list_studies(storage: BaseStorage) -> list[StudyLine]:
             StudyLine(
                 name=name,
                 complete=len(complete),
-                total=len(trials),
+                total=sum(trial.state != TrialState.WAITING for trial in trials),
                 best=_best_value(study, complete),
                 model=mark.get("model", "-"),
                 data=mark.get("data", "-"),
@@ -92,12 +92,12 @@ def _best_value(study: Study, complete: Sequence[FrozenTrial]) -> float | None:
 
 def studies_table(lines: Iterable[StudyLine]) -> Table:
     """The list of studies as a table."""
-    table = new_table("study", "model", "data", "units", "trials", "best AUC", "last update", numbers=(4, 5))
+    table = new_table("study", "model", "data", "units", "trials", "best", "last update", numbers=(4, 5))
     for line in lines:
         updated = line.updated.strftime("%Y-%m-%d %H:%M") if line.updated else "-"
         count = f"{line.complete} of {line.total}" + (f", {line.stopped} stopped early" if line.stopped else "")
-        best = _number(line.best) + ("" if line.cost is None else f" over {line.cost}")
-        best += " (SRG)" if line.units == HEAT_MAPS else ""
+        what = "SRG" if line.units == HEAT_MAPS else "AUC" if line.cost is None else "area"
+        best = "-" if line.best is None else f"{what} {line.best:.4f}" + (f" over {line.cost}" if line.cost else "")
         table.add_row(line.name, line.model, line.data, line.units, count, best, updated)
     return table
 
@@ -180,12 +180,15 @@ def no_gain_text(study: Study) -> str | None:
         for name, trial in fixed_trials(study).items()
         if (key := str(trial.number)) in scores
     }
-    own = scores.get(str(best_trial(study).number))
+    best = best_trial(study)
+    own = scores.get(str(best.number))
     name = max(aucs, key=lambda name: aucs[name], default="")
     if own is None or not name or aucs[name] < (judged(own) or 0.0):
         return None
+    itself = fixed_trials(study)[name].number == best.number
+    which = f"{name} is the best" if itself else f"{name} has {aucs[name]:.4f} there"
     return (
-        f"no gain over the fixed composites on holdout samples: {name} has {aucs[name]:.4f} there "
+        f"no gain over the fixed composites on holdout samples: {which} "
         "(pxp-optimize compare: which differences are significant)"
     )
 
@@ -249,6 +252,7 @@ def result_table(lines: Iterable[ResultLine]) -> Table:
     """The same, as it is printed."""
     headings, *rows = result_cells(list(lines))
     table = new_table(*headings, numbers=range(1, len(headings)))
+    table.columns[0].min_width = max((len(word) for row in rows for word in row[0].split()), default=0)  # none is cut
     for row in rows:
         table.add_row(*row, style="bold" if row[0].startswith("best") else None)
     return table
@@ -260,7 +264,9 @@ def saved_text(study: Study) -> str | None:
     saved = study.user_attrs.get(SAVED, {}).get(str(best.number))
     if not saved:
         return None
-    parts = ", ".join(f"{part_of(part)} of {name}" for name, part in saved.items() if name != "rate")
+    # a trial's are looked up in a table of layer times
+    names = {"latency": "the measured latency"} if cost_of(study) == "latency" else {}
+    parts = ", ".join(f"{part_of(part)} of {names.get(name, name)}" for name, part in saved.items() if name != "rate")
     return f"saved at {KEPT:.0%} of the accuracy (trial {best.number}): {part_of(saved['rate'])} of units, {parts}"
 
 
@@ -272,7 +278,8 @@ def new_table(*headings: str, numbers: Sequence[int]) -> Table:
 
     table = PrintedTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for index, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if index in numbers else "left", no_wrap=index == 0)
+        least = max(map(len, heading.split()), default=0) if index in numbers else None  # no word is cut
+        table.add_column(heading, justify="right" if index in numbers else "left", min_width=least)
     return table
 
 

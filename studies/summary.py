@@ -205,7 +205,8 @@ def composite_rows(trial: FrozenTrial) -> dict[str, str]:
     rows |= {name: _rule(rule) for name, rule in layers.items()}
     for part in ("attention", "products", "ranking"):
         if found := composite.get(part):
-            rows[part] = ", ".join(f"{key} {_number(value)}" for key, value in found.items())
+            # layer times are no reading matter
+            rows[part] = ", ".join(f"{key} {_number(value)}" for key, value in found.items() if key != "seconds")
     if pruning := trial.user_attrs.get(PRUNING):
         rows["pruning"] = f"{pruning['schedule']}, repair {pruning['repair']}"
     return rows

@@ -109,7 +109,7 @@ def compare(
             return
         prepared = comparing.pruned_as_best(found, prepared)
         best, methods = comparing.methods_of(found, options, prepared, paper)
-        for line in prepared.description:
+        for line in prepared.told():
             screen.line(line)
         if paper is not None:
             screen.line(f"paper   study {paper.study_name} (--paper-study)")
@@ -135,7 +135,7 @@ def _compare_maps(
     study: Study, prepared: preparing.Prepared, screen: console.Screen, output: str | None, csv: str | None
 ) -> None:
     """Of a study of heat maps: all on its holdout images, under its replacement of regions and the others."""
-    for line in prepared.description:
+    for line in prepared.told():
         screen.line(line)
     best, methods = explaining.explained_methods(study)
     task, seed = prepared.task, prepared.source.seed

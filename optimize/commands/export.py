@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -37,5 +38,14 @@ def export(study: str | None, output: str, trial: int | None, storage: str) -> N
         content = document.composite_document(find_study(storing.open_storage(storage, must_exist=True), study), trial)
     document.write_json(output, content)
     result = content["result"]
-    score = f"SRG {result['srg']:.4f}" if "srg" in result else f"AUC {result['auc']:.4f}"
-    click.echo(f"{output}: trial {result['trial']} of {result['study']}, {score}")
+    click.echo(f"{output}: trial {result['trial']} of {result['study']}, {_score(result)}")
+
+
+def _score(result: Mapping[str, Any]) -> str:
+    """By what its study judges it, in words."""
+    if "srg" in result:
+        return f"SRG {result['srg']:.4f}"
+    if "area" in result:
+        return f"area {result['area']:.4f} over {result['objective']}"
+    second = [f", {key.replace('_', ' ')} {value:.4f}" for key, value in result.items() if key.startswith("area_over")]
+    return f"AUC {result['auc']:.4f}{''.join(second)}"

@@ -141,7 +141,7 @@ def prune(
             before, table, after = smaller.write_smaller(output, prepared, found, chosen, amount, training, screen)
         except ValueError as error:
             raise UserError(str(error).replace(amount.kind, f"--{amount.kind.replace('_', '-')}", 1)) from error
-    for line in prepared.description:  # not before it is sure that there is such a network: an error is one line
+    for line in prepared.told():  # not before it is sure that there is such a network: an error is one line
         screen.line(line)
     for text in before:
         click.echo(text)

@@ -96,7 +96,8 @@ def _report(study: Study, options: Options) -> None:
     click.echo(f"best JSON: {options.export}")
     where = ("--storage", storing.shown(options.storage))
     named = ("--study", study.study_name, *where)
-    click.echo(f"go on:     {shell_command('pxp-optimize', *named, '--trials', str(2 * options.trials))}")
+    done = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+    click.echo(f"go on:     {shell_command('pxp-optimize', *named, '--trials', str(2 * max(done, options.trials)))}")
     if best.explains(study):
         click.echo(f"explain:   {shell_command('pxp-optimize', 'explain', *named, '--images', 'DIR')}")
     else:

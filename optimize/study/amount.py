@@ -137,7 +137,7 @@ class Pruner:
             if over <= 0:
                 return found
             bound -= over
-        raise ValueError(f"{said}, but without any of its {sum(self.sizes.values())} units it has {least:,.4g}")
+        raise ValueError(f"{said}, but without any of its {sum(self.sizes.values())} units it has {least:,.0f}")
 
 
 def _lowest(ranking: Ranking, last: float, enough: Callable[[Masks], bool]) -> float | None:

@@ -60,7 +60,7 @@ def prune(
             repair (absent: ranked once, nothing repaired).
         inputs: the reference samples, float images, shape (n, channels, height, width).
         targets: logit indices, int64, shape (n,).
-        rate: the part of the units to remove, from 0 up to, but not, 1.
+        rate: the part of the units to remove, 0 or more, and below 1.
         saved: the part to save of the cost that the document's `result` names as its objective; of the units, where it
             names none.
         keep_accuracy: the part of the accuracy to keep, by the `result`'s curve on the study's search samples.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -99,6 +100,10 @@ class Prepared:
     source: Source = field(repr=False)
     pruning: Mapping[str, tuple[str, ...]]
     transform: Transform | None = None
+
+    def told(self) -> tuple[str, ...]:
+        """The description without options, which a study has chosen already."""
+        return tuple(re.sub(r" \(--[^)]*\)", "", line) for line in self.description)
 
 
 def cache_folder() -> Path:

@@ -249,7 +249,7 @@ def plan_told(done: int, trials: int, known: int, sampler: str) -> str:
     goal = f"continues, {done} of {trials} trials finished" if done else counted(trials, "trial")
     ahead, then = max(0, known - done), SPOKEN.get(sampler, sampler)
     if done >= trials:
-        return goal
+        return goal if done == trials else f"has {done} finished trials, and {trials} were asked for: none is tried"
     if not ahead:
         return f"{goal}, now by {then}"
     if done + ahead >= trials:

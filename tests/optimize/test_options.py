@@ -16,6 +16,7 @@ from pxp_optimize.optimize.parsers import (
     parse_channels,
     parse_classes,
     parse_deviation,
+    parse_objective,
     parse_rates,
     parse_schedule,
     parse_seconds,
@@ -112,6 +113,17 @@ def test_classes(value, classes):
 def test_classes_that_are_none_or_one_are_refused(value):
     with pytest.raises(ValueError, match=r"^.+$"):
         parse_classes(value)
+
+
+@pytest.mark.parametrize(("value", "objective"), [("AUC", ("auc",)), ("auc, macs", ("auc", "macs"))])
+def test_objectives(value, objective):
+    assert parse_objective(value) == objective
+
+
+@pytest.mark.parametrize(("value", "meant"), [("macs,auc", "auc,macs"), ("mac", "macs"), ("latancy", "latency")])
+def test_objectives_that_are_nearly_one(value, meant):
+    with pytest.raises(ValueError, match=f"did you mean '{meant}'"):
+        parse_objective(value)
 
 
 def test_channels_are_one_or_three():

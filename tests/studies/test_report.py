@@ -49,6 +49,21 @@ def text(table) -> str:
     return console.file.getvalue()  # type: ignore[union-attr, attr-defined]
 
 
+def test_no_heading_is_cut_within_a_word():
+    names = ("best (trial 12, epsilon-alpha2-beta1, half priced)", "epsilon")
+    lines = [ResultLine(name, 0.5, 0.5, 0.25, search_area=0.5, holdout_area=0.5, saved=0.25) for name in names]
+    console = Console(file=io.StringIO(), width=80)
+    console.print(result_table(lines))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in shown
+    assert shown.split("─")[0].split().count("holdout") == 2
+
+
+def test_what_waits_is_no_trial_yet(study):
+    study.enqueue_trial({})
+    assert "2 of 3" in text(studies_table(list_studies(study._storage)))
+
+
 def test_the_list_of_studies(study):
     storage = study._storage
     optuna.create_study(study_name="another program's", storage=storage, directions=["minimize", "maximize"])
@@ -67,7 +82,7 @@ def test_the_list_of_studies(study):
         "digits",
         "filters",
         "2 of 3",
-        "0.7000",
+        "AUC 0.7000",
         toy.updated.strftime("%Y-%m-%d"),
     ):
         assert part in shown
@@ -94,6 +109,12 @@ def test_a_search_that_gained_nothing_says_so(study, fixed, said):
     study.set_user_attr("holdout", {"0": {"auc": fixed, "accuracy": []}, "2": {"auc": 0.65, "accuracy": []}})
     found = no_gain_text(study)
     assert found is None if said is None else said in found
+
+
+def test_a_fixed_composite_may_be_the_best(study):
+    add(study, 0.9, "gamma0.25")
+    study.set_user_attr("holdout", {"0": {"auc": 0.5, "accuracy": []}, "3": {"auc": 0.65, "accuracy": []}})
+    assert "holdout samples: gamma0.25 is the best" in str(no_gain_text(study))
 
 
 def test_failed_trials_are_told(study):

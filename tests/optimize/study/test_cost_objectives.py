@@ -83,7 +83,13 @@ def test_what_is_reported(searched):
     assert f"{holdout['area']:.4f}" in result.stdout
     assert f"{found['saved']['macs']:.0%} of macs" in result.stdout
     listed = project.run("studies", "--storage", f"cost-{cost}.db")
-    assert f"{search_best(study).value:.4f} over {cost}" in listed.stdout
+    assert f"area {search_best(study).value:.4f} over {cost}" in listed.stdout
+    exported = project.run("export", "--storage", f"cost-{cost}.db", "--trial", "0", "-o", "first.json")
+    assert exported.stdout.rstrip().endswith(f"area {study.trials[0].value:.4f} over {cost}")
+    pruned = project.run("prune", "--storage", f"cost-{cost}.db", "--rate", "0.3", "-o", "reported.pt2")
+    assert "(--" not in pruned.stdout  # a study has its options
+    assert ("the same, by the study's table" in pruned.stdout) == (cost == "latency")
+    assert ("of the measured latency" in result.stdout) == (cost == "latency")
 
 
 def test_report_and_dashboard_speak_of_areas(searched):
