@@ -251,7 +251,10 @@ def result_cells(lines: Sequence[ResultLine]) -> list[list[str]]:
 def result_table(lines: Iterable[ResultLine]) -> Table:
     """The same, as it is printed."""
     headings, *rows = result_cells(list(lines))
+    if len(headings) > 4:  # for terminals of eighty columns
+        headings = [heading.replace(", ", ",\n") for heading in headings]
     table = new_table(*headings, numbers=range(1, len(headings)))
+    table.columns[0].no_wrap = False
     table.columns[0].min_width = max((len(word) for row in rows for word in row[0].split()), default=0)  # none is cut
     for row in rows:
         table.add_row(*row, style="bold" if row[0].startswith("best") else None)
@@ -278,8 +281,7 @@ def new_table(*headings: str, numbers: Sequence[int]) -> Table:
 
     table = PrintedTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for index, heading in enumerate(headings):
-        least = max(map(len, heading.split()), default=0) if index in numbers else None  # no word is cut
-        table.add_column(heading, justify="right" if index in numbers else "left", min_width=least)
+        table.add_column(heading, justify="right" if index in numbers else "left", no_wrap=index == 0)
     return table
 
 
