@@ -19,7 +19,7 @@ ROUNDS = 5
 MOST_ROUNDS = 30
 ENOUGH = 0.1
 """Seconds after which a latency is not measured again."""
-ENOUGH_OF_ALL = 1.0
+ENOUGH_OF_ALL = 3.0
 """The same, of networks that are compared."""
 
 
