@@ -235,13 +235,13 @@ def parse_objective(value: object) -> tuple[str, ...]:
         ValueError: something else.
     """
     items = value.split(",") if isinstance(value, str) else map(str, _items(value))
-    found = tuple(item.strip().lower() for item in items)
-    if ",".join(found) not in objectives():
-        near = [",".join(found[::-1])] if ",".join(found[::-1]) in objectives() else None
-        near = near or get_close_matches(",".join(found), objectives(), 1)
-        meant = "".join(f"; did you mean {name!r}?" for name in near)
-        raise ValueError(f"{value!r} is not one of {', '.join(map(repr, objectives()))}{meant}")
-    return found
+    found, known = tuple(item.strip() for item in items), objectives()
+    for several in (found, tuple(map(str.lower, found))):
+        if ",".join(several) in known:
+            return several
+    turned = [name for name in known if name == ",".join(found[::-1])]
+    meant = "".join(f"; did you mean {name!r}?" for name in turned or get_close_matches(",".join(found), known, 1))
+    raise ValueError(f"{value!r} is not one of {', '.join(map(repr, known))}{meant}")
 
 
 def objectives() -> tuple[str, ...]:

@@ -24,7 +24,7 @@ class Pace:
 
     seconds: that a multiply-add takes at its full width; of a sum, a number. rows: numbers of outputs, ascending, the
     last one its full width. parts: the time with so many, as parts of that at full width. Without these, the time is in
-    proportion. Of a sum, one part: of the time when one side has fewer channels than the other.
+    proportion. Of a sum there is one part: the time with fewer channels on one side, as a part of that with all.
     """
 
     seconds: float
