@@ -17,6 +17,7 @@ from ...attribution import Composite
 from ...pruning import COSTS, Network, NotFinite, macs, mimic, params, without_constants
 from ...pruning.convolution import plain
 from ...pruning.modules import gates_of
+from ...pruning.names import NO_GATES
 from ...studies.errors import UserError
 from ...studies.report import new_table, title
 from ...studies.wording import counted, part_of
@@ -174,7 +175,7 @@ def write_smaller(
     gates, gates_left = (len(gates_of(network)) for network in (small.whole, without_constants(small.network)))
     table = _table(small, stages, accuracy, total, left, Path(path))
     return (
-        [f"{path}: {title(trial)}{of_study}, {total - left} of {total} {small.task.units} removed"],
+        [f"{path}: {title(trial)}{of_study}, {total - left} of {total} {_kinds(small.task)} removed"],
         table,
         [
             *([f"gates: {gates - gates_left} of {gates} are constant now and left out"] if gates else []),
@@ -235,7 +236,7 @@ def _table(
     after = len(stages) - 1
     table = new_table("", *stages, numbers=range(1, 1 + len(stages)))
     table.add_row("rate", "0", *[f"{small.pruned.rate:g}"] * after)
-    table.add_row(task.units, str(total), *[str(left)] * after)
+    table.add_row(_kinds(task), str(total), *[str(left)] * after)
     for name, found in accuracy.items():
         table.add_row(f"accuracy, {name}", *(f"{value:.1%}" for value in found))
     table.add_row("parameters", *_parts([params(network, image) for network in networks], _number))
@@ -246,6 +247,10 @@ def _table(
         looked_up = [1e3 * task.times.latency(without_constants(network)) for network in stages.values()]
         table.add_row("the same, by the study's table", *_parts(looked_up, lambda ms: f"{ms:.1f} ms"))
     return table
+
+
+def _kinds(task: Task) -> str:
+    return task.units.removesuffix(NO_GATES)
 
 
 def _parts(values: Sequence[float], form: Callable[[float], str]) -> list[str]:

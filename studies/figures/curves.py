@@ -25,7 +25,7 @@ def holdout_curves(study: Study) -> go.Figure | None:
     return _over_rates(
         study,
         "holdout",
-        "What is left on images that the search has not seen",
+        "Accuracy on images that the search has not seen",
         "Accuracy on the holdout images. Lines that differ by less than their bands may differ by chance.",
     )
 
@@ -35,7 +35,7 @@ def search_curves(study: Study) -> go.Figure | None:
     return _over_rates(
         study,
         "search",
-        "What is left on the search images",
+        "Accuracy on the search images",
         "Accuracy on the images that chose the best composite, so that its lead here is in part luck.",
     )
 
@@ -57,13 +57,13 @@ def cost_curves(study: Study) -> go.Figure | None:
     if not lines:
         return None
     cost = study.user_attrs.get("config", {}).get("objective", "").rpartition(",")[2]
-    what = {"macs": "multiply-adds", "latency": "time for an image"}.get(cost, cost or "cost")
+    what = {"macs": "multiply-adds", "params": "parameters", "latency": "time"}.get(cost, cost or "cost")
     judged = all(line.area is not None for line in lines)
     numbers = (
         f"area that trials are judged by, up to {END:.0%}" if judged else "area under the curve over the units removed"
     )
     drawn = figure(
-        f"What is left against the {what} saved",
+        f"Accuracy against the {what} saved",
         f"Accuracy on the {lines[0].samples} images. Numbers: {numbers}.",
         f"part of the {what} saved",
         "accuracy",

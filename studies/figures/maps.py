@@ -37,7 +37,7 @@ def sample_maps(study: Study) -> go.Figure | None:
     each = len(kept.lefts) // len(kept.methods)
     per_name = LETTER * max(len(line) for name in names for line in name.split("<br>"))
     drawn = figure(
-        "What images are recognised by",
+        "Heat maps",
         _caption(kept),
         width=round(left + max(44 * len(kept.lefts), (per_name + 8) * len(names)) * across / (across - start)),
     )

@@ -128,7 +128,7 @@ def pareto_front(study: Study) -> go.Figure | None:
     front = sorted(study.best_trials, key=lambda trial: trial.values)
     best = best_trial(study)
     drawn = figure(
-        "What can be had together",
+        "Pareto front",
         "Both objectives of each trial. The line joins the trials that no other one beats in both; "
         "export --trial N writes one.",
         names[1],

@@ -131,7 +131,7 @@ def test_the_dashboard_shows_curves_and_notes(ours, study, browser):
     problems = listened(page)
     page.goto(f"{ours}dashboard/studies/{study._study_id}")
     for title in (
-        "What is left on images that the search has not seen",
+        "Accuracy on images that the search has not seen",
         "How the search went",
         "The curve of each trial",
     ):

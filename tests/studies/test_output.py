@@ -201,7 +201,7 @@ def test_pictures_are_drawn(finished_study, tmp_path):
 
 
 def test_figures_are_given_by_name(old_study):
-    assert figure(old_study).layout.title.text == "What is left on the search images"  # there is no holdout
+    assert figure(old_study).layout.title.text == "Accuracy on the search images"  # there is no holdout
     with pytest.raises(UserError, match="no figure 'x': choose from holdout, search"):
         figure(old_study, "x")
     with pytest.raises(UserError, match="nothing for the figure 'layers'"):
