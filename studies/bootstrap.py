@@ -103,7 +103,9 @@ def estimate(
             again[name].append(np.take_along_axis(measures(curves, rates, kept, of_networks[name]), chosen, 1).mean(1))
     points = {name: measures(right.mean(-1), rates, kept, of_networks[name]) for name, right in correct.items()}
     resampled = {name: np.concatenate(parts) for name, parts in again.items()}
-    level = {name: _interval(points[name], resampled[name], images, (0, 1)) for name in correct}
+    # a network may take longer than the unpruned one
+    lowest = 0.0 if costs is None else np.array([0.0, -np.inf, *[0.0] * len(rates)])
+    level = {name: _interval(points[name], resampled[name], images, (lowest, 1)) for name in correct}
     difference = {
         name: _interval(points[name] - points[against], resampled[name] - resampled[against], images, (-1, 1))
         for name in correct
@@ -111,7 +113,7 @@ def estimate(
     return Estimates(level, difference, {name: values[:, 0].tolist() for name, values in points.items()})
 
 
-def _interval(points: Array, resampled: Array, images: int, limits: tuple[float, float]) -> Estimate:
+def _interval(points: Array, resampled: Array, images: int, limits: tuple[float | Array, float]) -> Estimate:
     """From the values of each draw, shape (draws, values), and of each resample, (resamples, values)."""
     draws = len(points)
     value = points.mean(0)

@@ -19,7 +19,7 @@ def counted(count: int, what: str) -> str:
 
 def part_of(value: float) -> str:
     """A part in per cent; not all and not none where that is only rounded."""
-    digits = 1 if 0 < value < 0.005 or 0.995 <= value < 1 else 0
+    digits = 1 if 0 < abs(value) < 0.005 or 0.995 <= value < 1 else 0
     return f"{value:.{digits}%}"
 
 

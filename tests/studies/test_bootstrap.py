@@ -116,3 +116,13 @@ def test_holm():
     assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
     assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
     assert holm({}) == {}
+
+
+def test_what_takes_longer_saves_less_than_nothing():
+    """An interval holds its estimate, also below zero."""
+    right = np.ones((2, 3, 40), bool)
+    right[:, 2, :30] = False  # the last network keeps too little
+    costs = np.array([[1.0, 1.1, 0.5], [1.0, 1.3, 0.5]])
+    found = estimate({"a": right}, "a", [0.0, 0.3, 0.6], 0.95, seed=0, costs={"a": costs}).level["a"]
+    assert found.value[1] == pytest.approx(-0.2)
+    assert found.low[1] < -0.2 < found.high[1]
