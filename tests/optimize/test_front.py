@@ -398,7 +398,7 @@ def test_a_cost_as_the_objective(prepared, network, tmp_path):
     how = {**HOW, "trials": 10, "objective": "params"}
     result = optimize(network, **given(prepared, floats), storage=str(tmp_path / "a.db"), **how)
     assert [trial.value for trial in result.study.trials] != [auc_of(trial) for trial in result.study.trials]
-    assert "area, holdout" in [column.header for column in result.table().columns]
+    assert "area,\nholdout" in [column.header for column in result.table().columns]
     priced = next(t for t in result.study.trials if t.user_attrs.get("fixed") == "zplus, priced")
     data = {name: floats(prepared, name) for name in ("reference", "search")}
     objective = Objective(network, **data, **{key: value for key, value in how.items() if key != "trials"})

@@ -155,7 +155,7 @@ def test_bad_files_and_models_are_named(here, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rate", "1"], "not a rate"),
+        (["--rate", "1"], "not 0 or more, and below 1"),
         (["--rate", "much"], "not made of numbers"),
         (["--trial", "99"], "has no trial 99"),
         (["--study", "none"], "no study 'none'"),
@@ -210,7 +210,7 @@ def test_how_much_goes_is_said_in_several_ways(here, capsys, way, what, most):
         (["--keep-accuracy", "1.5"], "not a part to keep"),
         (["--max-macs", "3 hundred"], "not a number such as 500k"),
         (["-q", "--max-params", "3"], "--max-params is 3, but without any of its"),
-        (["--saved", "1"], "not a rate"),
+        (["--saved", "1"], "not 0 or more, and below 1"),
         (["--finetune", "-1"], "too small"),
     ],
 )
