@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .graph import Graph
 from .modules import Add, AttentionValue, QueryKey, Realign, ScatterAdd
-from .network import BATCH, Network, clone
+from .network import Network, clone, shape_for, type_of
 from .operations.attention import MatrixProduct
 from .widths import Pace
 from .work import fastest
@@ -150,14 +150,11 @@ def _name(module: nn.Module) -> str:
 
 
 def _shapes(network: Network, batch: int) -> dict[int, tuple[int, ...]]:
-    return {
-        slot: tuple(size // BATCH * batch if size % BATCH == 0 else size for size in shape)
-        for slot, shape in network.shapes().items()
-    }
+    return {slot: shape_for(batch, shape) for slot, shape in network.shapes().items()}
 
 
 def _random(shape: tuple[int, ...], network: Network, device: torch.device) -> Tensor:
-    value = torch.rand(shape, device=device, dtype=next((each.dtype for each in network.parameters()), None))
+    value = torch.rand(shape, device=device, dtype=type_of(network))
     return network.ordered(value) if len(shape) == 4 else value
 
 

@@ -30,6 +30,17 @@ BATCH = 8191
 """As many images, a prime number, as nothing else of a network is a multiple of."""
 
 
+def images_dim(shape: Sequence[int]) -> int:
+    """The dimension of a value, shaped for `BATCH` images, in which they lie, each perhaps in several rows: windows of
+    maps."""
+    return next((dim for dim, size in enumerate(shape) if size % BATCH == 0), 0)
+
+
+def shape_for(images: int, shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of a value for so many images, of that for `BATCH`."""
+    return tuple(size // BATCH * images if size % BATCH == 0 else size for size in shape)
+
+
 def needed_steps(steps: Sequence[Step], result: int) -> list[Step]:
     """The steps that a slot's value depends on, in order."""
     slots, kept = {result}, []
@@ -192,7 +203,7 @@ class Network(nn.Module):
         values = [*self.named_parameters(), *self.named_buffers()]
         on_meta = {name: torch.empty_like(value, device="meta") for name, value in values}
         with _reparametrize_module(self, on_meta):  # type: ignore[arg-type]
-            visits = self.walk([torch.empty(found[0], dtype=_type_of(self), device="meta")])
+            visits = self.walk([torch.empty(found[0], dtype=type_of(self), device="meta")])
             for step, visit in zip(self.steps, visits, strict=True):
                 found[step.output] = tuple(visit.outputs[0].shape)
         self._shapes = found
@@ -216,7 +227,8 @@ class Network(nn.Module):
         return {step.name: owner[leaf] for step, (owner, leaf, _, _) in places}
 
 
-def _type_of(module: nn.Module) -> torch.dtype:
+def type_of(module: nn.Module) -> torch.dtype:
+    """Of its parameters; float32 without any."""
     return next((value.dtype for value in module.parameters()), torch.float32)
 
 

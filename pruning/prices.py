@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .graph import Graph
 from .modules import Add, AttentionValue, HeadSoftmax, QueryKey, ScatterAdd, is_depthwise, reads_without_padding
-from .network import BATCH, Step
+from .network import BATCH, Step, images_dim, shape_for
 from .operations.attention import MatrixProduct
 from .operations.layers import real_rows
 from .precision import computed_in
@@ -149,10 +149,7 @@ def _pair(
 
 def _shapes(graph: Graph) -> dict[int, tuple[int, ...]]:
     """Of each slot for one image."""
-    return {
-        slot: tuple(size // BATCH if size % BATCH == 0 else size for size in shape)
-        for slot, shape in graph.network.shapes().items()
-    }
+    return {slot: shape_for(1, shape) for slot, shape in graph.network.shapes().items()}
 
 
 def _rate(module: nn.Module, output: Sequence[int], cost: str) -> float:
@@ -302,24 +299,14 @@ def _run(
             if name in parts:
                 source = visit.arguments[0][0]
                 dim = {nn.Conv2d: 1, AttentionValue: -3}.get(_kind(module), -1) % source.dim()
-                parts[name].append(_any(source, _images(sources[name]), dim, count).cpu())
+                parts[name].append(_any(source, images_dim(sources[name]), dim, count).cpu())
             if name in sizes:
                 visit.outputs = [_ones(graph, name, module, outputs[name], sizes[name], digits[name], total, rows)]
             elif isinstance(module, WEIGHTED):
-                visit.outputs = [torch.ones(_for(count, outputs[name]), device=graph.device)]
+                visit.outputs = [torch.ones(shape_for(count, outputs[name]), device=graph.device)]
             else:
                 visit.outputs = [value.abs() if isinstance(value, Tensor) else value for value in visit.outputs]
     return {name: torch.cat(found) for name, found in parts.items()}
-
-
-def _images(shape: Sequence[int]) -> int:
-    """The dimension of a value in which its images lie, each perhaps in several rows: windows of maps."""
-    return next((dim for dim, size in enumerate(shape) if size % BATCH == 0), 0)
-
-
-def _for(count: int, shape: Sequence[int]) -> list[int]:
-    """The shape of a value for so many images."""
-    return [size // BATCH * count if size % BATCH == 0 else size for size in shape]
 
 
 def _kind(module: nn.Module) -> type[nn.Module]:
@@ -347,11 +334,11 @@ def _ones(
 ) -> Tensor:
     """What a layer gives in place of its output: ones, where its units say so in these images. shape: for `BATCH`."""
     count = rows.stop - rows.start
-    images, units = _images(shape), {"filters": 1, "heads": len(shape) - 3}.get(graph.kinds[name], len(shape) - 1)
+    images, units = images_dim(shape), {"filters": 1, "heads": len(shape) - 3}.get(graph.kinds[name], len(shape) - 1)
     pattern = digits.patterns(size, total)[rows].float().to(graph.device)
     if (real := real_rows(module)) is not None:
         pattern = pattern.new_zeros(count, shape[units]).index_copy_(1, real, pattern)
     pattern = pattern.repeat_interleave(shape[images] // BATCH, 0)
     view = [1] * len(shape)
     view[images], view[units] = pattern.shape
-    return (pattern if images < units else pattern.T).reshape(view).expand(_for(count, shape))
+    return (pattern if images < units else pattern.T).reshape(view).expand(shape_for(count, shape))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..modules import HeadSoftmax, QueryKey
-from ..network import BATCH, Step, clone, readers_of
+from ..network import BATCH, Step, clone, readers_of, shape_for
 from ..operations import Relevance, entry_of
 from ..operations.attention import MatrixProduct
 from ..operations.normalization import LayerNorm
@@ -159,7 +159,7 @@ def _rows(
     values: dict[int, Tensor] = {}
 
     def drawn(slot: int) -> Tensor:
-        shape = [size // BATCH if size % BATCH == 0 else size for size in shapes[slot]]
+        shape = shape_for(1, shapes[slot])
         return torch.randn(shape, generator=generator)
 
     with torch.enable_grad():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..convolution import convolution
 from ..modules import Add, AttentionValue, Constant, Multiply, gates_of, rectifies
 from ..names import NO_GATES, UNIT_KINDS, unit_kinds
-from ..network import BATCH, Network, Norm, Step, clone, needed_steps, readers_of
+from ..network import BATCH, Network, Norm, Step, clone, images_dim, needed_steps, readers_of
 from ..operations import entry_of
 from ..operations.normalization import BATCH_NORMS
 from ..operations.reshaping import Reshape
@@ -378,7 +378,7 @@ class _Analysis:
             if step.name not in kinds:
                 continue
             shape, kind = self.shapes[step.output], kinds[step.name]
-            images = next((dim for dim, size in enumerate(shape) if size % BATCH == 0), 0)
+            images = images_dim(shape)
             usual = {"filters": 1, "neurons": len(shape) - 1, "heads": 1}[kind]
             units = len(shape) - 3 if kind == "heads" else usual
             layout = Layout(images, shape[images] // BATCH, units)
