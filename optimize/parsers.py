@@ -7,7 +7,6 @@ import csv
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from ..pruning.cost import COSTS
@@ -15,6 +14,7 @@ from ..pruning.names import NO_GATES, UNIT_KINDS, unit_kinds
 from ..pruning.registry import Registry
 from ..pruning.repair import NONE, REPAIRS, check_repair
 from ..studies.best import AUC, FAITHFULNESS
+from ..studies.wording import did_you_mean
 
 SPACES = ("auto", "depth", "type", "layer", "paper")
 DEFAULT_RATES = "0:0.95:0.05"
@@ -239,9 +239,9 @@ def parse_objective(value: object) -> tuple[str, ...]:
     for several in (found, tuple(map(str.lower, found))):
         if ",".join(several) in known:
             return several
-    turned = [name for name in known if name == ",".join(found[::-1])]
-    meant = "".join(f"; did you mean {name!r}?" for name in turned or get_close_matches(",".join(found), known, 1))
-    raise ValueError(f"{value!r} is not one of {', '.join(map(repr, known))}{meant}")
+    names, turned = [*map(repr, known)], repr(",".join(found[::-1]))
+    hint = did_you_mean(turned if turned in names else repr(",".join(found)), names, "")
+    raise ValueError(f"{value!r} is not one of {', '.join(names)}{hint and '; '}{hint}")
 
 
 def objectives() -> tuple[str, ...]:

@@ -175,18 +175,14 @@ def rescored_text(study: Study) -> str | None:
 def no_gain_text(study: Study) -> str | None:
     """Which fixed composite has at least the best one's score on the holdout samples; None where none has."""
     scores = study.user_attrs.get("holdout", {})
-    aucs = {
-        name: judged(scores[key]) or 0.0
-        for name, trial in fixed_trials(study).items()
-        if (key := str(trial.number)) in scores
-    }
+    fixed = fixed_trials(study)
+    aucs = {name: judged(scores[key]) or 0.0 for name, trial in fixed.items() if (key := str(trial.number)) in scores}
     best = best_trial(study)
     own = scores.get(str(best.number))
     name = max(aucs, key=lambda name: aucs[name], default="")
     if own is None or not name or aucs[name] < (judged(own) or 0.0):
         return None
-    itself = fixed_trials(study)[name].number == best.number
-    which = f"{name} is the best" if itself else f"{name} has {aucs[name]:.4f} there"
+    which = f"{name} is the best" if fixed[name].number == best.number else f"{name} has {aucs[name]:.4f} there"
     return (
         f"no gain over the fixed composites on holdout samples: {which} "
         "(pxp-optimize compare: which differences are significant)"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ...studies import storage as storing
     from .. import console
     from ..evaluation import candidate as candidates
-    from ..search import warm_start
+    from ..search import status, warm_start
     from ..study import continuing
     from ..study import prepare as preparing
     from ..study import run as running
@@ -32,6 +32,7 @@ else:
     report = LazyModule("...studies.report", __package__)
     storing = LazyModule("...studies.storage", __package__)
     candidates = LazyModule("..evaluation.candidate", __package__)
+    status = LazyModule("..search.status", __package__)
     warm_start = LazyModule("..search.warm_start", __package__)
     continuing = LazyModule("..study.continuing", __package__)
     preparing = LazyModule("..study.prepare", __package__)
@@ -96,8 +97,8 @@ def _report(study: Study, options: Options) -> None:
     click.echo(f"best JSON: {options.export}")
     where = ("--storage", storing.shown(options.storage))
     named = ("--study", study.study_name, *where)
-    done = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
-    click.echo(f"go on:     {shell_command('pxp-optimize', *named, '--trials', str(2 * max(done, options.trials)))}")
+    twice = 2 * max(status.count_finished(study), options.trials)
+    click.echo(f"go on:     {shell_command('pxp-optimize', *named, '--trials', str(twice))}")
     if best.explains(study):
         click.echo(f"explain:   {shell_command('pxp-optimize', 'explain', *named, '--images', 'DIR')}")
     else:
